@@ -1,0 +1,5 @@
+//! `levain`: the program that a person types. All of it is in the library `cli`; libtorch is in neither.
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

@@ -1,0 +1,61 @@
+//! `levain check`: is the recipe right?
+
+use anyhow::Result;
+use serde_json::json;
+
+use crate::context::Context;
+use crate::failure::{Status, status_of};
+use crate::options::RecipeArgs;
+use crate::units;
+
+/// Check a recipe: every mistake at once, with its place
+///
+/// Reads the recipe, its references and types, and looks at the sources that are here. Nothing is run or fetched.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    /// Print the mistakes as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
+    let session = match context.open(&args.recipe) {
+        Ok(session) => session,
+        Err(error) => {
+            let Some(problems) = error.downcast_ref::<engine::diagnostic::Problems>().filter(|_| args.json) else { return Err(error) };
+            context.print_json(&problems.to_json())?;
+            return Ok(status_of(&error));
+        }
+    };
+    let missing = session.missing();
+    let stages = session.recipe.stages.len();
+    let preparations = session.plan.nodes.len() - stages;
+    if args.json {
+        context.print_json(&json!({
+            "problems": [],
+            "recipe": session.recipe.name,
+            "stages": stages,
+            "preparations": preparations,
+            "outputs": session.recipe.outputs.len(),
+            "fetch": missing,
+        }))?;
+        return Ok(Status::Done);
+    }
+    let mut counts = vec![units::plural(stages, "stage")];
+    if preparations > 0 {
+        counts.push(units::plural(preparations, "preparation"));
+    }
+    if !session.recipe.outputs.is_empty() {
+        counts.push(units::plural(session.recipe.outputs.len(), "output"));
+    }
+    let mut text = format!("{} {}: {}\n", context.out.green("OK"), session.recipe.path.display(), counts.join(", "));
+    if !missing.is_empty() {
+        let unknown = if missing.len() == 1 { "1 source is" } else { &format!("{} sources are", missing.len()) };
+        text.push_str(&format!("{unknown} not here yet, so what they hold is unknown; `levain fetch` or `levain run` fetches:\n"));
+        missing.iter().for_each(|source| text.push_str(&format!("  {source}\n")));
+    }
+    context.print(&text)?;
+    Ok(Status::Done)
+}

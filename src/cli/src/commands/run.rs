@@ -1,0 +1,113 @@
+//! `levain run`: bring every stage up to date.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::SystemTime;
+
+use anyhow::Result;
+use engine::event::Sink;
+use engine::schedule::{self, RunOptions};
+use engine::source::Network;
+
+use super::fetch::fetch;
+use super::why::find;
+use crate::context::Context;
+use crate::failure::{Failure, Status};
+use crate::interrupt::{self, STOP};
+use crate::options::RecipeArgs;
+use crate::summary;
+use crate::tensorboard::TensorBoard;
+use crate::terminal::{Detail, Terminal};
+
+/// Run what is not in the cache, and restore the recipe's outputs
+///
+/// Sources that are not here are fetched first. Ctrl-C stops: running stages write a snapshot, and the next run goes on from there.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    /// Only these stages, with what they need [default: all]
+    #[arg(value_name = "STAGE")]
+    stages: Vec<String>,
+    /// Run this stage even when the cache has it; may be given several times
+    #[arg(long, value_name = "STAGE")]
+    force: Vec<String>,
+    /// Where tensors live: cpu, cuda or cuda:0
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<String>,
+    /// Threads of tensor stages; equal bytes are promised for equal counts
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    threads: Option<u16>,
+    /// After a failure go on with stages that need nothing of it
+    #[arg(long)]
+    keep_going: bool,
+    /// Fetch nothing: a source that is not here is an error
+    #[arg(long)]
+    offline: bool,
+    /// Tell how it goes in lines, even on a terminal
+    #[arg(long)]
+    plain: bool,
+    /// Print one JSON object at the end, and nothing else, on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
+    if let Some(device) = args.device.as_deref().filter(|d| !is_device(d)) {
+        return Err(Failure::usage(format_args!("`{device}` is not a device: write `cpu`, `cuda` or `cuda:0`")));
+    }
+    let mut session = context.open(&args.recipe)?;
+    for name in args.stages.iter().chain(&args.force) {
+        find(&session, name)?;
+    }
+    interrupt::watch();
+    prepare_sources(&mut session, args, context)?;
+    let kinds: HashMap<String, String> =
+        session.plan.nodes.iter().map(|n| (n.name.clone(), n.contract.kind.to_owned())).collect();
+    let options = RunOptions {
+        targets: args.stages.clone(),
+        force: args.force.clone(),
+        device: args.device.clone(),
+        threads: args.threads.map(usize::from),
+        keep_going: args.keep_going,
+        implementations: stages_data::implementations(),
+        worker: engine::worker::locate(),
+        stop: &STOP,
+        network: Network::from_env(),
+    };
+    let begun = SystemTime::now();
+    let detail = match (context.quiet, context.verbose) {
+        (true, _) => Detail::Quiet,
+        (false, 0) => Detail::Usual,
+        _ => Detail::More,
+    };
+    let sinks = |folder: Option<&Path>| -> Vec<Box<dyn Sink>> {
+        let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(Terminal::new(kinds, context.err, detail, args.plain))];
+        sinks.extend(folder.map(|f| Box::new(TensorBoard::new(f.join("tensorboard"), begun)) as Box<dyn Sink>));
+        sinks
+    };
+    // The recipe is fine: whatever goes wrong outside of stages is the machine's.
+    let outcome = schedule::run(&mut session, &options, Box::new(sinks)).map_err(Failure::machine)?;
+    if args.json {
+        context.print_json(&summary::to_json(&session, &outcome))?;
+    } else {
+        context.print(&summary::text(&session, &outcome, context))?;
+    }
+    Ok(summary::status(&outcome))
+}
+
+fn prepare_sources(session: &mut engine::session::Session, args: &Args, context: &Context) -> Result<()> {
+    let missing = session.missing();
+    if args.offline && !missing.is_empty() {
+        let list: String = missing.iter().map(|s| format!("\n  {s}")).collect();
+        return Err(Failure::machine(anyhow::anyhow!(
+            "these sources are not here, and `--offline` forbids to fetch them; run once without it:{list}"
+        )));
+    }
+    fetch(session, context, args.plain)
+}
+
+/// The same words as the recipe's `device`.
+fn is_device(text: &str) -> bool {
+    text == "cpu" || text == "cuda" || text.strip_prefix("cuda:").is_some_and(|n| n.parse::<u8>().is_ok())
+}

@@ -1,0 +1,111 @@
+//! `levain why`: what changed since the last run.
+
+use anyhow::Result;
+use engine::plan::{Edge, Feed};
+use engine::session::Session;
+use serde_json::json;
+
+use crate::context::Context;
+use crate::failure::{Failure, Status};
+use crate::options::RecipeArgs;
+use crate::style::verdict_words;
+use crate::table;
+
+/// Say why a stage would run: what differs from its record in the last run
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    /// The stage; `sft/tokens` names a preparation
+    #[arg(value_name = "STAGE")]
+    stage: String,
+    /// Print the whole record, the list that the key is made of
+    #[arg(long)]
+    record: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
+    let session = context.open(&args.recipe)?;
+    let index = find(&session, &args.stage)?;
+    let standings = session.standings();
+    let standing = &standings[index];
+    let why = engine::explain::why(&session, &standings, index)?;
+    let style = context.out;
+    if args.json {
+        let changes: Vec<_> = why.changes.iter().map(|(name, before, after)| json!({ "name": name, "before": before, "after": after })).collect();
+        context.print_json(&json!({
+            "stage": why.name,
+            "verdict": why.verdict,
+            "reason": why.reason,
+            "changes": changes,
+            "key": standing.record.as_ref().map(|r| r.key()),
+            "record": standing.record.as_ref().filter(|_| args.record),
+        }))?;
+        return Ok(Status::Done);
+    }
+    let words = style.verdict(why.verdict, verdict_words(why.verdict));
+    let mut text = format!("{} ({}) {words}: {}\n", style.bold(&why.name), session.plan.nodes[index].contract.kind, why.reason);
+    for (name, before, after) in &why.changes {
+        text.push_str(&format!("  {}\n", change(&session, index, name, before.as_deref(), after.as_deref())));
+    }
+    if args.record {
+        match &standing.record {
+            Some(record) => {
+                let mut rows: Vec<Vec<String>> =
+                    engine::explain::record_lines(record).into_iter().map(|(name, value)| vec![style.dim(&name), value]).collect();
+                rows.push(vec![style.bold("key"), record.key().to_string()]);
+                text.push_str(&format!("\nIts record:\n{}", table::columns(&rows, &[], "  ")));
+            }
+            None => text.push_str("\nIts record is not known before its inputs are.\n"),
+        }
+    }
+    context.print(&text)?;
+    Ok(Status::Done)
+}
+
+/// The node that a person names.
+pub(crate) fn find(session: &Session, name: &str) -> Result<usize> {
+    session.plan.find(name).ok_or_else(|| {
+        let near = engine::diagnostic::nearest(name, session.plan.nodes.iter().map(|n| n.name.as_str()));
+        let names = || session.recipe.stages.iter().take(12).map(|s| format!("`{}`", s.name)).collect::<Vec<_>>().join(", ");
+        let help = near.map_or_else(|| format!("; its stages are {}", names()), |w| format!("; did you mean `{w}`?"));
+        Failure::usage(format_args!("{} has no stage `{name}`{help}", session.recipe.path.display()))
+    })
+}
+
+/// One difference between two records, as a person reads it.
+fn change(session: &Session, index: usize, name: &str, before: Option<&str>, after: Option<&str>) -> String {
+    let text = |value: Option<&str>| value.map_or_else(|| "its default".to_owned(), ToOwned::to_owned);
+    if let Some(field) = name.strip_prefix("param.") {
+        return format!("{field} {} → {}", text(before), text(after));
+    }
+    let digests = match (before, after) {
+        (Some(before), Some(after)) => format!("changed ({before} → {after})"),
+        (None, Some(after)) => format!("is new ({after})"),
+        (Some(before), None) => format!("is gone (was {before})"),
+        (None, None) => "is unknown".to_owned(),
+    };
+    if let Some(port) = name.strip_prefix("input.") {
+        let makers = session.plan.nodes[index].inputs.get(port).map(Feed::edges).unwrap_or_default();
+        let makers: Vec<String> = makers.iter().map(|e| maker(session, e)).collect();
+        let made = if makers.is_empty() { String::new() } else { format!(", made by {}", makers.join(", ")) };
+        return format!("input {port}: {digests}{made}");
+    }
+    if let Some(field) = name.strip_prefix("source.") {
+        return format!("source {field}: {digests}");
+    }
+    match name {
+        "version" => format!("the kind's version {} → {}: it works differently now", text(before), text(after)),
+        _ => format!("{name} {} → {}", text(before), text(after)),
+    }
+}
+
+fn maker(session: &Session, edge: &Edge) -> String {
+    let node = &session.plan.nodes[edge.node];
+    let output = if node.contract.outputs.len() > 1 { format!(".{}", edge.output) } else { String::new() };
+    let what = if edge.tokenizer { "the tokenizer of " } else { "" };
+    format!("{what}`{}{output}`", node.name)
+}

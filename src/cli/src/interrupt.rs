@@ -1,0 +1,27 @@
+//! Ctrl-C: the first asks the run to stop, the second ends the program at once.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Set by the first SIGINT or SIGTERM. Whoever reacted to it may clear it again.
+pub(crate) static STOP: AtomicBool = AtomicBool::new(false);
+
+/// From now on SIGINT and SIGTERM set [`STOP`]; a second one while it is set ends the program with 130.
+pub(crate) fn watch() {
+    // SAFETY: the handler calls nothing but an atomic swap and `_exit`, both of which are async-signal-safe; the struct is
+    // plain old data for which zeroes are valid.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handle as extern "C" fn(libc::c_int) as libc::sighandler_t;
+        action.sa_flags = libc::SA_RESTART;
+        libc::sigemptyset(&mut action.sa_mask);
+        libc::sigaction(libc::SIGINT, &action, std::ptr::null_mut());
+        libc::sigaction(libc::SIGTERM, &action, std::ptr::null_mut());
+    }
+}
+
+extern "C" fn handle(_signal: libc::c_int) {
+    if STOP.swap(true, Ordering::SeqCst) {
+        // SAFETY: `_exit` may be called from a signal handler. Nothing half-written is ever visible in the cache.
+        unsafe { libc::_exit(130) }
+    }
+}

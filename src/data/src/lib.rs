@@ -1,0 +1,33 @@
+//! Rows: read from sources, stored as Arrow, split, put into chat templates, tokenized and masked; metrics of text.
+//!
+//! What is not here: tensors, recipes, the cache, events. Everything takes paths, values and closures and answers with
+//! values; the same input gives the same bytes, on any number of threads.
+
+pub mod encode;
+mod ipc;
+mod json;
+pub mod layout;
+pub mod metrics;
+mod parquet;
+mod python;
+pub mod random;
+pub mod read;
+mod record;
+mod shape;
+pub mod split;
+pub mod store;
+pub mod template;
+pub mod tokenize;
+pub mod tokens;
+
+pub use encode::{Encoded, Encoder, LossOn};
+pub use layout::{Layout, Message, Row};
+pub use python::Moment;
+pub use random::Stream;
+pub use read::{ReadOptions, ReadProgress, ReadReport, detect, read_files, read_into};
+pub use shape::Format;
+pub use split::{Portion, Split, SplitReport, split, split_dataset};
+pub use store::{Dataset, DatasetSummary, DatasetWriter, Lengths};
+pub use template::{ChatTemplate, Rendered, SpecialTokens};
+pub use tokenize::{TokenizeOptions, TokenizeReport, Truncation, tokenize};
+pub use tokens::{Tokens, TokensRow, TokensSummary, TokensWriter};

@@ -1,0 +1,474 @@
+//! Sources to rows: files of JSON, JSONL, text and Parquet, read in one pass with every broken row named.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use flate2::read::MultiGzDecoder;
+use serde::{Deserialize, Serialize};
+
+use crate::json::{Shape, TextRows};
+use crate::layout::{Layout, Row};
+use crate::parquet::ParquetRows;
+use crate::record::{Fields, Node, Record, Value, excerpt, nearest};
+use crate::shape::{Format, shape};
+use crate::store::{DatasetSummary, DatasetWriter};
+
+/// Rows that are looked at before `Format::Auto` decides.
+const PEEK: usize = 32;
+/// Broken rows that are listed before reading stops.
+const MAX_FAULTS: usize = 10;
+
+/// How a source is read.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ReadOptions {
+    /// What the rows look like.
+    pub format: Format,
+    /// Columns of other names: `{prompt: question}` reads the field `prompt` from the column `question`.
+    pub columns: BTreeMap<String, String>,
+    /// Texts to replace in every text of every row, in this order.
+    pub replace: Vec<(String, String)>,
+    /// At most this many rows are read.
+    pub limit: Option<u64>,
+}
+
+/// What was read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReadReport {
+    /// The format taken.
+    pub format: Format,
+    /// The layout of the rows.
+    pub layout: Layout,
+    /// Number of rows.
+    pub rows: u64,
+    /// Columns that the format does not read, and in how many rows they were.
+    pub ignored: BTreeMap<String, u64>,
+    /// Rows of each file, under the name shown.
+    pub files: Vec<(String, u64)>,
+    /// Whether a file began with a byte order mark, which was skipped.
+    pub byte_order_mark: bool,
+}
+
+/// How far reading has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadProgress {
+    /// Rows so far.
+    pub rows: u64,
+    /// Bytes of all files so far.
+    pub bytes: u64,
+    /// Bytes of all files; smaller than `bytes` in the end when files are compressed.
+    pub total: u64,
+}
+
+/// Reads all files in order and hands each row to `sink`.
+///
+/// `files` are pairs of the name shown in messages and the path. The kind of a file is known from its ending (`.txt`,
+/// `.parquet`, `.gz` around another) and for JSON from its first character. Broken rows are collected, up to ten, and
+/// reported together with file, line and column; no rows at all is an error.
+pub fn read_files(
+    files: &[(String, PathBuf)],
+    options: &ReadOptions,
+    sink: &mut dyn FnMut(Row) -> Result<()>,
+    progress: &mut dyn FnMut(ReadProgress),
+) -> Result<ReadReport> {
+    let mut reading = Reading::new(options)?;
+    let total = files
+        .iter()
+        .map(|(_, path)| path.metadata().map_or(0, |data| data.len()))
+        .sum();
+    let mut before = 0;
+    let mut counts = Vec::new();
+    let mut byte_order_mark = false;
+    'files: for (name, path) in files {
+        let first = reading.rows;
+        let mut source = Source::open(name, path, options)?;
+        while let Some(record) = source
+            .next()
+            .with_context(|| format!("{name}: cannot be read"))?
+        {
+            let last = record.last;
+            reading.take(name, record, sink)?;
+            if reading.rows.is_multiple_of(1024) {
+                progress(ReadProgress {
+                    rows: reading.rows,
+                    bytes: before + source.bytes_read(),
+                    total,
+                });
+            }
+            if reading.full() || reading.faults.len() >= MAX_FAULTS {
+                counts.push((name.clone(), reading.rows - first));
+                break 'files;
+            }
+            if last {
+                break;
+            }
+        }
+        before += source.bytes_read();
+        byte_order_mark |= source.byte_order_mark();
+        counts.push((name.clone(), reading.rows - first));
+    }
+    reading.decide(sink)?;
+    progress(ReadProgress {
+        rows: reading.rows,
+        bytes: before,
+        total,
+    });
+    reading.finish(counts, byte_order_mark)
+}
+
+/// The format of the files, from their first rows only; for a check before a run.
+pub fn detect(files: &[(String, PathBuf)], options: &ReadOptions) -> Result<Format> {
+    let few = ReadOptions {
+        limit: Some(PEEK as u64),
+        ..options.clone()
+    };
+    Ok(read_files(files, &few, &mut |_| Ok(()), &mut |_| {})?.format)
+}
+
+/// Reads all files into a dataset at `path`.
+pub fn read_into(
+    files: &[(String, PathBuf)],
+    options: &ReadOptions,
+    path: &Path,
+    progress: &mut dyn FnMut(ReadProgress),
+) -> Result<(ReadReport, DatasetSummary)> {
+    let mut writer: Option<DatasetWriter> = None;
+    let mut sink = |row: Row| {
+        let writer = match &mut writer {
+            Some(writer) => writer,
+            None => writer.insert(DatasetWriter::create(path, row.layout())?),
+        };
+        writer.push(&row)
+    };
+    let report = read_files(files, options, &mut sink, progress)?;
+    let summary = writer.context("no rows were read")?.finish()?;
+    Ok((report, summary))
+}
+
+/// The rows of one file of any kind.
+enum Source {
+    Text(Box<TextRows<Box<dyn std::io::Read>>>),
+    Parquet(Box<ParquetRows>),
+}
+
+impl Source {
+    fn open(name: &str, path: &Path, options: &ReadOptions) -> Result<Source> {
+        let file = File::open(path).with_context(|| format!("{name}: cannot be opened"))?;
+        let lower = name.to_lowercase();
+        let plain = lower.strip_suffix(".gz").unwrap_or(&lower);
+        let wanted = wanted(options);
+        if plain.ends_with(".parquet") {
+            let rows = ParquetRows::open(file, wanted)
+                .with_context(|| format!("{name}: not a Parquet file"))?;
+            return Ok(Source::Parquet(Box::new(rows)));
+        }
+        let shape = plain.ends_with(".txt").then_some(Shape::Text);
+        let reader: Box<dyn std::io::Read> = if lower.ends_with(".gz") {
+            Box::new(MultiGzDecoder::new(file))
+        } else {
+            Box::new(file)
+        };
+        Ok(Source::Text(Box::new(TextRows::new(reader, shape, wanted))))
+    }
+
+    fn next(&mut self) -> Result<Option<Record>> {
+        match self {
+            Source::Text(rows) => Ok(rows.next()?),
+            Source::Parquet(rows) => rows.next(),
+        }
+    }
+
+    fn bytes_read(&self) -> u64 {
+        match self {
+            Source::Text(rows) => rows.bytes_read(),
+            Source::Parquet(rows) => rows.bytes_read(),
+        }
+    }
+
+    fn byte_order_mark(&self) -> bool {
+        matches!(self, Source::Text(rows) if rows.byte_order_mark)
+    }
+}
+
+/// Which columns of the file have values that may be needed, under their names in the file.
+fn wanted(options: &ReadOptions) -> Box<dyn Fn(&str) -> bool> {
+    let renamed: Vec<String> = options.columns.values().cloned().collect();
+    let formats: Vec<Format> = if options.format == Format::Auto {
+        Format::ALL.to_vec()
+    } else {
+        vec![options.format]
+    };
+    Box::new(move |key| {
+        renamed.iter().any(|name| name == key)
+            || formats
+                .iter()
+                .any(|f| f.columns().any(|column| column == key))
+    })
+}
+
+/// The state of reading: rows that wait for the format, rows done, faults found.
+struct Reading<'a> {
+    options: &'a ReadOptions,
+    format: Option<Format>,
+    waiting: VecDeque<(String, Record)>,
+    rows: u64,
+    ignored: BTreeMap<String, u64>,
+    faults: Vec<String>,
+}
+
+impl<'a> Reading<'a> {
+    fn new(options: &'a ReadOptions) -> Result<Reading<'a>> {
+        let format = (options.format != Format::Auto).then_some(options.format);
+        let known: Vec<&str> = match format {
+            Some(format) => format.columns().collect(),
+            None => Format::ALL
+                .iter()
+                .flat_map(|format| format.columns())
+                .collect(),
+        };
+        for name in options.columns.keys() {
+            if !known.contains(&name.as_str()) {
+                let near = nearest(name, known.iter().copied())
+                    .map_or(String::new(), |n| format!(", is `{n}` meant?"));
+                bail!(
+                    "columns: `{name}` is no field of format {}{near} (it has: {})",
+                    options.format,
+                    known.join(", ")
+                );
+            }
+        }
+        if let Some((from, _)) = options.replace.iter().find(|(from, _)| from.is_empty()) {
+            bail!("replace: the text to replace is empty (\"{from}\")");
+        }
+        if options.limit == Some(0) {
+            bail!("limit: 0 rows would be no dataset");
+        }
+        let (waiting, ignored, faults) = (VecDeque::new(), BTreeMap::new(), Vec::new());
+        Ok(Reading {
+            options,
+            format,
+            waiting,
+            rows: 0,
+            ignored,
+            faults,
+        })
+    }
+
+    fn full(&self) -> bool {
+        self.options
+            .limit
+            .is_some_and(|limit| self.rows + self.waiting.len() as u64 >= limit)
+    }
+
+    fn take(
+        &mut self,
+        name: &str,
+        mut record: Record,
+        sink: &mut dyn FnMut(Row) -> Result<()>,
+    ) -> Result<()> {
+        if let Ok(fields) = record.fields {
+            record.fields = Ok(rename(fields, &self.options.columns));
+        }
+        if let Some(format) = self.format {
+            return self.accept(format, name, record, sink);
+        }
+        self.waiting.push_back((name.to_owned(), record));
+        if self.waiting.len() >= PEEK {
+            self.decide(sink)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Makes a row of a record, or notes what is wrong with it.
+    fn accept(
+        &mut self,
+        format: Format,
+        name: &str,
+        record: Record,
+        sink: &mut dyn FnMut(Row) -> Result<()>,
+    ) -> Result<()> {
+        let Record {
+            place,
+            text,
+            fields,
+            ..
+        } = record;
+        if let Ok(fields) = &fields {
+            for (key, _) in fields
+                .iter()
+                .filter(|(key, _)| format.columns().all(|column| column != key))
+            {
+                *self.ignored.entry(key.clone()).or_default() += 1;
+            }
+        }
+        match fields.and_then(|fields| shape(format, fields)) {
+            Ok(mut row) => {
+                for (from, to) in &self.options.replace {
+                    for text in row.texts_mut() {
+                        if text.contains(from) {
+                            *text = text.replace(from, to);
+                        }
+                    }
+                }
+                self.rows += 1;
+                sink(row)
+            }
+            Err(fault) => {
+                let place = place.advance(text.as_bytes(), fault.at);
+                let row = if text.is_empty() {
+                    String::new()
+                } else {
+                    format!(" (row: {})", excerpt(&text))
+                };
+                self.faults
+                    .push(format!("{name}{place}: {}{row}", fault.message));
+                Ok(())
+            }
+        }
+    }
+
+    /// Decides on the format, when it is to be found, and hands on the rows that waited for it.
+    fn decide(&mut self, sink: &mut dyn FnMut(Row) -> Result<()>) -> Result<()> {
+        if self.format.is_some() || self.waiting.is_empty() {
+            return Ok(());
+        }
+        let mut keys: Vec<&str> = Vec::new();
+        let mut candidates = Format::ALL.to_vec();
+        let mut sound = 0;
+        for (_, record) in &self.waiting {
+            if let Ok(fields) = &record.fields {
+                sound += 1;
+                let columns = fields.iter().map(|(key, _)| key.as_str());
+                candidates.retain(|format| format.fits(columns.clone()));
+                for column in columns {
+                    if !keys.contains(&column) {
+                        keys.push(column);
+                    }
+                }
+            }
+        }
+        // Rows that are broken say nothing of the format: any does, to have the faults reported.
+        let format = match candidates[..] {
+            [format] => format,
+            _ if sound == 0 => Format::Text,
+            _ => return Err(undecided(&self.waiting[0].0, &keys, &candidates)),
+        };
+        self.format = Some(format);
+        while let Some((name, record)) = self.waiting.pop_front() {
+            self.accept(format, &name, record, sink)?;
+        }
+        Ok(())
+    }
+
+    fn finish(self, files: Vec<(String, u64)>, byte_order_mark: bool) -> Result<ReadReport> {
+        if let [fault] = &self.faults[..] {
+            bail!("{fault}");
+        }
+        if !self.faults.is_empty() {
+            let more = if self.faults.len() >= MAX_FAULTS {
+                " (reading stopped here)"
+            } else {
+                ""
+            };
+            bail!(
+                "{} broken rows{more}:\n  {}",
+                self.faults.len(),
+                self.faults.join("\n  ")
+            );
+        }
+        let names = files
+            .iter()
+            .map(|(name, _)| name.as_str())
+            .collect::<Vec<_>>()
+            .join(", ");
+        if self.rows == 0 {
+            bail!(
+                "{}: no rows",
+                if names.is_empty() { "no files" } else { &names }
+            );
+        }
+        let format = self.format.context("no format was taken")?;
+        let layout = format.layout().context("no layout was taken")?;
+        Ok(ReadReport {
+            format,
+            layout,
+            rows: self.rows,
+            ignored: self.ignored,
+            files,
+            byte_order_mark,
+        })
+    }
+}
+
+/// Gives the columns the names that the format knows; a column that a renamed one replaces is dropped.
+fn rename(fields: Fields, columns: &BTreeMap<String, String>) -> Fields {
+    if columns.is_empty() {
+        return fields;
+    }
+    let mut renamed = Fields::with_capacity(fields.len());
+    for (key, node) in &fields {
+        for (target, _) in columns.iter().filter(|(_, source)| *source == key) {
+            renamed.push((target.clone(), node.clone()));
+        }
+    }
+    for (key, node) in fields {
+        let is_source = columns.values().any(|source| *source == key);
+        if !is_source && !columns.contains_key(&key) {
+            renamed.push((key, node));
+        } else if columns.contains_key(&key) && !is_source {
+            // Shadowed by the renamed column; still a column that is not read.
+            renamed.push((
+                format!("{key} (the file's own)"),
+                Node {
+                    at: node.at,
+                    value: Value::Skipped,
+                },
+            ));
+        }
+    }
+    renamed
+}
+
+fn undecided(file: &str, keys: &[&str], candidates: &[Format]) -> anyhow::Error {
+    let describe = |format: &Format| {
+        let required: Vec<String> = format
+            .required()
+            .iter()
+            .map(|group| group.join(" or "))
+            .collect();
+        format!("{} {{{}}}", format, required.join(", "))
+    };
+    let known = Format::ALL
+        .iter()
+        .map(describe)
+        .collect::<Vec<_>>()
+        .join(", ");
+    let keys_shown = keys.join(", ");
+    if candidates.len() > 1 {
+        let fitting = candidates
+            .iter()
+            .map(|format| format.name())
+            .collect::<Vec<_>>()
+            .join(", ");
+        return anyhow!(
+            "{file}: the columns {{{keys_shown}}} fit several formats ({fitting}); say which one with `format`"
+        );
+    }
+    let mut hint = String::new();
+    for format in Format::ALL {
+        for column in format.required().iter().flat_map(|group| group.iter()) {
+            if let Some(near) = nearest(column, keys.iter().copied()).filter(|near| near != column)
+            {
+                hint = format!(
+                    "; is `{near}` the `{column}` of format {format}? (columns: {{ {column}: {near} }})"
+                );
+            }
+        }
+    }
+    anyhow!(
+        "{file}: the columns {{{keys_shown}}} fit no format (known: {known}){hint}; name columns with `columns`"
+    )
+}

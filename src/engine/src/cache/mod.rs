@@ -1,0 +1,33 @@
+//! The content-addressed cache. Its layout is described in `cache/README.md`.
+
+mod lease;
+mod publish;
+mod store;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+pub use lease::{Lease, Taken};
+pub use publish::Provenance;
+pub use store::{Cache, locate};
+
+use crate::digest::Digest;
+use crate::record::Record;
+
+/// What is known under a key. Written once, never overwritten.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// The stage's record: its key is the entry's name.
+    pub record: Record,
+    /// Output name to artifact.
+    pub outputs: BTreeMap<String, Digest>,
+    /// Every blob that the outputs reach through their references: (digest, size).
+    pub reaches: Vec<(Digest, u64)>,
+    /// The tokenizer of each output that is a model, so that plans need not read manifests.
+    pub tokenizers: BTreeMap<String, Digest>,
+    /// Where and how it was made.
+    pub provenance: BTreeMap<String, Value>,
+}

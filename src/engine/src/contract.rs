@@ -1,0 +1,303 @@
+//! Contracts: what a kind is. One static value declares its parameters, ports, outputs, defaults and words; the reader, the
+//! manual, the JSON Schema, the records and the keys are all made from it.
+
+use serde_json::{Map, Value};
+
+use crate::artifact::ArtifactType;
+
+/// What a kind of stage is.
+pub struct Contract {
+    /// The word after `kind:`.
+    pub kind: &'static str,
+    /// Raised whenever equal inputs may give other outputs than before; part of every key.
+    pub version: u32,
+    /// One sentence.
+    pub about: &'static str,
+    /// More, in Markdown: what it computes, with its formula and source.
+    pub manual: &'static str,
+    /// A stage as one would write it.
+    pub example: &'static str,
+    /// Where it runs.
+    pub pool: Pool,
+    /// Whether equal inputs give equal bytes.
+    pub repeatable: Repeatable,
+    /// Parameters.
+    pub fields: &'static [Field],
+    /// Inputs.
+    pub ports: &'static [Port],
+    /// Outputs; the first is the one that a bare stage name means.
+    pub outputs: &'static [Output],
+    /// Work with a key of its own, done before the stage and shared by all that need the same.
+    pub preparations: &'static [Preparation],
+    /// What no single field can say: (field, message) for every combination that makes no sense.
+    pub check: fn(&Map<String, Value>) -> Vec<(&'static str, String)>,
+    /// Peak memory in bytes from the parameters and the summaries of the inputs, when it can be told.
+    pub memory: Option<Estimate>,
+}
+
+/// Estimates bytes from parameters and (port, summary) pairs.
+pub type Estimate = fn(&Map<String, Value>, &[(&str, &std::collections::BTreeMap<String, Value>)]) -> Option<u64>;
+
+/// A `check` for kinds whose fields say it all.
+pub fn no_check(_: &Map<String, Value>) -> Vec<(&'static str, String)> {
+    Vec::new()
+}
+
+/// The named resource that a kind takes one unit of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Pool {
+    /// Inside `levain`, several at a time.
+    Cpu,
+    /// In the worker, one at a time: torch's random state and thread settings are global to a process.
+    Torch,
+}
+
+/// Whether equal inputs give equal bytes within a numerics class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repeatable {
+    /// They do.
+    Deterministic,
+    /// A person, a program or a remote endpoint answers: the answer is recorded.
+    Recorded,
+}
+
+/// What a field may change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// The result: it is in the record, and so in the key.
+    Semantic,
+    /// The last bits: equal to tolerance, kept in the provenance, not in the key.
+    Numeric,
+    /// Nothing: equal bytes.
+    Execution,
+}
+
+/// One parameter.
+pub struct Field {
+    /// The key in the recipe.
+    pub name: &'static str,
+    /// What it may be.
+    pub ty: FieldType,
+    /// What happens when it is not given.
+    pub need: Need,
+    /// The value at which it changes nothing: then it is left out of the record, so that a field added later reruns nothing.
+    pub neutral: Option<Literal>,
+    /// What it may change.
+    pub class: Class,
+    /// True when raising it continues the same computation (more steps): a snapshot made with less is still of use.
+    pub extendable: bool,
+    /// Unit, range and effect in a sentence or two.
+    pub doc: &'static str,
+}
+
+/// What happens when a field is not given.
+#[derive(Clone, Copy)]
+pub enum Need {
+    /// It is an error.
+    Required,
+    /// It is absent (`null` in the parameters).
+    Optional,
+    /// It takes this value.
+    Default(Literal),
+}
+
+/// A constant in a contract.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Literal {
+    /// Absent.
+    Null,
+    /// A truth value.
+    Bool(bool),
+    /// A whole number.
+    Integer(i64),
+    /// A number.
+    Number(f64),
+    /// A text.
+    Text(&'static str),
+    /// An empty list.
+    EmptyList,
+    /// An empty mapping.
+    EmptyMap,
+}
+
+impl Literal {
+    /// The same as a JSON value.
+    pub fn value(self) -> Value {
+        match self {
+            Self::Null => Value::Null,
+            Self::Bool(b) => b.into(),
+            Self::Integer(i) => i.into(),
+            Self::Number(x) => x.into(),
+            Self::Text(t) => t.into(),
+            Self::EmptyList => Value::Array(Vec::new()),
+            Self::EmptyMap => Value::Object(Map::new()),
+        }
+    }
+}
+
+/// What a field may be.
+pub enum FieldType {
+    /// `true` or `false`.
+    Bool,
+    /// A whole number between the bounds, both included.
+    Integer {
+        /// Least.
+        min: i64,
+        /// Greatest.
+        max: i64,
+    },
+    /// A number between the bounds.
+    Number {
+        /// Lower bound.
+        min: f64,
+        /// Upper bound, included.
+        max: f64,
+        /// Whether the lower bound itself is refused.
+        above: bool,
+    },
+    /// Any text that is not empty.
+    Text,
+    /// One of some words.
+    Choice(&'static [Choice]),
+    /// A list.
+    List {
+        /// Of what.
+        of: &'static FieldType,
+        /// Least length.
+        min: usize,
+    },
+    /// A mapping from names.
+    Map {
+        /// To what.
+        of: &'static FieldType,
+    },
+    /// The first that fits.
+    Either(&'static [FieldType]),
+    /// Something outside: a path, an address, a package. Resolved to a digest, which is what the record holds.
+    Source,
+    /// Where random streams start; the recipe's `seed` when not given.
+    Seed,
+}
+
+/// A word that a field may be.
+pub struct Choice {
+    /// The word.
+    pub word: &'static str,
+    /// What it means.
+    pub doc: &'static str,
+}
+
+/// An input.
+pub struct Port {
+    /// The key in the recipe.
+    pub name: &'static str,
+    /// What it takes.
+    pub accepts: &'static [ArtifactType],
+    /// How many.
+    pub arity: Arity,
+    /// The layouts of a dataset that it can use (`summary.layout`); empty when any will do.
+    pub layouts: &'static [&'static str],
+    /// What for.
+    pub doc: &'static str,
+}
+
+/// How many artifacts a port takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arity {
+    /// Exactly one.
+    One,
+    /// One or none.
+    Optional,
+    /// One, or a list, or a mapping from names, with at least one entry.
+    Many,
+}
+
+/// An output.
+pub struct Output {
+    /// The word after the dot in `stage.output`.
+    pub name: &'static str,
+    /// What it is.
+    pub artifact: ArtifactType,
+    /// The port whose tokenizer this model keeps, so that work on tokens need not wait for the model.
+    pub keeps_tokenizer_of: Option<&'static str>,
+    /// What it holds.
+    pub doc: &'static str,
+}
+
+/// Work with a key of its own: a node `owner › name` of a hidden kind.
+pub struct Preparation {
+    /// The name after the `›`.
+    pub name: &'static str,
+    /// The hidden kind that does it.
+    pub kind: &'static str,
+    /// Fills each of the hidden kind's ports.
+    pub inputs: &'static [(&'static str, From)],
+    /// The owner's fields that are handed on, under the same names. They are left out of the owner's own record.
+    pub fields: &'static [&'static str],
+    /// The owner's ports that it needs no longer: only what was made of them matters.
+    pub replaces: &'static [&'static str],
+}
+
+/// Where a preparation's input comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum From {
+    /// The artifact of the owner's port.
+    Port(&'static str),
+    /// The tokenizer of the model in the owner's port. Of a port with several models, one preparation each.
+    TokenizerOf(&'static str),
+}
+
+impl Contract {
+    /// The field called `name`.
+    pub fn field(&self, name: &str) -> Option<&'static Field> {
+        self.fields.iter().find(|f| f.name == name)
+    }
+
+    /// The port called `name`.
+    pub fn port(&self, name: &str) -> Option<&'static Port> {
+        self.ports.iter().find(|p| p.name == name)
+    }
+
+    /// The output called `name`, or the first for the empty name.
+    pub fn output(&self, name: &str) -> Option<&'static Output> {
+        if name.is_empty() { self.outputs.first() } else { self.outputs.iter().find(|o| o.name == name) }
+    }
+
+    /// Every word that may stand in a stage of this kind.
+    pub fn words(&self) -> impl Iterator<Item = &'static str> {
+        ["kind"].into_iter().chain(self.ports.iter().map(|p| p.name)).chain(self.fields.iter().map(|f| f.name))
+    }
+}
+
+/// The contracts that an engine works with.
+#[derive(Clone, Copy)]
+pub struct Contracts {
+    /// Kinds that recipes may name.
+    pub kinds: &'static [&'static Contract],
+    /// Kinds that only preparations name.
+    pub hidden: &'static [&'static Contract],
+}
+
+impl Contracts {
+    /// The contract of a kind that a recipe may name.
+    pub fn kind(&self, name: &str) -> Option<&'static Contract> {
+        self.kinds.iter().copied().find(|c| c.kind == name)
+    }
+
+    /// The contract of any kind.
+    pub fn any(&self, name: &str) -> Option<&'static Contract> {
+        self.kind(name).or_else(|| self.hidden.iter().copied().find(|c| c.kind == name))
+    }
+
+    /// Every contract.
+    pub fn all(&self) -> impl Iterator<Item = &'static Contract> {
+        self.kinds.iter().chain(self.hidden).copied()
+    }
+
+    /// (kind, version) of every contract that runs in `pool`, in order: what a worker must match.
+    pub fn versions(&self, pool: Pool) -> Vec<(String, u32)> {
+        let mut versions: Vec<_> = self.all().filter(|c| c.pool == pool).map(|c| (c.kind.to_owned(), c.version)).collect();
+        versions.sort();
+        versions
+    }
+}

@@ -1,0 +1,209 @@
+//! Mistakes in a recipe, with their places, drawn the way rustc draws them.
+
+use std::ops::Range;
+
+use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
+use serde::Serialize;
+
+/// A stretch of one source text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Span {
+    /// Which text: 0 is the recipe, 1.. are the `--set` options.
+    pub source: usize,
+    /// First byte.
+    pub start: usize,
+    /// One past the last byte.
+    pub end: usize,
+}
+
+impl Span {
+    fn range(self) -> Range<usize> {
+        self.start..self.end
+    }
+}
+
+/// A text that spans point into.
+#[derive(Clone, Debug)]
+pub struct SourceText {
+    /// The file's path, or `--set`.
+    pub name: String,
+    /// All of it.
+    pub text: String,
+}
+
+impl SourceText {
+    /// One-based line and column (in characters) of a byte offset.
+    pub fn position(&self, offset: usize) -> (usize, usize) {
+        let before = &self.text[..floor_boundary(&self.text, offset)];
+        let line = before.matches('\n').count() + 1;
+        let column = before.rsplit('\n').next().map_or(0, |l| l.chars().count()) + 1;
+        (line, column)
+    }
+}
+
+fn floor_boundary(text: &str, offset: usize) -> usize {
+    let mut at = offset.min(text.len());
+    while !text.is_char_boundary(at) {
+        at -= 1;
+    }
+    at
+}
+
+/// One mistake.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Problem {
+    /// A stable word for programs, such as `unknown-key`.
+    pub code: &'static str,
+    /// What is wrong.
+    pub message: String,
+    /// Where.
+    pub span: Option<Span>,
+    /// Other places that matter, each with a word.
+    pub others: Vec<(Span, String)>,
+    /// The way out.
+    pub help: Option<String>,
+}
+
+impl Problem {
+    /// A mistake at a place.
+    pub fn at(code: &'static str, span: Span, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), span: Some(span), others: Vec::new(), help: None }
+    }
+
+    /// The same with the way out.
+    pub fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+
+    /// The same with the way out, where there is one.
+    pub fn maybe_help(mut self, help: Option<String>) -> Self {
+        self.help = help;
+        self
+    }
+
+    /// The same with another place.
+    pub fn other(mut self, span: Span, label: impl Into<String>) -> Self {
+        self.others.push((span, label.into()));
+        self
+    }
+}
+
+/// All mistakes of a recipe with the texts they point into.
+#[derive(Clone, Debug)]
+pub struct Problems {
+    /// The recipe and the options.
+    pub sources: Vec<SourceText>,
+    /// The mistakes, in the order of their places.
+    pub problems: Vec<Problem>,
+}
+
+impl Problems {
+    /// Orders the mistakes by place.
+    pub fn new(sources: Vec<SourceText>, mut problems: Vec<Problem>) -> Self {
+        problems.sort_by_key(|p| p.span.map_or((usize::MAX, 0), |s| (s.source, s.start)));
+        problems.dedup();
+        Self { sources, problems }
+    }
+
+    /// Every mistake drawn, with colours when `color`.
+    pub fn render(&self, color: bool) -> String {
+        let renderer = if color { Renderer::styled() } else { Renderer::plain() };
+        let mut text = String::new();
+        for problem in &self.problems {
+            text.push_str(&renderer.render(&self.groups(problem)));
+            text.push_str("\n\n");
+        }
+        let count = self.problems.len();
+        text.push_str(&format!("{count} {}\n", if count == 1 { "problem" } else { "problems" }));
+        text
+    }
+
+    fn groups<'a>(&'a self, problem: &'a Problem) -> Vec<Group<'a>> {
+        let title = Level::ERROR.primary_title(problem.message.as_str()).id(problem.code);
+        let mut group = Group::with_title(title);
+        if let Some(span) = problem.span {
+            let source = &self.sources[span.source];
+            let mut snippet = Snippet::source(source.text.as_str())
+                .path(source.name.as_str())
+                .annotation(AnnotationKind::Primary.span(span.range()));
+            for (other, label) in problem.others.iter().filter(|(o, _)| o.source == span.source) {
+                snippet = snippet.annotation(AnnotationKind::Context.span(other.range()).label(label.as_str()));
+            }
+            group = group.element(snippet);
+        }
+        if let Some(help) = &problem.help {
+            group = group.element(Level::HELP.message(help.as_str()));
+        }
+        vec![group]
+    }
+
+    /// The mistakes for programs.
+    pub fn to_json(&self) -> serde_json::Value {
+        let problems: Vec<_> = self
+            .problems
+            .iter()
+            .map(|p| {
+                let place = p.span.map(|s| {
+                    let source = &self.sources[s.source];
+                    let (line, column) = source.position(s.start);
+                    serde_json::json!({"file": source.name, "line": line, "column": column, "start": s.start, "end": s.end})
+                });
+                serde_json::json!({"code": p.code, "message": p.message, "place": place, "help": p.help})
+            })
+            .collect();
+        serde_json::json!({ "problems": problems })
+    }
+}
+
+impl std::fmt::Display for Problems {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.render(false))
+    }
+}
+
+impl std::error::Error for Problems {}
+
+/// `did you mean` for the nearest of `words`, if one is near enough to be a slip of the finger.
+pub fn nearest<'a>(word: &str, words: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let lower = word.to_lowercase().replace('-', "_");
+    words
+        .into_iter()
+        .map(|w| (distance(&lower, &w.to_lowercase().replace('-', "_")), w))
+        .filter(|(d, w)| *d <= (w.chars().count().max(word.chars().count()) / 3).max(1))
+        .min_by_key(|(d, _)| *d)
+        .map(|(_, w)| w)
+}
+
+/// Levenshtein distance with transpositions of neighbours, in characters.
+fn distance(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let mut rows: Vec<Vec<usize>> = vec![(0..=b.len()).collect()];
+    for i in 1..=a.len() {
+        let mut row = vec![i];
+        for j in 1..=b.len() {
+            let change = usize::from(a[i - 1] != b[j - 1]);
+            let mut best = (rows[i - 1][j] + 1).min(row[j - 1] + 1).min(rows[i - 1][j - 1] + change);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                best = best.min(rows[i - 2][j - 2] + 1);
+            }
+            row.push(best);
+        }
+        rows.push(row);
+    }
+    rows[a.len()][b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::nearest;
+
+    #[test]
+    fn a_slip_is_found_and_a_stranger_is_not() {
+        let words = ["learning_rate", "epochs", "data", "model"];
+        assert_eq!(nearest("lerning_rate", words), Some("learning_rate"));
+        assert_eq!(nearest("learning-rate", words), Some("learning_rate"));
+        assert_eq!(nearest("dtaa", words), Some("data"));
+        assert_eq!(nearest("banana", words), None);
+    }
+}

@@ -1,0 +1,182 @@
+//! What a stage is given and what it gives back; the same for stages inside `levain` and inside a worker.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::artifact::{ArtifactType, ArtifactView};
+use crate::digest::Digest;
+use crate::event::What;
+
+/// One piece of work.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    /// The stage's name, for messages only.
+    pub stage: String,
+    /// The kind.
+    pub kind: String,
+    /// The kind's version.
+    pub version: u32,
+    /// Every parameter after defaults.
+    pub params: Map<String, Value>,
+    /// Port name to artifacts.
+    pub inputs: BTreeMap<String, Input>,
+    /// Field name to the files of that source.
+    pub sources: BTreeMap<String, Vec<SourceFile>>,
+    /// A private folder, empty at the start, for files to publish.
+    pub out: PathBuf,
+    /// A folder that outlives a killed run, for snapshots of long stages; its content is the stage's own affair.
+    pub snapshots: Option<PathBuf>,
+    /// `cpu` or `cuda:0`.
+    pub device: String,
+    /// The run's thread count.
+    pub threads: usize,
+}
+
+/// What a port holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Input {
+    /// One artifact.
+    One(Box<ArtifactView>),
+    /// Several, named, in the recipe's order.
+    Many(Vec<(String, ArtifactView)>),
+}
+
+/// One file of a source.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SourceFile {
+    /// Its name inside the source.
+    pub name: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its content.
+    pub digest: Digest,
+}
+
+impl Job {
+    /// The parameters as the kind's own struct.
+    pub fn params<T: DeserializeOwned>(&self) -> Result<T> {
+        serde_json::from_value(Value::Object(self.params.clone()))
+            .with_context(|| format!("the parameters of `{}` do not fit its kind `{}`", self.stage, self.kind))
+    }
+
+    /// The artifact of a port that holds exactly one.
+    pub fn input(&self, port: &str) -> Result<&ArtifactView> {
+        match self.inputs.get(port) {
+            Some(Input::One(view)) => Ok(view),
+            Some(Input::Many(_)) => bail!("port `{port}` holds several artifacts"),
+            None => bail!("port `{port}` is empty"),
+        }
+    }
+
+    /// The artifacts of a port that holds several.
+    pub fn inputs_of(&self, port: &str) -> Result<&[(String, ArtifactView)]> {
+        match self.inputs.get(port) {
+            Some(Input::Many(views)) => Ok(views),
+            Some(Input::One(_)) => bail!("port `{port}` holds one artifact"),
+            None => bail!("port `{port}` is empty"),
+        }
+    }
+
+    /// The files of a source field.
+    pub fn source(&self, field: &str) -> Result<&[SourceFile]> {
+        self.sources.get(field).map(Vec::as_slice).with_context(|| format!("source `{field}` is missing"))
+    }
+}
+
+/// What a stage wants to publish under one output.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Draft {
+    /// What it is.
+    #[serde(rename = "type")]
+    pub artifact: ArtifactType,
+    /// (name in the artifact, path on disk). A path inside `Job::out` is moved, any other is copied.
+    pub files: Vec<(String, PathBuf)>,
+    /// Artifacts it needs.
+    pub refs: BTreeMap<String, Reference>,
+    /// Facts about it: a pure function of the content.
+    pub summary: BTreeMap<String, Value>,
+}
+
+/// What a draft may refer to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reference {
+    /// An artifact in the cache.
+    Artifact(Digest),
+    /// Another output of the same stage.
+    Output(String),
+    /// An artifact published along with this one, without being an output of its own.
+    Inline(Box<Draft>),
+}
+
+/// Output name to what is to be published.
+pub type Drafts = BTreeMap<String, Draft>;
+
+/// The way a running stage speaks to the run.
+pub trait Reporter: Sync {
+    /// Sends an event of this stage.
+    fn emit(&self, what: What);
+
+    /// True when the run wants to stop: write a snapshot and return [`Cancelled`].
+    fn cancelled(&self) -> bool;
+
+    /// Fails with [`Cancelled`] when the run wants to stop.
+    fn check(&self) -> Result<()> {
+        if self.cancelled() { Err(Cancelled.into()) } else { Ok(()) }
+    }
+
+    /// Sends progress without a rate.
+    fn progress(&self, done: u64, total: u64, unit: &str) {
+        self.emit(What::Progress { done, total, unit: unit.to_owned(), rate: None });
+    }
+
+    /// Sends a remark.
+    fn note(&self, level: crate::event::Level, text: &str) {
+        self.emit(What::Note { level, text: text.to_owned() });
+    }
+}
+
+/// A stage stopped because it was asked to; not a failure of its own.
+#[derive(Debug)]
+pub struct Cancelled;
+
+impl std::fmt::Display for Cancelled {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("stopped on request")
+    }
+}
+
+impl std::error::Error for Cancelled {}
+
+/// The function that runs a kind.
+pub type Run = fn(&Job, &dyn Reporter) -> Result<Drafts>;
+
+/// How a kind runs: its name and its function, in the list of a stages crate.
+#[derive(Clone, Copy)]
+pub struct Implementation {
+    /// The kind's name.
+    pub kind: &'static str,
+    /// The function that runs it.
+    pub run: Run,
+}
+
+/// A stage can't go on without a person; not a failure.
+#[derive(Debug)]
+pub struct Waiting {
+    /// What it waits for, and how to go on.
+    pub reason: String,
+}
+
+impl std::fmt::Display for Waiting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.reason)
+    }
+}
+
+impl std::error::Error for Waiting {}

@@ -1,0 +1,21 @@
+//! Recipe text → typed recipe → plan → schedule → cache → events. It knows no stage kind and no tensor.
+
+pub mod artifact;
+pub mod cache;
+pub mod contract;
+pub mod diagnostic;
+pub mod digest;
+pub mod event;
+pub mod job;
+pub mod plan;
+pub mod recipe;
+pub mod record;
+pub mod source;
+pub mod explain;
+pub mod export;
+pub mod lock;
+pub mod manual;
+pub mod schedule;
+pub mod schema;
+pub mod session;
+pub mod worker;

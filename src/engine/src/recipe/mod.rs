@@ -1,0 +1,133 @@
+//! Recipes: text and options → a checked recipe in which every word is known and every reference leads somewhere.
+
+mod bind;
+mod fields;
+mod outputs;
+mod params;
+mod read;
+mod set;
+pub mod yaml;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use crate::contract::Contract;
+use crate::diagnostic::Span;
+use crate::source::SourceSpec;
+
+pub use read::{check_text, read};
+
+/// A recipe without mistakes that its text alone can show.
+#[derive(Debug)]
+pub struct Recipe {
+    /// `name`, or the file's stem.
+    pub name: String,
+    /// The file.
+    pub path: PathBuf,
+    /// The recipe's seed, for stages that draw and have none of their own.
+    pub seed: u64,
+    /// Where tensors live, when the recipe says so.
+    pub device: Option<String>,
+    /// The run's thread count, when the recipe pins it.
+    pub threads: Option<usize>,
+    /// The stages, in the order of the file.
+    pub stages: Vec<Stage>,
+    /// Folders to fill at the end of every run.
+    pub outputs: Vec<Export>,
+    /// The recipe's text and the options', for messages that point into them.
+    pub sources: Vec<crate::diagnostic::SourceText>,
+}
+
+impl Recipe {
+    /// The folder that relative paths start from.
+    pub fn folder(&self) -> &Path {
+        self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    }
+
+    /// The index of the stage called `name`.
+    pub fn stage(&self, name: &str) -> Option<usize> {
+        self.stages.iter().position(|s| s.name == name)
+    }
+}
+
+/// One stage, resolved: parameters after defaults, references by index.
+pub struct Stage {
+    /// Its name.
+    pub name: String,
+    /// Where the name stands.
+    pub span: Span,
+    /// What it is.
+    pub contract: &'static Contract,
+    /// Every field after defaults; sources as written.
+    pub params: Map<String, Value>,
+    /// Source fields.
+    pub sources: BTreeMap<&'static str, SourceSpec>,
+    /// Port name to what feeds it. An optional port that is not given is absent.
+    pub inputs: BTreeMap<&'static str, Binding>,
+    /// Where each word's value stands.
+    pub spans: BTreeMap<String, Span>,
+}
+
+impl std::fmt::Debug for Stage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stage")
+            .field("name", &self.name)
+            .field("kind", &self.contract.kind)
+            .field("params", &self.params)
+            .field("inputs", &self.inputs)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What feeds a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Binding {
+    /// One output.
+    One(Target),
+    /// Several, named, in the order of the file.
+    Many(Vec<(String, Target)>),
+}
+
+impl Binding {
+    /// Every output it names.
+    pub fn targets(&self) -> impl Iterator<Item = &Target> {
+        match self {
+            Self::One(target) => std::slice::from_ref(target).iter().collect::<Vec<_>>(),
+            Self::Many(list) => list.iter().map(|(_, t)| t).collect(),
+        }
+        .into_iter()
+    }
+}
+
+/// One output of one stage.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Target {
+    /// Index of the stage.
+    pub stage: usize,
+    /// Name of its output.
+    pub output: &'static str,
+}
+
+/// An entry of `outputs`.
+#[derive(Clone, Debug)]
+pub struct Export {
+    /// Its name.
+    pub name: String,
+    /// What is written.
+    pub from: Target,
+    /// In which form.
+    pub format: Format,
+    /// The folder, as written.
+    pub to: String,
+}
+
+/// The form of an exported artifact.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// The artifact's own files.
+    Files,
+    /// An adapter as Python's PEFT loads it, with the tokenizer.
+    Peft,
+}

@@ -1,0 +1,251 @@
+//! The way from text to a checked recipe; all independent mistakes are found in one pass.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::yaml::{Key, Node, NodeKind};
+use super::{Recipe, Stage, bind, fields, outputs, params, set, yaml};
+use crate::contract::{Contract, Contracts};
+use crate::diagnostic::{Problem, Problems, SourceText, Span, nearest};
+
+/// The version of the recipe language.
+pub const VERSION: i64 = 1;
+
+const TOP: [&str; 8] = ["levain", "name", "seed", "device", "threads", "params", "stages", "outputs"];
+
+/// Reads and checks the recipe at `path` with `--set` options. Mistakes come as [`Problems`].
+pub fn read(path: &Path, options: &[String], contracts: Contracts) -> Result<Recipe> {
+    let shown = path.display();
+    let size = std::fs::metadata(path)
+        .with_context(|| format!("{shown}: the recipe cannot be read; is the path right?"))?;
+    anyhow::ensure!(size.is_file(), "{shown}: a recipe is a file, and this is not one");
+    anyhow::ensure!(size.len() <= yaml::MAX_BYTES as u64, "{shown}: {} bytes; a recipe has at most {}", size.len(), yaml::MAX_BYTES);
+    let bytes = std::fs::read(path).with_context(|| format!("{shown}: the recipe cannot be read"))?;
+    let text = match String::from_utf8(bytes) {
+        Ok(text) => text,
+        Err(error) => {
+            // What comes before the first wrong byte is the same in both texts.
+            let start = error.utf8_error().valid_up_to();
+            let text = String::from_utf8_lossy(error.as_bytes()).into_owned();
+            let span = Span { source: 0, start, end: start + char::REPLACEMENT_CHARACTER.len_utf8() };
+            let problem = Problem::at("not-utf-8", span, format!("the recipe is not UTF-8: byte {start} begins no character"));
+            let sources = vec![SourceText { name: shown.to_string(), text }];
+            return Err(Problems::new(sources, vec![problem.help("save the file as UTF-8")]).into());
+        }
+    };
+    Ok(check_text(path, text, options, contracts)?)
+}
+
+/// The same for a text at hand.
+pub fn check_text(path: &Path, text: String, options: &[String], contracts: Contracts) -> Result<Recipe, Problems> {
+    let mut sources = vec![SourceText { name: path.display().to_string(), text }];
+    sources.extend(options.iter().map(|o| SourceText { name: "--set".to_owned(), text: o.clone() }));
+    let mut problems = Vec::new();
+    let found = check_sources(path, &sources, contracts, &mut problems);
+    match found {
+        Some(mut recipe) if problems.is_empty() => {
+            recipe.sources = sources;
+            Ok(recipe)
+        }
+        _ => Err(Problems::new(sources, problems)),
+    }
+}
+
+fn check_sources(path: &Path, sources: &[SourceText], contracts: Contracts, problems: &mut Vec<Problem>) -> Option<Recipe> {
+    let (mut root, duplicates) = match yaml::parse(&sources[0].text, 0) {
+        Ok(parsed) => parsed,
+        Err(problem) => {
+            problems.push(problem);
+            return None;
+        }
+    };
+    problems.extend(duplicates);
+    if matches!(root.kind, NodeKind::Null) {
+        let help = "start from `levain init`, or from a file in `recipes/`";
+        problems.push(Problem::at("empty", root.span, "the recipe is empty").help(help));
+        return None;
+    }
+    if !matches!(root.kind, NodeKind::Map(_)) {
+        let message = format!("a recipe is a mapping, this is {}", root.describe());
+        problems.push(Problem::at("wrong-type", root.span, message).help("start with `levain: 1` and `stages:`"));
+        return None;
+    }
+    check_version(&root, problems)?;
+    for (index, option) in sources.iter().enumerate().skip(1) {
+        set::apply(&mut root, &option.text, index, &TOP, problems);
+    }
+    params::substitute(&mut root, problems);
+    let NodeKind::Map(pairs) = &root.kind else { return None };
+    for (key, _) in pairs {
+        if !TOP.contains(&key.name.as_str()) {
+            let help = nearest(&key.name, TOP).map(|w| format!("did you mean `{w}`?"));
+            let message = format!("`{}` is not a part of a recipe", key.name);
+            let help = help.unwrap_or_else(|| format!("a recipe has {}", TOP.join(", ")));
+            problems.push(Problem::at("unknown-key", key.span, message).help(help));
+        }
+    }
+    let stem = path.file_stem().map_or_else(|| "recipe".to_owned(), |s| s.to_string_lossy().into_owned());
+    let name = top_text(&root, "name", problems).unwrap_or(stem);
+    let seed = seed(&root, problems);
+    let device = device(&root, problems);
+    let threads = top_integer(&root, "threads", 1, 4096, problems).map(|t| t as usize);
+    let declared = declare(&root, contracts, problems)?;
+    let index: bind::Index<'_> = declared.iter().enumerate().map(|(i, d)| (d.key.name.as_str(), (i, d.contract))).collect();
+    let outputs = outputs::read(&root, &index, problems);
+    let stages = read_stages(&declared, &index, seed, problems);
+    // Indices in bindings count declared stages: they only fit when every stage could be read.
+    if stages.len() < declared.len() {
+        return None;
+    }
+    bind::check_cycles(&stages, problems);
+    Some(Recipe { name, path: path.to_owned(), seed, device, threads, stages, outputs, sources: Vec::new() })
+}
+
+fn check_version(root: &Node, problems: &mut Vec<Problem>) -> Option<()> {
+    match root.get("levain") {
+        Some(Node { kind: NodeKind::Integer(VERSION), .. }) => Some(()),
+        Some(node) => {
+            let message = format!("the recipe asks for language version {}, this Levain reads version {VERSION}", node.describe());
+            problems.push(Problem::at("unknown-version", node.span, message).help("write `levain: 1`, or use a newer Levain"));
+            None
+        }
+        None => {
+            let message = "the recipe does not say its language version";
+            problems.push(Problem::at("missing-field", root.span, message).help("begin the file with `levain: 1`"));
+            Some(())
+        }
+    }
+}
+
+/// A stage before its words are read.
+struct Declared<'a> {
+    key: &'a Key,
+    body: &'a Node,
+    /// None when its kind is unknown, which has been said.
+    contract: Option<&'static Contract>,
+}
+
+/// Every stage with its kind: references need every stage's contract before any stage is read.
+fn declare<'a>(root: &'a Node, contracts: Contracts, problems: &mut Vec<Problem>) -> Option<Vec<Declared<'a>>> {
+    let Some(node) = root.get("stages") else {
+        let help = "add `stages:` with at least one stage, such as `rows: { kind: load_dataset, source: data.jsonl }`";
+        problems.push(Problem::at("missing-field", root.span, "the recipe has no stages").help(help));
+        return None;
+    };
+    let pairs = match &node.kind {
+        NodeKind::Map(pairs) if !pairs.is_empty() => pairs,
+        NodeKind::Null | NodeKind::Map(_) => {
+            let help = "add at least one, such as `rows: { kind: load_dataset, source: data.jsonl }`";
+            problems.push(Problem::at("empty", node.span, "the recipe has no stages").help(help));
+            return None;
+        }
+        _ => {
+            problems.push(wrong_type("stages", "a mapping from names to stages", node).help("write each stage as `name: { kind: … }`"));
+            return None;
+        }
+    };
+    let mut declared = Vec::new();
+    for (key, body) in pairs {
+        check_name(key, problems);
+        declared.push(Declared { key, body, contract: fields::kind_of(key, body, contracts, problems) });
+    }
+    Some(declared)
+}
+
+fn read_stages(declared: &[Declared<'_>], index: &bind::Index<'_>, seed: u64, problems: &mut Vec<Problem>) -> Vec<Stage> {
+    let mut stages = Vec::new();
+    for Declared { key, body, contract } in declared {
+        let Some(contract) = contract else { continue };
+        let read = fields::read(body, key, contract, seed, problems);
+        let inputs = bind::read(body, key, contract, index, problems);
+        stages.push(Stage {
+            name: key.name.clone(),
+            span: key.span,
+            contract,
+            params: read.params,
+            sources: read.sources,
+            inputs,
+            spans: read.spans,
+        });
+    }
+    stages
+}
+
+fn check_name(key: &Key, problems: &mut Vec<Problem>) {
+    let mut chars = key.name.chars();
+    let fine = chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
+        && chars.all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
+        && key.name.len() <= 100;
+    if !fine {
+        let message = format!("`{}` can't be a stage's name", key.name);
+        let help = "a name begins with a letter and has letters, digits, `_` and `-`, at most 100";
+        problems.push(Problem::at("bad-name", key.span, message).help(help));
+    }
+}
+
+fn seed(root: &Node, problems: &mut Vec<Problem>) -> u64 {
+    top_integer(root, "seed", 0, i64::MAX, problems).unwrap_or(0) as u64
+}
+
+fn device(root: &Node, problems: &mut Vec<Problem>) -> Option<String> {
+    let text = top_text(root, "device", problems)?;
+    if !is_device(&text) {
+        let span = root.get("device").map_or(root.span, |n| n.span);
+        problems.push(
+            Problem::at("out-of-range", span, format!("`{text}` is not a device")).help("write `cpu`, `cuda` or `cuda:0`"),
+        );
+    }
+    Some(text)
+}
+
+/// Whether `text` names a device: `cpu`, `cuda`, `cuda:N`.
+pub fn is_device(text: &str) -> bool {
+    text == "cpu" || text == "cuda" || text.strip_prefix("cuda:").is_some_and(|n| n.parse::<u8>().is_ok())
+}
+
+fn top_integer(root: &Node, name: &str, min: i64, max: i64, problems: &mut Vec<Problem>) -> Option<i64> {
+    let node = root.get(name)?;
+    match node.kind {
+        NodeKind::Integer(i) if (min..=max).contains(&i) => Some(i),
+        NodeKind::Integer(i) => {
+            problems.push(Problem::at("out-of-range", node.span, format!("`{name}` is {i}; it lies between {min} and {max}")));
+            None
+        }
+        _ => {
+            problems.push(wrong_type(name, "a whole number", node));
+            None
+        }
+    }
+}
+
+fn top_text(root: &Node, name: &str, problems: &mut Vec<Problem>) -> Option<String> {
+    let node = root.get(name)?;
+    match &node.kind {
+        NodeKind::Text(text) if !text.trim().is_empty() => Some(text.clone()),
+        _ => {
+            problems.push(wrong_type(name, "a text", node));
+            None
+        }
+    }
+}
+
+/// `name` should have been something else.
+pub(super) fn wrong_type(name: &str, expected: &str, node: &Node) -> Problem {
+    let problem = Problem::at("wrong-type", node.span, format!("`{name}` is {expected}, not {}", node.describe()));
+    let help = match &node.kind {
+        NodeKind::Text(text) if expected.contains("number") && text.parse::<f64>().is_ok() => Some("write the number without quotes"),
+        NodeKind::Text(text) if expected.contains("`true`") => match text.to_lowercase().as_str() {
+            "yes" | "on" | "true" => Some("write `true`"),
+            "no" | "off" | "false" => Some("write `false`"),
+            _ => None,
+        },
+        _ => None,
+    };
+    problem.maybe_help(help.map(ToOwned::to_owned))
+}
+
+/// The span of a whole stage: its name.
+pub(super) fn key_span(key: &Key) -> Span {
+    key.span
+}

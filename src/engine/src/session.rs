@@ -1,0 +1,231 @@
+//! A recipe at work: read, with its sources looked up, its plan, and its cache.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::cache::{Cache, Entry};
+use crate::contract::Contracts;
+use crate::diagnostic::{Problem, Problems};
+use crate::digest::Digest;
+use crate::lock::{RecipeLock, RunLock};
+use crate::plan::{Plan, Sources, Standing};
+use crate::recipe::{self, Recipe};
+use crate::source::{BlobStore, Memo, Network, Progress, Resolved, Resolver, SourceSpec};
+
+/// A recipe with everything that can be told without running it.
+pub struct Session {
+    /// The recipe.
+    pub recipe: Recipe,
+    /// Its nodes.
+    pub plan: Plan,
+    /// Where results are kept.
+    pub cache: Cache,
+    /// The contracts it was read with.
+    pub contracts: Contracts,
+    /// `--set` options.
+    pub set: Vec<String>,
+    /// What is known of sources.
+    pub sources: Sources,
+    lock: RecipeLock,
+    memo: Memo,
+}
+
+impl Session {
+    /// Reads the recipe and looks at the sources that are here; no network.
+    pub fn open(path: &Path, set: &[String], contracts: Contracts, cache: Cache) -> Result<Self> {
+        let recipe = recipe::read(path, set, contracts)?;
+        let plan = Plan::new(&recipe, contracts);
+        let lock = RecipeLock::read(path)?;
+        let memo = Memo::new(cache.root().join("sources"));
+        let mut session = Self { recipe, plan, cache, contracts, set: set.to_vec(), sources: Sources::new(), lock, memo };
+        session.look()?;
+        Ok(session)
+    }
+
+    fn look(&mut self) -> Result<()> {
+        // The network is only a word here: `local` never uses it.
+        let network = Network::from_env();
+        let resolver = Resolver::new(self.recipe.folder(), &self.cache, &self.memo, &network);
+        let mut known: BTreeMap<String, Option<Resolved>> = BTreeMap::new();
+        let mut found = Sources::new();
+        let mut problems = Vec::new();
+        for (index, field, spec) in self.wanted() {
+            let text = spec_text(&spec);
+            let resolved = match known.get(&text) {
+                Some(resolved) => resolved.clone(),
+                None => match resolver.local(&spec, self.pin(&spec)) {
+                    Ok(resolved) => {
+                        known.insert(text, resolved.clone());
+                        resolved
+                    }
+                    Err(error) => {
+                        problems.push(self.source_problem(index, field, &error).ok_or(error)?);
+                        continue;
+                    }
+                },
+            };
+            if let Some(resolved) = resolved {
+                found.insert((index, field), resolved);
+            }
+        }
+        drop(resolver);
+        if !problems.is_empty() {
+            return Err(Problems::new(self.recipe.sources.clone(), problems).into());
+        }
+        self.sources = found;
+        Ok(())
+    }
+
+    /// The sources that would have to be fetched, as written.
+    pub fn missing(&self) -> Vec<String> {
+        let mut list: Vec<_> = self
+            .wanted()
+            .into_iter()
+            .filter(|(i, f, _)| !self.sources.contains_key(&(*i, *f)))
+            .map(|(_, _, spec)| spec_text(&spec))
+            .collect();
+        list.sort();
+        list.dedup();
+        list
+    }
+
+    /// Fetches what is missing and pins it in the recipe's lock.
+    pub fn fetch(&mut self, network: &Network, progress: &dyn Fn(Progress)) -> Result<()> {
+        let resolver = Resolver::new(self.recipe.folder(), &self.cache, &self.memo, network).progress(progress);
+        let mut fetched: BTreeMap<String, Resolved> = BTreeMap::new();
+        let mut found = self.sources.clone();
+        let mut lock = self.lock.clone();
+        for (index, field, spec) in self.wanted() {
+            if found.contains_key(&(index, field)) {
+                continue;
+            }
+            let text = spec_text(&spec);
+            let resolved = match fetched.get(&text) {
+                Some(resolved) => resolved.clone(),
+                None => resolver.fetch(&spec, self.pin(&spec)).map_err(|e| self.source_error(index, field, e))?,
+            };
+            if spec.pin.is_none() && resolved.remote {
+                lock.sources.insert(text.clone(), resolved.digest);
+            }
+            fetched.insert(text, resolved.clone());
+            found.insert((index, field), resolved);
+        }
+        drop(resolver);
+        if lock != self.lock {
+            if let Err(error) = lock.write(&self.recipe.path) {
+                tracing::warn!("the sources are not pinned: {error:#}");
+            }
+        }
+        self.lock = lock;
+        self.sources = found;
+        Ok(())
+    }
+
+    /// What is known of every node.
+    pub fn standings(&self) -> Vec<Standing> {
+        self.plan.standings(&self.cache, &self.sources, &|_| false)
+    }
+
+    /// The entry of a node that is done.
+    pub fn entry(&self, node: usize) -> Result<Entry> {
+        let standing = self.standings().swap_remove(node);
+        let name = &self.plan.nodes[node].name;
+        standing.entry.with_context(|| format!("`{name}` has not run: {}; `levain run` runs it", standing.reason))
+    }
+
+    /// The artifact that `stage` or `stage.output` names, when it is in the cache.
+    pub fn artifact(&self, reference: &str) -> Result<Digest> {
+        let (name, output) = match self.plan.find(reference) {
+            Some(_) => (reference, ""),
+            None => reference.rsplit_once('.').unwrap_or((reference, "")),
+        };
+        let Some(node) = self.plan.find(name) else {
+            let near = crate::diagnostic::nearest(name, self.plan.nodes.iter().map(|n| n.name.as_str()));
+            bail!("there is no stage `{name}`{}", near.map(|w| format!("; did you mean `{w}`?")).unwrap_or_default());
+        };
+        let contract = self.plan.nodes[node].contract;
+        let Some(found) = contract.output(output) else {
+            let names: Vec<_> = contract.outputs.iter().map(|o| o.name).collect();
+            bail!("`{name}` has no output `{output}`; its outputs are {}", names.join(", "));
+        };
+        let entry = self.entry(node)?;
+        entry.outputs.get(found.name).copied().with_context(|| format!("`{name}` did not make `{}`", found.name))
+    }
+
+    /// The newest run of this recipe that has a lock, with its folder.
+    pub fn last_run(&self) -> Option<(PathBuf, RunLock)> {
+        let own = self.recipe.path.canonicalize().ok()?;
+        let mut folders: Vec<PathBuf> = std::fs::read_dir(self.cache.runs()).ok()?.flatten().map(|e| e.path()).collect();
+        folders.sort();
+        folders.into_iter().rev().find_map(|folder| {
+            let lock = RunLock::read(&folder).ok()?;
+            (lock.path == own).then_some((folder, lock))
+        })
+    }
+
+    /// Digests of files by their place and times; saves hashing.
+    pub fn memo(&self) -> &Memo {
+        &self.memo
+    }
+
+    fn pin(&self, spec: &SourceSpec) -> Option<Digest> {
+        spec.pin.or_else(|| self.lock.sources.get(&spec_text(spec)).copied())
+    }
+
+    fn wanted(&self) -> Vec<(usize, &'static str, SourceSpec)> {
+        let nodes = self.plan.nodes.iter().enumerate();
+        nodes.flat_map(|(i, n)| n.sources.iter().map(move |(f, s)| (i, *f, s.clone()))).collect()
+    }
+
+    /// A source that can't be had, at its place in the recipe.
+    fn source_problem(&self, node: usize, field: &str, error: &anyhow::Error) -> Option<Problem> {
+        let span = self.recipe.stages.get(node)?.spans.get(field)?;
+        Some(Problem::at("source", *span, format!("{error:#}")))
+    }
+
+    fn source_error(&self, node: usize, field: &str, error: anyhow::Error) -> anyhow::Error {
+        match self.source_problem(node, field, &error) {
+            Some(problem) => Problems::new(self.recipe.sources.clone(), vec![problem]).into(),
+            None => error,
+        }
+    }
+}
+
+/// A source as it stands in locks and messages.
+pub fn spec_text(spec: &SourceSpec) -> String {
+    let alternatives = spec.alternatives.iter().map(|files| files.iter().map(ToString::to_string).collect::<Vec<_>>().join(" + "));
+    alternatives.collect::<Vec<_>>().join(" | ")
+}
+
+impl BlobStore for Cache {
+    fn path_of(&self, digest: &Digest) -> Option<PathBuf> {
+        let path = self.object_path(*digest);
+        let size = std::fs::metadata(&path).ok()?.len();
+        self.has(*digest, size).then_some(path)
+    }
+
+    fn import(&self, file: &Path, digest: &Digest) -> Result<PathBuf> {
+        self.adopt(file, *digest)
+    }
+
+    fn temp_dir(&self) -> Result<tempfile::TempDir> {
+        self.private_folder()
+    }
+
+    fn partial_dir(&self) -> Result<PathBuf> {
+        let path = self.root().join("partial").join("downloads");
+        std::fs::create_dir_all(&path).with_context(|| format!("{} can't be made", path.display()))?;
+        Ok(path)
+    }
+
+    fn read_note(&self, name: &str) -> Option<Vec<u8>> {
+        std::fs::read(self.root().join("sources").join(name)).ok()
+    }
+
+    fn write_note(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let text = std::str::from_utf8(bytes).context("a note is text")?;
+        crate::lock::write_whole(&self.root().join("sources").join(name), text)
+    }
+}

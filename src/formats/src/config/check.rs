@@ -1,0 +1,132 @@
+//! What tensors a Llama configuration asks for, and whether a model file has them.
+
+use super::LlamaConfig;
+use crate::tensors::Weights;
+use anyhow::{Result, bail};
+use std::collections::HashSet;
+
+/// Problems listed in one error; more are counted.
+const MAXIMUM_LISTED: usize = 12;
+
+impl LlamaConfig {
+    /// Width of the query projection's output.
+    pub fn query_width(&self) -> usize {
+        self.num_attention_heads * self.head_dim
+    }
+
+    /// Width of the key and of the value projection's output.
+    pub fn key_value_width(&self) -> usize {
+        self.num_key_value_heads * self.head_dim
+    }
+
+    /// The linears inside the blocks: module path, outputs, inputs; in the order of the layers. The
+    /// output head is not among them (see `head_shape`).
+    pub fn linear_shapes(&self) -> Vec<(String, usize, usize)> {
+        let (hidden, inner) = (self.hidden_size, self.intermediate_size);
+        let parts = [
+            ("self_attn.q_proj", self.query_width(), hidden),
+            ("self_attn.k_proj", self.key_value_width(), hidden),
+            ("self_attn.v_proj", self.key_value_width(), hidden),
+            ("self_attn.o_proj", hidden, self.query_width()),
+            ("mlp.gate_proj", inner, hidden),
+            ("mlp.up_proj", inner, hidden),
+            ("mlp.down_proj", hidden, inner),
+        ];
+        let layers = 0..self.num_hidden_layers;
+        layers
+            .flat_map(|layer| {
+                parts.map(|(part, out, input)| (format!("model.layers.{layer}.{part}"), out, input))
+            })
+            .collect()
+    }
+
+    /// The output head's module path, outputs and inputs; with tied embeddings its weight is the embedding's.
+    pub fn head_shape(&self) -> (String, usize, usize) {
+        ("lm_head".to_owned(), self.vocab_size, self.hidden_size)
+    }
+
+    /// The tensors that a model file must hold: names and row-major shapes.
+    pub fn tensor_shapes(&self) -> Vec<(String, Vec<usize>)> {
+        let (hidden, vocabulary) = (self.hidden_size, self.vocab_size);
+        let mut shapes = vec![
+            (
+                "model.embed_tokens.weight".to_owned(),
+                vec![vocabulary, hidden],
+            ),
+            ("model.norm.weight".to_owned(), vec![hidden]),
+        ];
+        for layer in 0..self.num_hidden_layers {
+            for norm in ["input_layernorm", "post_attention_layernorm"] {
+                shapes.push((format!("model.layers.{layer}.{norm}.weight"), vec![hidden]));
+            }
+        }
+        for (module, out, input) in self.linear_shapes() {
+            let bias = if module.contains(".mlp.") {
+                self.mlp_bias
+            } else {
+                self.attention_bias
+            };
+            if bias {
+                shapes.push((format!("{module}.bias"), vec![out]));
+            }
+            shapes.push((format!("{module}.weight"), vec![out, input]));
+        }
+        if !self.tie_word_embeddings {
+            shapes.push(("lm_head.weight".to_owned(), vec![vocabulary, hidden]));
+        }
+        shapes
+    }
+
+    /// Numbers in all tensors; a tied head is counted once.
+    pub fn parameter_count(&self) -> u64 {
+        let shapes = self.tensor_shapes();
+        let count = |shape: &Vec<usize>| shape.iter().map(|&n| n as u64).product::<u64>();
+        shapes.iter().map(|(_, shape)| count(shape)).sum()
+    }
+
+    /// Compares with a model file: every expected tensor is there with its shape, and nothing else
+    /// is. All problems are named in one error.
+    pub fn check(&self, weights: &Weights) -> Result<()> {
+        let mut problems = Vec::new();
+        let mut known = HashSet::new();
+        for (name, shape) in self.tensor_shapes() {
+            match weights.get(&name) {
+                None => problems.push(format!("{name} is missing")),
+                Some(info) if info.shape != shape => problems.push(format!(
+                    "{name} has the shape {:?}, expected {shape:?}",
+                    info.shape
+                )),
+                Some(_) => {}
+            }
+            known.insert(name);
+        }
+        for info in weights.infos() {
+            let name = &info.name;
+            // Old files store the rotary frequencies, and some the tied head a second time: both are
+            // computed from the rest, so they carry nothing.
+            let redundant = name.ends_with(".self_attn.rotary_emb.inv_freq")
+                || (name == "lm_head.weight"
+                    && self.tie_word_embeddings
+                    && info.shape == [self.vocab_size, self.hidden_size]);
+            if !known.contains(name) && !redundant {
+                problems.push(format!("{name} of shape {:?} is not expected", info.shape));
+            }
+        }
+        if problems.is_empty() {
+            return Ok(());
+        }
+        let more = problems.len().saturating_sub(MAXIMUM_LISTED);
+        problems.truncate(MAXIMUM_LISTED);
+        if more > 0 {
+            problems.push(format!("and {more} more"));
+        }
+        let paths = weights.paths();
+        let shown = paths
+            .first()
+            .map_or("?".into(), |path| path.to_string_lossy());
+        bail!(
+            "{shown}: the weights do not fit the config:\n  {}\nTake the config and the weights of the same model.",
+            problems.join("\n  ")
+        )
+    }
+}

@@ -1,0 +1,17 @@
+//! Model files as bytes and names: safetensors, GGUF, config.json, tokenizer and PEFT files, without tensors.
+
+pub mod config;
+pub mod dtype;
+pub mod gguf;
+mod json;
+mod mapped;
+pub mod peft;
+pub mod safetensors;
+pub mod tensors;
+pub mod tokenizer;
+
+pub use config::{LlamaConfig, RopeScaling};
+pub use dtype::Dtype;
+pub use peft::AdapterConfig;
+pub use tensors::{Stored, TensorInfo, Weights};
+pub use tokenizer::TokenizerFiles;

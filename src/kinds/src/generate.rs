@@ -1,0 +1,78 @@
+//! `generate`: prompts → completions by a model.
+
+use engine::artifact::ArtifactType;
+use engine::contract::{Arity, Contract, FieldType, Literal, Need, Output, Pool, Port, Repeatable, no_check};
+use serde::Deserialize;
+
+use crate::words::{FRACTION, MAX_NEW_TOKENS, TEMPERATURE, count, field, numeric};
+
+/// The parameters.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Generate {
+    /// Completions of each prompt.
+    pub n: usize,
+    /// Tokens of a completion.
+    pub max_new_tokens: usize,
+    /// 0 is greedy.
+    pub temperature: f64,
+    /// Only the so many likeliest tokens; 0 for all.
+    pub top_k: usize,
+    /// Only the likeliest tokens that together have this probability.
+    pub top_p: f64,
+    /// Prompts to take.
+    pub limit: Option<usize>,
+    /// Where the stream `sample` starts.
+    pub seed: u64,
+    /// Completions at once.
+    pub batch: usize,
+}
+
+/// The contract.
+pub const CONTRACT: Contract = Contract {
+    kind: "generate",
+    version: 1,
+    about: "Completes prompts with a model, greedily or sampled.",
+    manual: "\
+The prompt of a row of messages is everything before its last answer, through the chat template with the generation prompt added;
+of a prompt and completion, the prompt; of plain text, the text. Tokens are drawn by inverting the cumulative distribution at a
+uniform number from the stream `sample`, one stream for each (prompt, completion): a completion does not depend on the prompts
+beside it. A completion ends at an end-of-turn token or after `max_new_tokens`.",
+    example: "tries: { kind: generate, model: tuned, prompts: halves.test, n: 4, temperature: 0.7 }",
+    pool: Pool::Torch,
+    repeatable: Repeatable::Deterministic,
+    fields: &[
+        field("n", FieldType::Integer { min: 1, max: 4096 }, Need::Default(Literal::Integer(1)), "Completions of each prompt."),
+        MAX_NEW_TOKENS,
+        TEMPERATURE,
+        field("top_k", count(0), Need::Default(Literal::Integer(0)), "Draw among the so many likeliest tokens only; 0 for all."),
+        field("top_p", FRACTION, Need::Default(Literal::Number(1.0)), "Draw among the likeliest tokens that together have this probability."),
+        field("limit", count(1), Need::Optional, "Take only the first so many prompts."),
+        field("seed", FieldType::Seed, Need::Optional, "Where sampling starts; the recipe's seed unless given."),
+        numeric(
+            "batch",
+            FieldType::Integer { min: 1, max: 4096 },
+            Need::Default(Literal::Integer(16)),
+            "Completions at once: more is faster and needs more memory.",
+        ),
+    ],
+    ports: &[
+        Port { name: "model", accepts: &[ArtifactType::Model], arity: Arity::One, layouts: &[], doc: "The model that answers." },
+        Port {
+            name: "prompts",
+            accepts: &[ArtifactType::Dataset],
+            arity: Arity::One,
+            layouts: &["text", "prompt-completion", "messages"],
+            doc: "The rows whose prompts are completed.",
+        },
+    ],
+    outputs: &[Output {
+        name: "rows",
+        artifact: ArtifactType::Dataset,
+        keeps_tokenizer_of: None,
+        doc: "Prompts with their completions; several completions of a prompt follow each other.",
+    }],
+    preparations: &[],
+    check: no_check,
+    memory: None,
+};

@@ -1,0 +1,91 @@
+//! `lora`: a model → the same model with a low-rank adapter to train.
+
+use engine::artifact::ArtifactType;
+use engine::contract::{Arity, Contract, FieldType, Literal, Need, Output, Pool, Port, Repeatable, no_check};
+use serde::Deserialize;
+
+use crate::words::{POSITIVE, field};
+
+/// The parameters.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lora {
+    /// Rank.
+    pub r: usize,
+    /// Scale, before division by the rank.
+    pub alpha: f64,
+    /// Probability that an input of A is dropped in training.
+    pub dropout: f64,
+    /// One pattern or several.
+    pub targets: Targets,
+    /// Divide by √r instead of r.
+    pub rslora: bool,
+    /// Where the stream `init` starts.
+    pub seed: u64,
+}
+
+/// Which linear layers get an adapter.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub enum Targets {
+    /// `all-linear` or one pattern.
+    One(String),
+    /// Several patterns.
+    Many(Vec<String>),
+}
+
+impl Targets {
+    /// The patterns.
+    pub fn patterns(&self) -> Vec<String> {
+        match self {
+            Self::One(pattern) => vec![pattern.clone()],
+            Self::Many(patterns) => patterns.clone(),
+        }
+    }
+}
+
+/// The contract.
+pub const CONTRACT: Contract = Contract {
+    kind: "lora",
+    version: 1,
+    about: "Attaches a low-rank adapter (LoRA) to a frozen model.",
+    manual: "\
+For a linear layer y = W x the adapter adds s·B A x, with A of r × in and B of out × r; W stays frozen. s = alpha / r, or
+alpha / √r with `rslora`. A starts from U(−1/√in, 1/√in) (Kaiming with a = √5, as in PEFT), drawn from the stream `init` of the
+seed; B starts at 0, so that the model is at first unchanged. The files are PEFT's: `adapter_model.safetensors` in f32 and
+`adapter_config.json`.
+
+Source: Hu et al., *LoRA*, arXiv 2106.09685; rsLoRA: Kalajdzievski, arXiv 2312.03732.",
+    example: "thin: { kind: lora, model: base, r: 16, alpha: 32, targets: all-linear }",
+    pool: Pool::Cpu,
+    repeatable: Repeatable::Deterministic,
+    fields: &[
+        field("r", FieldType::Integer { min: 1, max: 65536 }, Need::Default(Literal::Integer(8)), "The rank."),
+        field("alpha", POSITIVE, Need::Default(Literal::Number(16.0)), "The scale is alpha / r."),
+        field(
+            "dropout",
+            FieldType::Number { min: 0.0, max: 0.99, above: false },
+            Need::Default(Literal::Number(0.0)),
+            "The probability that an input of the adapter is dropped in training.",
+        ),
+        field(
+            "targets",
+            FieldType::Either(&[FieldType::Text, FieldType::List { of: &FieldType::Text, min: 1 }]),
+            Need::Default(Literal::Text("all-linear")),
+            "`all-linear` (every linear layer but the head), or names such as `q_proj` and `v_proj`: a layer matches that is called so \
+             or ends in `.name`.",
+        ),
+        field("rslora", FieldType::Bool, Need::Default(Literal::Bool(false)), "Scale by alpha / √r, which keeps large ranks stable."),
+        field("seed", FieldType::Seed, Need::Optional, "Where the draw of A starts; the recipe's seed unless given."),
+    ],
+    ports: &[Port { name: "model", accepts: &[ArtifactType::Model], arity: Arity::One, layouts: &[], doc: "The model to adapt." }],
+    outputs: &[Output {
+        name: "model",
+        artifact: ArtifactType::Model,
+        keeps_tokenizer_of: Some("model"),
+        doc: "The model with its adapter, ready to train.",
+    }],
+    preparations: &[],
+    check: no_check,
+    memory: None,
+};

@@ -1,0 +1,144 @@
+// The C interface: every function catches what is thrown and gives 0, or 1 with a message for `levain_error`.
+#include <ATen/Version.h>
+#include <torch/version.h>
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
+#include "operators.h"
+
+using at::Tensor;
+
+namespace {
+
+thread_local std::string message;
+
+template <typename F>
+int guarded(const F& f) {
+  try {
+    f();
+    return 0;
+  } catch (const c10::Error& error) {
+    message = error.what_without_backtrace();
+  } catch (const std::exception& error) {
+    message = error.what();
+  } catch (...) {
+    message = "an unknown C++ exception";
+  }
+  return 1;
+}
+
+Tensor* fresh(Tensor tensor) { return new Tensor(std::move(tensor)); }
+std::vector<int64_t> numbers(const int64_t* data, size_t count) { return {data, data + count}; }
+
+}  // namespace
+
+extern "C" {
+
+const char* levain_error() { return message.c_str(); }
+const char* levain_version() { return TORCH_VERSION; }
+
+int levain_capability(char* to, size_t size) {
+  return guarded([&] {
+    const std::string name = at::get_cpu_capability();
+    TORCH_CHECK(name.size() < size, "the name of the capability is too long");
+    std::copy(name.begin(), name.end(), to);
+    to[name.size()] = 0;
+  });
+}
+
+// 1 where the kernels of this folder were built and run.
+int levain_kernels() {
+#if defined(LEVAIN_AVX2)
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+  return 0;
+#endif
+}
+
+// 1 where wider units make libtorch's own f32 products faster than the kernels of this folder.
+int levain_wide_units() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512f");
+#else
+  return 1;
+#endif
+}
+
+// 1 where the processor multiplies bf16 itself (AMX processors have the AVX-512 instructions too).
+int levain_native_bf16() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512bf16");
+#else
+  return 0;
+#endif
+}
+
+// Freed memory stays with the process: no mapping for large blocks, no trimming.
+void levain_keep_memory() {
+#if defined(__GLIBC__)
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, -1);
+  mallopt(M_TOP_PAD, 64 << 20);
+#endif
+}
+
+// Gives what is free back to the system.
+void levain_release_memory() {
+#if defined(__GLIBC__)
+  malloc_trim(0);
+#endif
+}
+
+int levain_linear(Tensor** out, const Tensor* x, int64_t before, double eps, const Tensor* const* tensors, size_t count, const int64_t* flags,
+                  const double* scales, size_t maps, int few) {
+  return guarded([&] {
+    std::vector<Tensor> list;
+    TORCH_CHECK(before >= 0 && before <= 2, "linear: nothing like ", before);
+    for (size_t i = 0; i < count; i++) list.push_back(*tensors[i]);
+    auto results = levain::linear(*x, static_cast<levain::Before>(before), eps, list, numbers(flags, maps), std::vector<double>(scales, scales + maps), few != 0);
+    for (size_t i = 0; i < maps; i++) out[i] = fresh(results[i]);
+  });
+}
+
+int levain_dropout(Tensor** out, const Tensor* x, double probability, int64_t seed) {
+  return guarded([&] { *out = fresh(levain::dropout_op(*x, probability, seed)); });
+}
+
+int levain_rms_norm(Tensor** out, const Tensor* x, const Tensor* weight, double eps) {
+  return guarded([&] { *out = fresh(levain::rms_norm_op(*x, *weight, eps)); });
+}
+
+int levain_silu_mul(Tensor** out, const Tensor* gate, const Tensor* up) {
+  return guarded([&] { *out = fresh(levain::silu_mul_op(*gate, *up)); });
+}
+
+int levain_rope(Tensor** out, const Tensor* x, const Tensor* cos, const Tensor* sin, const Tensor* positions,
+                int64_t heads) {
+  return guarded([&] { *out = fresh(levain::rope_op(*x, *cos, *sin, *positions, heads)); });
+}
+
+int levain_attend(Tensor** out, const Tensor* q, const Tensor* k, const Tensor* v, const int64_t* lengths, size_t rows,
+                  int64_t heads, int64_t groups, double scale) {
+  return guarded(
+      [&] { *out = fresh(levain::attend_op(*q, *k, *v, numbers(lengths, rows), heads, groups, scale)); });
+}
+
+int levain_attend_cached(Tensor** out, const Tensor* q, const Tensor* k, const Tensor* v, const int64_t* lengths,
+                         const int64_t* rows, const int64_t* filled, size_t count, int64_t heads, int64_t groups,
+                         double scale) {
+  return guarded([&] {
+    *out = fresh(levain::attend_cached(*q, *k, *v, numbers(lengths, count), numbers(rows, count),
+                                       numbers(filled, count), heads, groups, scale));
+  });
+}
+
+int levain_cross_entropy(Tensor** out, const Tensor* hidden, const Tensor* head, const Tensor* targets, int64_t chunk,
+                         int fused) {
+  return guarded([&] {
+    auto results = levain::cross_entropy(*hidden, *head, *targets, chunk, fused != 0);
+    for (size_t i = 0; i < 3; i++) out[i] = fresh(results[i]);
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,117 @@
+// The AVX2 kernels and the plain types that they share with the operators; no libtorch and no standard library here,
+// so that nothing compiled for AVX2 can be picked by the linker for a CPU without it.
+#pragma once
+#include <cstdint>
+
+namespace levain {
+
+enum class Type : int { f32 = 0, bf16 = 1 };
+
+// Element (i, j) lies at data[i * row + j * column]; one of the two strides must be 1.
+struct Matrix {
+  const void* data;
+  Type type;
+  int64_t row, column;
+};
+
+// A row-major result: written, or added to when `add` (f32 only).
+struct Result {
+  void* data;
+  Type type;
+  int64_t row;
+  bool add;
+};
+
+// Runs body(context, begin, end) over ranges that cover [0, count).
+using Body = void (*)(void* context, int64_t begin, int64_t end);
+using Parallel = void (*)(int64_t count, Body body, void* context);
+// Runs it in the calling thread: for kernels that are themselves parallel over a larger unit.
+void serial(int64_t count, Body body, void* context);
+
+// B packed for `gemm`: panels of 16 columns, each depth x 16 in f32, `panel` floats apart.
+struct Packed {
+  const float* data;
+  int64_t depth, columns, panel;
+};
+inline int64_t packed_size(int64_t depth, int64_t columns) { return (columns + 15) / 16 * 16 * depth; }
+
+// A low-rank change to a weight (out x in): weight + scale * up (out x rank) * down (rank x in), all f32.
+struct LowRank {
+  const float* down;
+  const float* up;
+  int64_t rank;
+  float scale;
+};
+
+// Packs columns [first, first + count) of b (depth x columns) into `to`, whose panel 0 is column `first`;
+// `first` is a multiple of 16.
+void pack(Matrix b, int64_t depth, int64_t first, int64_t count, float* to);
+// Packs a weight (out x in, rows contiguous) with its low-rank change added: as depth in, columns out when `forward`
+// (x * weight^T), as depth out, columns in otherwise (gradient * weight).
+void pack_weight(Matrix weight, int64_t out, int64_t in, const LowRank* change, bool forward, float* to,
+                 Parallel parallel);
+
+// result (rows x b.columns) = a (rows x depth) * b, sums in f32.
+void gemm(Matrix a, int64_t rows, Packed b, Result result, Parallel parallel);
+// The same with b packed on the way.
+void gemm(Matrix a, int64_t rows, Matrix b, int64_t depth, int64_t columns, Result result, Parallel parallel);
+
+// The same in the calling thread, with f32 rows read where they lie: a(i, k) = a[i * row + k * column]. Reads the rows
+// up to the next multiple of six.
+void gemm_direct(const float* a, int64_t row, int64_t column, int64_t rows, Packed b, Result result);
+
+// result (few x columns, f32, rows `columns` apart) = factor * left (few x depth, f32) * right (depth x columns, rows
+// contiguous), right read where it lies: for gradients of low-rank factors, whose `few` is the rank.
+void gemm_few(const float* left, int64_t few, Matrix right, int64_t depth, int64_t columns, float factor, float* result,
+              Parallel parallel);
+
+float* scratch(int64_t floats);
+void release(float* buffer);
+
+// Few rows (decoding): result (rows x out) = x (rows x in) * weight^T + bias, the weight read once where it lies.
+void linear_rows(const float* x, int64_t rows, int64_t in, Matrix weight, int64_t out, const LowRank* change,
+                 const float* bias, Result result, Parallel parallel);
+
+// RMSNorm as Llama has it: x / sqrt(mean(x^2) + eps) in f32, rounded to the type of x, then times weight.
+void rms_norm(const void* x, const void* weight, Type type, int64_t rows, int64_t width, float eps, void* out,
+              float* inverse);
+// Its gradient with respect to x, from the saved x and 1 / sqrt(mean(x^2) + eps) of each row.
+void rms_norm_backward(const void* gradient, const void* x, const void* weight, Type type, int64_t rows, int64_t width,
+                       const float* inverse, void* out);
+// out = silu(gate) * up.
+void silu_mul(const void* gate, const void* up, Type type, int64_t count, void* out);
+void silu_mul_backward(const void* gradient, const void* gate, const void* up, Type type, int64_t count,
+                       void* gate_gradient, void* up_gradient);
+// Turns every head of a row by its position: (x1 cos - x2 sin, x2 cos + x1 sin), halves x1, x2; tables positions x size/2.
+void rope(const void* x, Type type, int64_t rows, int64_t heads, int64_t size, const float* cos, const float* sin,
+          const int64_t* positions, bool backward, void* out);
+
+// One row of logits: its largest value's index, log(sum(exp)), and, if asked, softmax in place times nothing.
+struct RowSummary {
+  int64_t best;
+  float log_sum;
+};
+RowSummary summarize(const float* logits, int64_t count);
+// logits <- exp(logits - log_sum)
+void probabilities(float* logits, int64_t count, float log_sum);
+
+// Attention of one segment: `queries` rows of q see the first (keys - queries + i + 1) of `keys` rows of k and v.
+struct Segment {
+  const void *q, *k, *v;
+  int64_t queries, keys;
+  int64_t q_row, kv_row;  // distance of two tokens
+};
+struct Heads {
+  int64_t query, group, size;  // query heads, query heads to a key head, head size
+  float scale;
+  Type type;
+};
+// Writes one head's rows of out (token distance `out_row`) and log-sums (may be null).
+void attend(const Segment& segment, const Heads& heads, int64_t head, void* out, int64_t out_row, float* log_sums);
+// Gradients of one head: dq as the type of q; dk and dv (keys x size) f32, overwritten.
+void attend_backward(const Segment& segment, const Heads& heads, int64_t head, const void* out, const void* gradient,
+                     int64_t out_row, const float* log_sums, void* dq, float* dk, float* dv);
+// out (rows x group-reduced heads) = sum over the heads of a group of parts (heads x rows x size).
+void reduce_heads(const float* parts, int64_t rows, const Heads& heads, int64_t begin, int64_t end, void* out);
+
+}  // namespace levain

@@ -1,0 +1,75 @@
+// What the operator files share: checks, pointers, and the calling thread pool.
+#pragma once
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "kernels.h"
+
+namespace levain {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+inline Type type_of(const Tensor& t) {
+  TORCH_CHECK(t.scalar_type() == at::kBFloat16 || t.scalar_type() == at::kFloat, "expected bf16 or f32, found ",
+              t.scalar_type());
+  return t.scalar_type() == at::kBFloat16 ? Type::bf16 : Type::f32;
+}
+
+inline Matrix matrix(const Tensor& t) { return {t.const_data_ptr(), type_of(t), t.size(-1), 1}; }
+inline Matrix transposed(const Tensor& t) { return {t.const_data_ptr(), type_of(t), 1, t.size(-1)}; }
+inline Result result(const Tensor& t, bool add = false) { return {t.data_ptr(), type_of(t), t.size(-1), add}; }
+
+// libtorch's own threads, one contiguous range each.
+inline void pool(int64_t count, Body body, void* context) {
+  const int64_t threads = at::get_num_threads();
+  if (count <= 1 || threads <= 1 || at::in_parallel_region()) {
+    if (count > 0) body(context, 0, count);
+    return;
+  }
+  at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) { body(context, begin, end); });
+}
+
+template <typename F>
+void ranges(int64_t count, int64_t grain, const F& f) {
+  if (count <= 0) return;
+  at::parallel_for(0, count, grain, f);
+}
+
+inline const char* bytes(const Tensor& t) { return static_cast<const char*>(t.const_data_ptr()); }
+inline char* bytes(Tensor& t) { return static_cast<char*>(t.data_ptr()); }
+
+// The normed x and 1 / sqrt(mean(x^2) + eps) of each row; the gradients to x and to the weight.
+std::pair<Tensor, Tensor> norm_forward(const Tensor& x, const Tensor& weight, double eps);
+Tensor norm_backward(const Tensor& g, const Tensor& x, const Tensor& weight, const Tensor& inverse);
+Tensor norm_weight_gradient(const Tensor& g, const Tensor& x, const Tensor& weight, const Tensor& inverse);
+// silu(gate) * up, and the gradients to both.
+Tensor gate_forward(const Tensor& gate, const Tensor& up);
+std::pair<Tensor, Tensor> gate_backward(const Tensor& g, const Tensor& gate, const Tensor& up);
+
+// What happens to x before it is multiplied; made again in the backward pass instead of being kept.
+enum class Before : int64_t { nothing = 0, norm = 1, gate = 2 };
+
+// Linear maps of the same x; see linear.cpp. The first of `tensors` is the norm's weight, or what silu(x) is multiplied by,
+// if there is something before. `few` chooses the kernel for decoding, whose sums come in another order.
+variable_list linear(const Tensor& x, Before before, double eps, at::TensorList tensors, const std::vector<int64_t>& flags,
+                     const std::vector<double>& scales, bool few);
+// x with each element zero with this probability, the others divided by what is left; a function of (seed, index).
+Tensor dropout_op(const Tensor& x, double probability, int64_t seed);
+Tensor rms_norm_op(const Tensor& x, const Tensor& weight, double eps);
+Tensor silu_mul_op(const Tensor& gate, const Tensor& up);
+Tensor rope_op(const Tensor& x, const Tensor& cos, const Tensor& sin, const Tensor& positions, int64_t heads);
+// q (tokens, heads * size), k and v (tokens, groups * size), rows of `lengths` tokens one after the other.
+Tensor attend_op(const Tensor& q, const Tensor& k, const Tensor& v, const std::vector<int64_t>& lengths, int64_t heads,
+                 int64_t groups, double scale);
+// The same without gradient, keys and values in caches (rows, capacity, groups * size) filled to `filled`.
+Tensor attend_cached(const Tensor& q, const Tensor& k, const Tensor& v, const std::vector<int64_t>& lengths,
+                     const std::vector<int64_t>& rows, const std::vector<int64_t>& filled, int64_t heads,
+                     int64_t groups, double scale);
+// Sum of -log softmax(hidden head^T)[target]; also log-probabilities and right predictions per row.
+variable_list cross_entropy(const Tensor& hidden, const Tensor& head, const Tensor& targets, int64_t chunk, bool fused);
+
+}  // namespace levain

@@ -1,0 +1,165 @@
+//! Keys and values of tokens seen before, and the rows of tokens that a forward gets.
+
+use anyhow::{Result, ensure};
+use tch::{Kind, Tensor};
+
+use crate::place::Place;
+
+/// The rows of one forward: their tokens lie one after the other, without padding, and attend only to their own row.
+#[derive(Debug)]
+pub struct Segments {
+    /// New tokens of each row.
+    pub lengths: Vec<i64>,
+    /// The cache row of each row (0, 1, 2.. without a cache).
+    pub rows: Vec<i64>,
+    /// Tokens of each row after this forward: those in the cache and the new ones.
+    pub filled: Vec<i64>,
+    /// The position of each token in its row: `[tokens]`.
+    pub positions: Tensor,
+    /// Where each new token goes in a cache layer seen as `[rows · capacity, width]`; empty without a cache.
+    slots: Option<Tensor>,
+}
+
+impl Segments {
+    /// Rows of these lengths, each beginning at position 0.
+    pub fn new(lengths: &[usize], place: Place) -> Result<Segments> {
+        Segments::starting(lengths, &vec![0; lengths.len()], place)
+    }
+
+    fn starting(lengths: &[usize], starts: &[i64], place: Place) -> Result<Segments> {
+        ensure!(
+            !lengths.is_empty() && lengths.iter().all(|&length| length > 0),
+            "a forward needs rows of at least one token"
+        );
+        let lengths: Vec<i64> = lengths.iter().map(|&length| length as i64).collect();
+        let positions: Vec<i64> = lengths
+            .iter()
+            .zip(starts)
+            .flat_map(|(&length, &start)| start..start + length)
+            .collect();
+        Ok(Segments {
+            filled: lengths.iter().zip(starts).map(|(l, s)| l + s).collect(),
+            rows: (0..lengths.len() as i64).collect(),
+            positions: Tensor::from_slice(&positions).to_device(place.device),
+            lengths,
+            slots: None,
+        })
+    }
+
+    /// The number of new tokens.
+    pub fn tokens(&self) -> i64 {
+        self.lengths.iter().sum()
+    }
+
+    /// The index of the last token of each row among the new tokens.
+    pub fn last(&self) -> Vec<i64> {
+        let mut end = 0;
+        self.lengths
+            .iter()
+            .map(|length| {
+                end += length;
+                end - 1
+            })
+            .collect()
+    }
+}
+
+/// A cache with a row per sequence: for each layer keys and values `[rows, capacity, key heads · size]`.
+#[derive(Debug)]
+pub struct KvCache {
+    layers: Vec<(Tensor, Tensor)>,
+    filled: Vec<i64>,
+    capacity: i64,
+    place: Place,
+}
+
+impl KvCache {
+    /// An empty cache for `rows` sequences of at most `capacity` tokens.
+    pub fn new(layers: usize, rows: usize, capacity: usize, width: usize, place: Place) -> KvCache {
+        let shape = [rows as i64, capacity as i64, width as i64];
+        let empty = || Tensor::empty(shape, (place.kind, place.device));
+        KvCache {
+            layers: (0..layers).map(|_| (empty(), empty())).collect(),
+            filled: vec![0; rows],
+            capacity: capacity as i64,
+            place,
+        }
+    }
+
+    /// The number of tokens in a row.
+    pub fn filled(&self, row: usize) -> i64 {
+        self.filled.get(row).copied().unwrap_or(0)
+    }
+
+    /// Forgets the tokens of a row from `length` on.
+    pub fn truncate(&mut self, row: usize, length: i64) {
+        if let Some(filled) = self.filled.get_mut(row) {
+            *filled = length.clamp(0, *filled);
+        }
+    }
+
+    /// The next forward: `lengths[i]` new tokens for cache row `rows[i]`.
+    pub fn segments(&self, rows: &[usize], lengths: &[usize]) -> Result<Segments> {
+        ensure!(
+            rows.len() == lengths.len() && rows.iter().all(|&row| row < self.filled.len()),
+            "rows {rows:?} of a cache of {}",
+            self.filled.len()
+        );
+        let starts: Vec<i64> = rows.iter().map(|&row| self.filled[row]).collect();
+        let mut segments = Segments::starting(lengths, &starts, self.place)?;
+        segments.rows = rows.iter().map(|&row| row as i64).collect();
+        let longest = segments.filled.iter().copied().max().unwrap_or(0);
+        ensure!(
+            longest <= self.capacity,
+            "{longest} tokens do not fit a cache of {}",
+            self.capacity
+        );
+        let slots: Vec<i64> = (0..rows.len())
+            .flat_map(|i| {
+                let base = segments.rows[i] * self.capacity;
+                base + starts[i]..base + segments.filled[i]
+            })
+            .collect();
+        segments.slots = Some(Tensor::from_slice(&slots).to_device(self.place.device));
+        Ok(segments)
+    }
+
+    /// Writes the new keys and values `[tokens, width]` of a layer and gives the layer's caches.
+    pub fn append(
+        &mut self,
+        layer: usize,
+        k: &Tensor,
+        v: &Tensor,
+        segments: &Segments,
+    ) -> Result<(&Tensor, &Tensor)> {
+        let slots = segments.slots.as_ref();
+        let (Some(slots), Some((keys, values))) = (slots, self.layers.get_mut(layer)) else {
+            anyhow::bail!(
+                "the segments were not made by this cache, or layer {layer} is not in it"
+            );
+        };
+        let width = keys.size()[2];
+        for (cache, new) in [(&*keys, k), (&*values, v)] {
+            ensure!(
+                new.kind() == self.place.kind && new.kind() != Kind::Int64,
+                "a cache of another type"
+            );
+            let _ = cache
+                .view([-1, width])
+                .f_index_copy_(0, slots, &new.detach())?;
+        }
+        Ok((keys, values))
+    }
+
+    /// Counts the tokens of a finished forward.
+    pub fn advance(&mut self, segments: &Segments) {
+        for (&row, &filled) in segments.rows.iter().zip(&segments.filled) {
+            if let Some(slot) = usize::try_from(row)
+                .ok()
+                .and_then(|row| self.filled.get_mut(row))
+            {
+                *slot = filled;
+            }
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! The linear map: how its weight is stored, and an adapter that changes it.
+
+use crate::lora::Lora;
+use crate::norm::Norm;
+use crate::place::HOST;
+use crate::torch;
+use anyhow::Result;
+use tch::{Kind, Tensor};
+
+/// What a forward is for: the first argument of every forward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pass {
+    /// Training: dropout is on.
+    pub train: bool,
+    /// The adapters count; without them the model is its base.
+    pub adapters: bool,
+    /// One new token in each row of a cache: the kernel that reads weights where they lie.
+    pub decode: bool,
+    /// What the dropout masks of this forward are drawn from.
+    pub draw: u64,
+}
+
+impl Pass {
+    /// A training forward whose dropout masks are drawn from `draw`.
+    pub fn train(draw: u64) -> Pass {
+        Pass {
+            train: true,
+            adapters: true,
+            decode: false,
+            draw,
+        }
+    }
+
+    /// A forward without dropout, with adapters.
+    pub fn eval() -> Pass {
+        Pass {
+            train: false,
+            adapters: true,
+            decode: false,
+            draw: 0,
+        }
+    }
+
+    /// The same without adapters: the base model.
+    pub fn without_adapters(self) -> Pass {
+        Pass {
+            adapters: false,
+            ..self
+        }
+    }
+}
+
+/// What a linear gets; whatever comes before its product is made again in the backward pass instead of being kept.
+#[derive(Clone, Copy)]
+pub enum Input<'a> {
+    /// `x [rows, in]`.
+    Plain(&'a Tensor),
+    /// A norm of x.
+    Normed(&'a Norm, &'a Tensor),
+    /// `silu(gate) · up`.
+    Gated {
+        /// `[rows, in]`.
+        gate: &'a Tensor,
+        /// `[rows, in]`.
+        up: &'a Tensor,
+    },
+}
+
+impl Input<'_> {
+    /// The x that is multiplied.
+    pub fn made(self) -> Result<Tensor> {
+        match self {
+            Input::Plain(x) => Ok(x.shallow_clone()),
+            Input::Normed(norm, x) => norm.forward(x),
+            Input::Gated { gate, up } if torch::fused(gate) => torch::silu_mul(gate, up),
+            Input::Gated { gate, up } => Ok(gate.silu() * up),
+        }
+    }
+}
+
+/// How the weight of a linear is stored.
+#[derive(Debug)]
+pub enum Weight {
+    /// As it is: `[out, in]`.
+    Dense(Tensor),
+}
+
+impl Weight {
+    /// The weight as a dense tensor `[out, in]`.
+    pub fn dense(&self) -> &Tensor {
+        match self {
+            Weight::Dense(weight) => weight,
+        }
+    }
+}
+
+/// `y = x · weight^T + bias`, perhaps changed by an adapter.
+#[derive(Debug)]
+pub struct Linear {
+    /// The module's path, for instance `model.layers.0.self_attn.q_proj`.
+    pub name: String,
+    /// The stored weight.
+    pub weight: Weight,
+    /// `[out]`.
+    pub bias: Option<Tensor>,
+    /// The change, attached after loading.
+    pub adapter: Option<Lora>,
+}
+
+impl Linear {
+    /// A linear without an adapter.
+    pub fn new(name: &str, weight: Tensor, bias: Option<Tensor>) -> Linear {
+        Linear {
+            name: name.to_owned(),
+            weight: Weight::Dense(weight),
+            bias,
+            adapter: None,
+        }
+    }
+
+    /// The extents of x and y.
+    pub fn extents(&self) -> (i64, i64) {
+        let size = self.weight.dense().size();
+        (size[1], size[0])
+    }
+
+    /// The adapter, if this pass uses it.
+    fn adapter(&self, pass: Pass) -> Option<&Lora> {
+        self.adapter.as_ref().filter(|_| pass.adapters)
+    }
+
+    /// `x [rows, in]` → `[rows, out]`.
+    pub fn forward(&self, pass: Pass, input: Input<'_>) -> Result<Tensor> {
+        Ok(Linear::group(pass, input, [self])?.remove(0))
+    }
+
+    /// Several linears of the same input, which is then read and kept once.
+    pub fn group<const N: usize>(
+        pass: Pass,
+        input: Input<'_>,
+        linears: [&Linear; N],
+    ) -> Result<Vec<Tensor>> {
+        let drops = linears
+            .iter()
+            .any(|linear| linear.adapter(pass).is_some_and(|lora| lora.drops(pass)));
+        let (x, before) = match input {
+            // With dropout x itself is needed twice, so it is made and kept.
+            _ if drops => (input.made()?, torch::Before::Nothing),
+            Input::Plain(x) => (x.shallow_clone(), torch::Before::Nothing),
+            Input::Normed(norm, x) => (
+                x.shallow_clone(),
+                torch::Before::Norm(&norm.weight, norm.eps),
+            ),
+            Input::Gated { gate, up } => (gate.shallow_clone(), torch::Before::Gate(up)),
+        };
+        let x = &x;
+        let fused = linears
+            .iter()
+            .all(|linear| torch::fused_linear(x, linear.weight.dense()));
+        if !fused {
+            let x = &input.made()?;
+            return linears.iter().map(|linear| linear.plain(pass, x)).collect();
+        }
+        let maps = linears.map(|linear| torch::Map {
+            weight: linear.weight.dense(),
+            bias: linear.bias.as_ref(),
+            change: linear
+                .adapter(pass)
+                .filter(|lora| !lora.drops(pass))
+                .map(|lora| (&lora.down, &lora.up, lora.scale)),
+        });
+        let mut results = torch::linear(x, before, &maps, pass.decode)?;
+        for (y, linear) in results.iter_mut().zip(linears) {
+            if let Some(lora) = linear.adapter(pass).filter(|lora| lora.drops(pass)) {
+                *y = lora.added(pass, &linear.name, x, y)?;
+            }
+        }
+        Ok(results)
+    }
+
+    /// The same as a composition of libtorch's operators: other devices, f64, and what the fused one is tested against.
+    pub fn plain(&self, pass: Pass, x: &Tensor) -> Result<Tensor> {
+        let weight = self.weight.dense();
+        let through_f32 = x.device() == HOST
+            && weight.kind() == Kind::BFloat16
+            && x.kind() == Kind::BFloat16
+            && !torch::native_bf16();
+        let y = if through_f32 {
+            let bias = self.bias.as_ref().map(|bias| bias.to_kind(Kind::Float));
+            x.to_kind(Kind::Float)
+                .f_linear(&weight.to_kind(Kind::Float), bias.as_ref())?
+                .to_kind(x.kind())
+        } else {
+            x.f_linear(&weight.to_kind(x.kind()), self.bias.as_ref())?
+        };
+        match self.adapter(pass) {
+            Some(lora) => lora.added(pass, &self.name, x, &y),
+            None => Ok(y),
+        }
+    }
+}

@@ -1,0 +1,366 @@
+//! Llama (Touvron et al. 2023) with grouped queries, in the paper's order, under Hugging Face's names.
+
+use crate::attend::{self, Heads};
+use crate::kv_cache::{KvCache, Segments};
+use crate::linear::{Input, Linear, Pass};
+use crate::norm::Norm;
+use crate::params::Params;
+use crate::place::{HOST, Place};
+use crate::rope::Rope;
+use crate::{tensors, torch};
+use anyhow::{Result, bail, ensure};
+use formats::config::LlamaConfig;
+use formats::tensors::Weights;
+use std::collections::BTreeSet;
+use tch::{Kind, Tensor};
+
+/// What goes into the first layer.
+#[derive(Clone, Copy, Debug)]
+pub enum Inputs<'a> {
+    /// Token ids: `[tokens]`, i64.
+    Tokens(&'a Tensor),
+    /// Embeddings: `[tokens, hidden]`.
+    Embeddings(&'a Tensor),
+}
+
+/// One layer.
+#[derive(Debug)]
+struct Block {
+    input_layernorm: Norm,
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    o_proj: Linear,
+    post_attention_layernorm: Norm,
+    gate_proj: Linear,
+    up_proj: Linear,
+    down_proj: Linear,
+}
+
+/// The model.
+#[derive(Debug)]
+pub struct Llama {
+    /// The shape.
+    pub config: LlamaConfig,
+    /// Where it lives.
+    pub place: Place,
+    embed_tokens: Tensor,
+    layers: Vec<Block>,
+    norm: Norm,
+    /// Only without tied embeddings.
+    lm_head: Option<Linear>,
+    rope: Rope,
+}
+
+/// Gives the tensor of a name and a shape.
+pub type Source<'a> = dyn FnMut(&str, &[i64]) -> Result<Tensor> + 'a;
+
+/// Takes parameters from a source and names them.
+struct Builder<'a, 'b> {
+    source: &'a mut Source<'b>,
+    place: Place,
+    params: &'a mut Params,
+}
+
+impl Builder<'_, '_> {
+    fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
+        let tensor = (self.source)(name, shape)?;
+        ensure!(
+            tensor.size() == shape,
+            "{name:?} has the shape {:?}, but the model's config asks for {shape:?}",
+            tensor.size()
+        );
+        let tensor = tensor
+            .f_to_device(self.place.device)?
+            .f_to_kind(self.place.kind)?;
+        self.params.add(name, &tensor, false)?;
+        Ok(tensor)
+    }
+
+    fn norm(&mut self, name: &str, width: i64, eps: f64) -> Result<Norm> {
+        let weight = self.tensor(&format!("{name}.weight"), &[width])?;
+        Ok(Norm { weight, eps })
+    }
+
+    fn linear(&mut self, name: &str, input: i64, output: i64, bias: bool) -> Result<Linear> {
+        let weight = self.tensor(&format!("{name}.weight"), &[output, input])?;
+        let bias = match bias {
+            true => Some(self.tensor(&format!("{name}.bias"), &[output])?),
+            false => None,
+        };
+        Ok(Linear::new(name, weight, bias))
+    }
+}
+
+/// A tensor in the files that the config does not ask for means that they do not belong together.
+fn check_unread(weights: &Weights, read: &BTreeSet<String>, tied: bool) -> Result<()> {
+    let unknown: Vec<&str> = weights
+        .infos()
+        .map(|info| info.name.as_str())
+        .filter(|name| !read.contains(*name))
+        .filter(|name| !name.ends_with("rotary_emb.inv_freq") && *name != "rope_freqs.weight")
+        .filter(|name| !(tied && *name == "lm_head.weight"))
+        .take(4)
+        .collect();
+    if !unknown.is_empty() {
+        bail!(
+            "the weights hold tensors that the model's config does not ask for: {}; the config belongs to another model, or says too few layers",
+            unknown.join(", ")
+        );
+    }
+    Ok(())
+}
+
+impl Llama {
+    /// Reads the weights; every parameter is added to `params` under its name, frozen.
+    pub fn load(
+        config: &LlamaConfig,
+        weights: &Weights,
+        place: Place,
+        params: &mut Params,
+    ) -> Result<Llama> {
+        let mut read = BTreeSet::new();
+        let mut source = |name: &str, shape: &[i64]| {
+            read.insert(name.to_owned());
+            tensors::read(weights, name, shape, place.kind, HOST)
+        };
+        let model = Llama::build(config, place, params, &mut source)?;
+        check_unread(weights, &read, config.tie_word_embeddings)?;
+        Ok(model)
+    }
+
+    /// Builds the model from any source of tensors.
+    pub fn build(
+        config: &LlamaConfig,
+        place: Place,
+        params: &mut Params,
+        source: &mut Source<'_>,
+    ) -> Result<Llama> {
+        let extent = |value: usize| i64::try_from(value);
+        let hidden = extent(config.hidden_size)?;
+        let inner = extent(config.intermediate_size)?;
+        let words = extent(config.vocab_size)?;
+        let query = extent(config.num_attention_heads)? * extent(config.head_dim)?;
+        let key = extent(config.num_key_value_heads)? * extent(config.head_dim)?;
+        ensure!(
+            config.num_key_value_heads > 0
+                && config.num_attention_heads % config.num_key_value_heads == 0,
+            "{} query heads cannot share {} key heads evenly",
+            config.num_attention_heads,
+            config.num_key_value_heads
+        );
+        let eps = config.rms_norm_eps;
+        let mut builder = Builder {
+            source,
+            place,
+            params,
+        };
+        let embed_tokens = builder.tensor("model.embed_tokens.weight", &[words, hidden])?;
+        let mut layers = Vec::with_capacity(config.num_hidden_layers);
+        for i in 0..config.num_hidden_layers {
+            let at = |name: &str| format!("model.layers.{i}.{name}");
+            let (bias, mlp_bias) = (config.attention_bias, config.mlp_bias);
+            layers.push(Block {
+                input_layernorm: builder.norm(&at("input_layernorm"), hidden, eps)?,
+                q_proj: builder.linear(&at("self_attn.q_proj"), hidden, query, bias)?,
+                k_proj: builder.linear(&at("self_attn.k_proj"), hidden, key, bias)?,
+                v_proj: builder.linear(&at("self_attn.v_proj"), hidden, key, bias)?,
+                o_proj: builder.linear(&at("self_attn.o_proj"), query, hidden, bias)?,
+                post_attention_layernorm: builder.norm(
+                    &at("post_attention_layernorm"),
+                    hidden,
+                    eps,
+                )?,
+                gate_proj: builder.linear(&at("mlp.gate_proj"), hidden, inner, mlp_bias)?,
+                up_proj: builder.linear(&at("mlp.up_proj"), hidden, inner, mlp_bias)?,
+                down_proj: builder.linear(&at("mlp.down_proj"), inner, hidden, mlp_bias)?,
+            });
+        }
+        let norm = builder.norm("model.norm", hidden, eps)?;
+        let lm_head = match config.tie_word_embeddings {
+            true => None,
+            false => Some(builder.linear("lm_head", hidden, words, false)?),
+        };
+        Ok(Llama {
+            config: config.clone(),
+            place,
+            embed_tokens,
+            layers,
+            norm,
+            lm_head,
+            rope: Rope::new(config, place.device)?,
+        })
+    }
+
+    fn heads(&self) -> Heads {
+        Heads {
+            query: self.config.num_attention_heads as i64,
+            key: self.config.num_key_value_heads as i64,
+            size: self.config.head_dim as i64,
+        }
+    }
+
+    /// An empty cache for `rows` sequences of at most `capacity` tokens.
+    pub fn cache(&self, rows: usize, capacity: usize) -> KvCache {
+        let width = self.config.num_key_value_heads * self.config.head_dim;
+        KvCache::new(self.layers.len(), rows, capacity, width, self.place)
+    }
+
+    /// Rows of token ids, one after the other, as a tensor.
+    pub fn tokens(&self, ids: &[i64]) -> Result<Tensor> {
+        let words = self.config.vocab_size as i64;
+        if let Some(id) = ids.iter().find(|id| !(0..words).contains(id)) {
+            bail!(
+                "the token {id} is not in the vocabulary of {words}: the tokenizer belongs to another model"
+            );
+        }
+        Ok(Tensor::from_slice(ids).to_device(self.place.device))
+    }
+
+    /// The last hidden states `[tokens, hidden]`, after the final norm, of the new tokens of each row. With a cache the
+    /// segments are those of `KvCache::segments`, the new tokens join it, and there is no gradient.
+    pub fn hidden(
+        &self,
+        pass: Pass,
+        inputs: Inputs<'_>,
+        segments: &Segments,
+        mut cache: Option<&mut KvCache>,
+    ) -> Result<Tensor> {
+        let given = match inputs {
+            Inputs::Tokens(tokens) => tokens.size()[0],
+            Inputs::Embeddings(embeddings) => embeddings.size()[0],
+        };
+        ensure!(
+            given == segments.tokens(),
+            "{given} tokens were given for rows of {} in all",
+            segments.tokens()
+        );
+        let longest = segments.filled.iter().copied().max().unwrap_or(0);
+        ensure!(
+            longest <= self.rope.positions(),
+            "a row of {longest} tokens is longer than the model's {} positions",
+            self.rope.positions()
+        );
+        let mut x = match inputs {
+            Inputs::Tokens(tokens) => {
+                Tensor::f_embedding(&self.embed_tokens, tokens, -1, false, false)?
+            }
+            Inputs::Embeddings(embeddings) => embeddings.shallow_clone(),
+        };
+        for (index, layer) in self.layers.iter().enumerate() {
+            x = self.block(index, layer, pass, x, segments, cache.as_deref_mut())?;
+        }
+        if let Some(cache) = cache {
+            cache.advance(segments);
+        }
+        self.norm.forward(&x)
+    }
+
+    fn block(
+        &self,
+        index: usize,
+        layer: &Block,
+        pass: Pass,
+        x: Tensor,
+        segments: &Segments,
+        cache: Option<&mut KvCache>,
+    ) -> Result<Tensor> {
+        let heads = self.heads();
+        let qkv = Linear::group(
+            pass,
+            Input::Normed(&layer.input_layernorm, &x),
+            [&layer.q_proj, &layer.k_proj, &layer.v_proj],
+        )?;
+        let q = self
+            .rope
+            .forward(&qkv[0], &segments.positions, heads.query)?;
+        let k = self.rope.forward(&qkv[1], &segments.positions, heads.key)?;
+        let seen = match cache {
+            Some(cache) => {
+                let cached = cache.append(index, &k, &qkv[2], segments)?;
+                attend::attend_cached(heads, &q, cached, segments)?
+            }
+            None => attend::attend(heads, &q, &k, &qkv[2], segments)?,
+        };
+        drop((q, k, qkv));
+        let x = x + layer.o_proj.forward(pass, Input::Plain(&seen))?;
+        let inner = Linear::group(
+            pass,
+            Input::Normed(&layer.post_attention_layernorm, &x),
+            [&layer.gate_proj, &layer.up_proj],
+        )?;
+        let inner = Input::Gated {
+            gate: &inner[0],
+            up: &inner[1],
+        };
+        Ok(x + layer.down_proj.forward(pass, inner)?)
+    }
+
+    /// The matrix that turns hidden states into logits, `[vocabulary, hidden]`.
+    pub fn head(&self) -> &Tensor {
+        match &self.lm_head {
+            Some(head) => head.weight.dense(),
+            None => &self.embed_tokens,
+        }
+    }
+
+    /// Logits in f32 (f64 stays) of hidden states `[rows, hidden]`: for few rows; losses go through `loss`.
+    pub fn logits(&self, pass: Pass, hidden: &Tensor) -> Result<Tensor> {
+        let head = self.head();
+        let wide = if hidden.kind() == Kind::Double {
+            hidden.shallow_clone()
+        } else {
+            hidden.to_kind(Kind::Float)
+        };
+        if torch::fused_linear(&wide, head) {
+            let map = torch::Map {
+                weight: head,
+                bias: None,
+                change: None,
+            };
+            return Ok(
+                torch::linear(&wide, torch::Before::Nothing, &[map], pass.decode)?.remove(0),
+            );
+        }
+        if head.kind() == Kind::BFloat16 && (torch::native_bf16() || !torch::fused(head)) {
+            return Ok(hidden.f_linear(head, None::<&Tensor>)?.to_kind(Kind::Float));
+        }
+        Ok(wide.f_linear(&head.to_kind(wide.kind()), None::<&Tensor>)?)
+    }
+
+    /// Every linear but the output head, in the order of the layers: where adapters go.
+    pub fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        self.layers
+            .iter_mut()
+            .flat_map(|layer| {
+                [
+                    &mut layer.q_proj,
+                    &mut layer.k_proj,
+                    &mut layer.v_proj,
+                    &mut layer.o_proj,
+                    &mut layer.gate_proj,
+                    &mut layer.up_proj,
+                    &mut layer.down_proj,
+                ]
+            })
+            .collect()
+    }
+
+    /// The same, to read.
+    pub fn linears(&self) -> Vec<&Linear> {
+        self.layers
+            .iter()
+            .flat_map(|layer| {
+                [
+                    &layer.q_proj,
+                    &layer.k_proj,
+                    &layer.v_proj,
+                    &layer.o_proj,
+                    &layer.gate_proj,
+                    &layer.up_proj,
+                    &layer.down_proj,
+                ]
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,204 @@
+//! LoRA: a linear's weight changed by `scale · B A`, attached by module name after loading, kept as PEFT keeps it.
+
+use crate::linear::{Linear, Pass};
+use crate::params::Params;
+use crate::place::HOST;
+use crate::random::Stream;
+use crate::{tensors, torch};
+use anyhow::{Context, Result, ensure};
+use formats::peft::{AdapterConfig, lora_key, match_targets, parse_lora_key};
+use formats::tensors::Weights;
+use std::path::Path;
+use tch::{Kind, Tensor};
+
+/// The low-rank change of one linear, in f32 (f64 under a f64 model).
+#[derive(Debug)]
+pub struct Lora {
+    /// PEFT's `lora_A.weight`: `[r, in]`.
+    pub down: Tensor,
+    /// PEFT's `lora_B.weight`: `[out, r]`.
+    pub up: Tensor,
+    /// alpha / r, or alpha / √r.
+    pub scale: f64,
+    /// The probability that an element of x is dropped on this path in training.
+    pub dropout: f64,
+}
+
+impl Lora {
+    /// True if this pass drops elements.
+    pub fn drops(&self, pass: Pass) -> bool {
+        pass.train && self.dropout > 0.0
+    }
+
+    /// `y + scale · (dropout(x) A^T) B^T`, summed in the type of the factors.
+    pub fn added(&self, pass: Pass, name: &str, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+        let kind = self.down.kind();
+        let x = if self.drops(pass) {
+            // A mask of its own for every linear of every forward, whatever the order of evaluation.
+            let seed = Stream::new(pass.draw, &format!("dropout {name}")).next_u64();
+            torch::dropout(x, self.dropout, seed)?
+        } else {
+            x.shallow_clone()
+        };
+        let low = x.to_kind(kind).f_matmul(&self.down.tr())?;
+        let change = low.f_matmul(&self.up.tr())? * self.scale;
+        Ok((y.to_kind(kind) + change).to_kind(y.kind()))
+    }
+
+    /// `weight + scale · B A` in the type of the factors.
+    pub fn merged(&self, weight: &Tensor) -> Tensor {
+        weight.to_kind(self.down.kind()) + self.up.matmul(&self.down) * self.scale
+    }
+}
+
+/// The names of the adapter's two parameters of a module.
+fn names(module: &str) -> (String, String) {
+    (
+        format!("{module}.lora_A.weight"),
+        format!("{module}.lora_B.weight"),
+    )
+}
+
+/// Which of the model's linears the config targets.
+fn targets(linears: &[&mut Linear], config: &AdapterConfig) -> Result<Vec<String>> {
+    let modules: Vec<&str> = linears.iter().map(|linear| linear.name.as_str()).collect();
+    match_targets(&config.target_modules, &modules)
+}
+
+fn attach_with(
+    mut linears: Vec<&mut Linear>,
+    config: &AdapterConfig,
+    params: &mut Params,
+    mut factors: impl FnMut(&Linear, i64) -> Result<(Tensor, Tensor)>,
+) -> Result<Vec<String>> {
+    ensure!(
+        !config.use_dora,
+        "the adapter uses DoRA, which is not supported here"
+    );
+    ensure!(config.r > 0, "the rank of a LoRA adapter is at least 1");
+    ensure!(
+        (0.0..1.0).contains(&config.lora_dropout),
+        "lora_dropout {} is not in [0, 1)",
+        config.lora_dropout
+    );
+    let chosen = targets(&linears, config)?;
+    let rank = i64::try_from(config.r)?;
+    for linear in &mut linears {
+        if !chosen.contains(&linear.name) {
+            continue;
+        }
+        ensure!(
+            linear.adapter.is_none(),
+            "{} has an adapter already",
+            linear.name
+        );
+        let (down, up) = factors(linear, rank)?;
+        let weight = linear.weight.dense();
+        let kind = if weight.kind() == Kind::Double {
+            Kind::Double
+        } else {
+            Kind::Float
+        };
+        let place = |tensor: Tensor| tensor.to_device(weight.device()).to_kind(kind).contiguous();
+        let (down, up) = (place(down), place(up));
+        let (down_name, up_name) = names(&linear.name);
+        params.add(&down_name, &down, true)?;
+        params.add(&up_name, &up, true)?;
+        linear.adapter = Some(Lora {
+            down,
+            up,
+            scale: config.scale(),
+            dropout: config.lora_dropout,
+        });
+    }
+    Ok(chosen)
+}
+
+/// Attaches fresh adapters: A uniform in ±1/√in (PEFT's kaiming with a = √5), drawn from the stream `init <module>` of the
+/// seed, B zero. They are trained; gives the names of the changed modules.
+pub fn attach(
+    linears: Vec<&mut Linear>,
+    config: &AdapterConfig,
+    seed: u64,
+    params: &mut Params,
+) -> Result<Vec<String>> {
+    attach_with(linears, config, params, |linear, rank| {
+        let (input, output) = linear.extents();
+        let bound = 1.0 / (input as f64).sqrt();
+        let mut stream = Stream::new(seed, &format!("init {}", linear.name));
+        let count = usize::try_from(rank * input)?;
+        let numbers: Vec<f32> = (0..count)
+            .map(|_| ((stream.uniform() * 2.0 - 1.0) * bound) as f32)
+            .collect();
+        let down = Tensor::from_slice(&numbers).view([rank, input]);
+        let up = Tensor::zeros([output, rank], (Kind::Float, HOST));
+        Ok((down, up))
+    })
+}
+
+/// Attaches a stored adapter (PEFT's names). A tensor that is missing, has another shape or fits no module is an error.
+pub fn attach_stored(
+    linears: Vec<&mut Linear>,
+    config: &AdapterConfig,
+    weights: &Weights,
+    params: &mut Params,
+) -> Result<Vec<String>> {
+    let chosen = attach_with(linears, config, params, |linear, rank| {
+        let (input, output) = linear.extents();
+        let read = |part: &str, shape: [i64; 2]| {
+            tensors::read(
+                weights,
+                &lora_key(&linear.name, part),
+                &shape,
+                Kind::Float,
+                HOST,
+            )
+        };
+        Ok((
+            read("lora_A", [rank, input])?,
+            read("lora_B", [output, rank])?,
+        ))
+    })?;
+    for info in weights.infos() {
+        let known = parse_lora_key(&info.name)
+            .is_some_and(|(module, _)| chosen.iter().any(|name| name == module));
+        ensure!(
+            known,
+            "the adapter's tensor {:?} belongs to no target of its adapter_config.json",
+            info.name
+        );
+    }
+    Ok(chosen)
+}
+
+/// Takes the adapters off and forgets their parameters.
+pub fn detach(linears: Vec<&mut Linear>, params: &mut Params) {
+    for linear in linears {
+        if linear.adapter.take().is_some() {
+            let (down, up) = names(&linear.name);
+            params.remove(&down);
+            params.remove(&up);
+        }
+    }
+}
+
+/// The adapter's tensors under PEFT's names, f32.
+pub fn stored(linears: &[&Linear]) -> Vec<(String, Tensor)> {
+    let mut stored = Vec::new();
+    for linear in linears {
+        if let Some(lora) = &linear.adapter {
+            let plain = |tensor: &Tensor| tensor.detach().to_kind(Kind::Float);
+            stored.push((lora_key(&linear.name, "lora_A"), plain(&lora.down)));
+            stored.push((lora_key(&linear.name, "lora_B"), plain(&lora.up)));
+        }
+    }
+    stored
+}
+
+/// Writes the adapter's tensors as PEFT's `adapter_model.safetensors`; the config is `AdapterConfig::save`.
+pub fn save(linears: &[&Linear], path: &Path) -> Result<()> {
+    let stored = stored(linears);
+    ensure!(!stored.is_empty(), "there is no adapter to save");
+    tensors::write(path, &stored, &[("format", "pt")])
+        .with_context(|| format!("while saving the adapter to {}", path.display()))
+}

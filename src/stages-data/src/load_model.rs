@@ -1,0 +1,123 @@
+//! `load_model`: the files are checked, not read: weights stay as they are until a stage needs them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use engine::artifact::ArtifactType;
+use engine::job::{Draft, Drafts, Job, Reference, Reporter};
+use formats::{LlamaConfig, Stored, TokenizerFiles, Weights};
+use kinds::load_model::LoadModel;
+use serde_json::{Value, json};
+
+pub(crate) fn run(job: &Job, _: &dyn Reporter) -> Result<Drafts> {
+    let params: LoadModel = job.params()?;
+    let all: Vec<(String, PathBuf)> = job.source("source")?.iter().map(|f| (f.name.clone(), f.path.clone())).collect();
+    let gguf: Vec<_> = all.iter().filter(|(name, _)| name.to_lowercase().ends_with(".gguf")).cloned().collect();
+    let (files, config, tokenizer) = match gguf.as_slice() {
+        [] => hugging_face(&all)?,
+        [(_, path)] if all.len() == 1 => from_gguf(path, &job.out)?,
+        _ => bail!("a model is one `.gguf` file or a Hugging Face folder; name one file of: {}", names(&all)),
+    };
+    let weights = Weights::open_files(&files)?;
+    config.check(&weights)?;
+    let folder = job.out.join("tokenizer");
+    std::fs::create_dir_all(&folder)?;
+    tokenizer.save(&folder)?;
+    let mut tokenizer_files: Vec<(String, PathBuf)> = Vec::new();
+    for entry in std::fs::read_dir(&folder)? {
+        let entry = entry?;
+        tokenizer_files.push((entry.file_name().to_string_lossy().into_owned(), entry.path()));
+    }
+    let loaded = tokenizer.tokenizer()?;
+    let vocabulary = loaded.get_vocab_size(true);
+    if vocabulary > config.vocab_size {
+        bail!("the tokenizer has {vocabulary} tokens and the model {} embeddings: they do not belong together", config.vocab_size);
+    }
+    let tokenizer_draft = Draft {
+        artifact: ArtifactType::Tokenizer,
+        files: tokenizer_files,
+        refs: BTreeMap::new(),
+        summary: [
+            ("vocabulary".to_owned(), vocabulary.into()),
+            ("chat_template".to_owned(), tokenizer.chat_template.is_some().into()),
+            ("bos".to_owned(), json!(tokenizer.bos_token)),
+            ("eos".to_owned(), json!(tokenizer.eos_token)),
+        ]
+        .into(),
+    };
+    let draft = Draft {
+        artifact: ArtifactType::Model,
+        files,
+        refs: [("tokenizer".to_owned(), Reference::Inline(Box::new(tokenizer_draft)))].into(),
+        summary: summary(&config, &weights, &params.dtype),
+    };
+    Ok([("model".to_owned(), draft)].into())
+}
+
+type Parts = (Vec<(String, PathBuf)>, LlamaConfig, TokenizerFiles);
+
+fn from_gguf(path: &Path, out: &Path) -> Result<Parts> {
+    let file = formats::gguf::File::open(path)?;
+    let config = LlamaConfig::from_gguf(&file)?;
+    let tokenizer = TokenizerFiles::from_gguf(&file)?;
+    let config_path = out.join("config.json");
+    std::fs::write(&config_path, serde_json::to_string_pretty(&config.to_json())?)?;
+    Ok((vec![("model.gguf".to_owned(), path.to_owned()), ("config.json".to_owned(), config_path)], config, tokenizer))
+}
+
+/// The files of a Hugging Face folder that a Llama needs; others, pickles among them, are left alone.
+fn hugging_face(all: &[(String, PathBuf)]) -> Result<Parts> {
+    let find = |name: &str| all.iter().find(|(n, _)| n == name).map(|(_, path)| path);
+    let config_path = find("config.json").with_context(|| {
+        format!("a model is a `.gguf` file or a folder with `config.json` and `model.safetensors`; here are: {}", names(all))
+    })?;
+    let text = std::fs::read_to_string(config_path).with_context(|| format!("{} can't be read", config_path.display()))?;
+    let config = LlamaConfig::from_json(&text, Path::new("config.json"))?;
+    let tokenizer = TokenizerFiles::from_folder_files(all)?;
+    let kept: Vec<_> = all
+        .iter()
+        .filter(|(name, _)| name == "config.json" || name == "model.safetensors.index.json" || name.ends_with(".safetensors"))
+        .cloned()
+        .collect();
+    if kept.iter().any(|(name, _)| name == "adapter_model.safetensors") {
+        bail!("this folder holds an adapter, not a whole model; load its base here");
+    }
+    if !kept.iter().any(|(name, _)| name.ends_with(".safetensors")) {
+        bail!("the folder has no `.safetensors` file (pickled weights are never loaded); here are: {}", names(all));
+    }
+    Ok((kept, config, tokenizer))
+}
+
+fn summary(config: &LlamaConfig, weights: &Weights, dtype: &str) -> BTreeMap<String, Value> {
+    let mut stored: BTreeMap<String, u64> = BTreeMap::new();
+    for info in weights.infos() {
+        let name = match info.stored {
+            Stored::Plain(dtype) => dtype.name().to_owned(),
+            Stored::Gguf(quantization) => quantization.name().to_owned(),
+        };
+        *stored.entry(name).or_insert(0) += 1;
+    }
+    [
+        ("architecture", json!("llama")),
+        ("parameters", json!(config.parameter_count())),
+        ("dtype", json!(dtype)),
+        ("layers", json!(config.num_hidden_layers)),
+        ("hidden", json!(config.hidden_size)),
+        ("heads", json!([config.num_attention_heads, config.num_key_value_heads])),
+        ("vocabulary", json!(config.vocab_size)),
+        ("context", json!(config.max_position_embeddings)),
+        ("stored", json!(stored)),
+    ]
+    .into_iter()
+    .map(|(k, v)| (k.to_owned(), v))
+    .collect()
+}
+
+fn names(files: &[(String, PathBuf)]) -> String {
+    let mut list: Vec<_> = files.iter().take(12).map(|(n, _)| n.as_str()).collect();
+    if files.len() > 12 {
+        list.push("…");
+    }
+    list.join(", ")
+}

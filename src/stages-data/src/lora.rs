@@ -1,0 +1,72 @@
+//! `lora`: needs the names and shapes of linear layers and a random stream, no tensors.
+
+use anyhow::{Context, Result, bail};
+use data::random::Stream;
+use engine::job::{Drafts, Job, Reporter};
+use formats::peft::{AdapterConfig, lora_key};
+use formats::{Dtype, LlamaConfig};
+use kinds::lora::Lora;
+use kinds::model::{ModelParts, adapter_draft};
+use serde_json::json;
+
+pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
+    let params: Lora = job.params()?;
+    let model = job.input("model")?;
+    let parts = ModelParts::of(model)?;
+    if !parts.adapters.is_empty() {
+        bail!("the model has an adapter already; attach one to its base");
+    }
+    let config_path = parts.base.file("config.json")?;
+    let config = LlamaConfig::from_json(&std::fs::read_to_string(config_path)?, config_path)?;
+    let linears = config.linear_shapes();
+    let names: Vec<&str> = linears.iter().map(|(name, ..)| name.as_str()).collect();
+    let patterns = params.targets.patterns();
+    let matched = formats::peft::match_targets(&patterns, &names)?;
+    let mut stream = Stream::new(params.seed, "init");
+    let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
+    let mut trainable = 0u64;
+    for module in &matched {
+        cx.check()?;
+        let (_, rows, columns) = linears.iter().find(|(name, ..)| name == module).context("BUG: a target is no linear layer")?;
+        if params.r > (*rows).min(*columns) {
+            bail!("r = {} is larger than `{module}` ({rows} × {columns}); the rank is at most {}", params.r, (*rows).min(*columns));
+        }
+        // Kaiming's bound with a = √5 is √(6 / ((1 + 5) · in)) = 1 / √in.
+        let bound = 1.0 / (*columns as f64).sqrt();
+        let a: Vec<u8> =
+            (0..params.r * columns).flat_map(|_| (((stream.uniform() * 2.0 - 1.0) * bound) as f32).to_le_bytes()).collect();
+        tensors.push((lora_key(module, "lora_A"), Dtype::F32, vec![params.r, *columns], a));
+        tensors.push((lora_key(module, "lora_B"), Dtype::F32, vec![*rows, params.r], vec![0; rows * params.r * 4]));
+        trainable += (params.r * (rows + columns)) as u64;
+    }
+    // PEFT reads names without their path: as few as say the same.
+    let mut short: Vec<String> = matched.iter().map(|m| m.rsplit('.').next().unwrap_or(m).to_owned()).collect();
+    short.sort();
+    short.dedup();
+    let all_of_short = formats::peft::match_targets(&short, &names)?;
+    let target_modules = if all_of_short == matched { short } else { matched.clone() };
+    let adapter = AdapterConfig {
+        r: params.r,
+        lora_alpha: params.alpha,
+        lora_dropout: params.dropout,
+        target_modules,
+        use_rslora: params.rslora,
+        ..AdapterConfig::default()
+    };
+    let (weights_path, config_path) = (job.out.join("adapter_model.safetensors"), job.out.join("adapter_config.json"));
+    formats::safetensors::write_file(&weights_path, &tensors, &[("format", "pt")])?;
+    adapter.save(&config_path)?;
+    let summary = [
+        ("adapter".to_owned(), json!("lora")),
+        ("r".to_owned(), json!(params.r)),
+        ("alpha".to_owned(), json!(params.alpha)),
+        ("targets".to_owned(), json!(patterns)),
+        ("modules".to_owned(), json!(matched.len())),
+        ("trainable".to_owned(), json!(trainable)),
+    ];
+    let files = vec![
+        ("adapter_model.safetensors".to_owned(), weights_path),
+        ("adapter_config.json".to_owned(), config_path),
+    ];
+    Ok([("model".to_owned(), adapter_draft(model, files, summary.into())?)].into())
+}

@@ -1,0 +1,46 @@
+//! How the kinds with tensors run, one file per kind: where a contract meets `data` and `ml`. Linked into the worker only.
+
+mod answers;
+mod evaluate;
+mod generate;
+mod model;
+mod sft;
+mod snapshot;
+mod talk;
+
+use engine::contract::Pool;
+use engine::job::Implementation;
+use engine::worker::{Hello, PROTOCOL, Service, build_id};
+
+/// Every kind that runs here.
+pub fn implementations() -> &'static [Implementation] {
+    &[
+        Implementation { kind: "sft", run: sft::run },
+        Implementation { kind: "evaluate", run: evaluate::run },
+        Implementation { kind: "generate", run: generate::run },
+    ]
+}
+
+/// What a worker built from this crate can do.
+pub fn service() -> Service {
+    // First of all: an allocator that gives large blocks back after every step costs a third of the speed.
+    ml::torch::keep_memory();
+    Service { implementations: implementations(), hello, talk: talk::talk }
+}
+
+fn hello() -> Hello {
+    let numerics = ml::place::numerics();
+    Hello {
+        protocol: PROTOCOL,
+        build: build_id(),
+        kinds: kinds::contracts().versions(Pool::Torch),
+        numerics: [
+            ("libtorch".to_owned(), numerics.libtorch),
+            ("capability".to_owned(), numerics.capability),
+            ("native_bf16".to_owned(), numerics.native_bf16.to_string()),
+        ]
+        .into(),
+        devices: model::devices(),
+        dtypes: if numerics.native_bf16 { vec!["bf16".to_owned(), "f32".to_owned()] } else { vec!["f32".to_owned()] },
+    }
+}

@@ -1,0 +1,68 @@
+//! A model artifact → a model in memory.
+
+use anyhow::{Context, Result};
+use data::encode::Encoder;
+use engine::artifact::ArtifactView;
+use engine::job::Job;
+use formats::{AdapterConfig, LlamaConfig, TokenizerFiles, Weights};
+use kinds::model::ModelParts;
+use ml::{Llama, Params, Place};
+
+/// A model with its parameters and its tokenizer.
+pub(crate) struct Loaded {
+    pub model: Llama,
+    pub params: Params,
+    pub encoder: Encoder,
+    /// The configuration of the outermost adapter.
+    pub adapter: Option<AdapterConfig>,
+}
+
+/// Loads `view` for `job`: everything frozen, adapters attached.
+pub(crate) fn load(view: &ArtifactView, job: &Job) -> Result<Loaded> {
+    load_on(view, &job.device, job.threads)
+}
+
+/// The same with a device and a number of threads.
+pub(crate) fn load_on(view: &ArtifactView, device: &str, threads: usize) -> Result<Loaded> {
+    ml::place::set_threads(threads);
+    let parts = ModelParts::of(view)?;
+    let place = Place::parse(device, &parts.dtype)?;
+    let config_path = parts.base.file("config.json")?;
+    let text = std::fs::read_to_string(config_path).context("the model's config.json can't be read")?;
+    let config = LlamaConfig::from_json(&text, config_path)?;
+    let mut params = Params::new();
+    let mut model = Llama::load(&config, &Weights::open_files(parts.base_files())?, place, &mut params)?;
+    let mut adapter = None;
+    for view in &parts.adapters {
+        let found = AdapterConfig::open(view.file("adapter_config.json")?)?;
+        let name = "adapter_model.safetensors";
+        let weights = Weights::open_files(&[(name.to_owned(), view.file(name)?.clone())])?;
+        ml::lora::attach_stored(model.linears_mut(), &found, &weights, &mut params)?;
+        adapter = Some(found);
+    }
+    params.train(|_| false);
+    let encoder = Encoder::from_files(&TokenizerFiles::from_folder_files(&parts.tokenizer.files)?, None)?;
+    Ok(Loaded { model, params, encoder, adapter })
+}
+
+impl Loaded {
+    /// The tokens at which an answer ends: those of the model's configuration and the tokenizer's end of text.
+    pub(crate) fn end_tokens(&self) -> Vec<i64> {
+        let mut ends: Vec<i64> = self.model.config.eos_token_ids.iter().map(|id| i64::from(*id)).collect();
+        ends.extend(self.encoder.eos().map(i64::from));
+        ends.sort_unstable();
+        ends.dedup();
+        ends
+    }
+}
+
+/// Devices that this process can use, `cpu` first.
+pub(crate) fn devices() -> Vec<String> {
+    let mut list = vec!["cpu".to_owned()];
+    let mut index = 0;
+    while Place::parse(&format!("cuda:{index}"), "f32").is_ok() {
+        list.push(format!("cuda:{index}"));
+        index += 1;
+    }
+    list
+}
