@@ -21,7 +21,7 @@ fn a_first_day_with_levain() {
     let said = kitchen.say("init new").expect(0);
     assert!(said.out.contains("levain plan new/quickstart.yaml"), "{}", said.out);
     let said = kitchen.say("check new/quickstart.yaml").expect(0);
-    assert!(said.out.starts_with("OK new/quickstart.yaml: 6 stages") && said.out.contains("not here yet"), "{}", said.out);
+    assert!(said.out.starts_with("OK new/quickstart.yaml: ") && said.out.contains("not here yet"), "{}", said.out);
 
     kitchen.say("check tour.yaml").expect(0);
     let plan = kitchen.say("plan tour.yaml --json").expect(0).json();

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use data::Stream;
+use levain_data::Stream;
 use proptest::prelude::*;
 use serde::Deserialize;
 

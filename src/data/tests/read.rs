@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
 
-use data::{Format, Message, ReadOptions, ReadReport, Row, detect, read_files};
+use levain_data::{Format, Message, ReadOptions, ReadReport, Row, detect, read_files};
 
 /// Writes `content` under `name` and reads it.
 fn read(

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use data::{
+use levain_data::{
     Dataset, DatasetWriter, Layout, Message, Portion, Row, Tokens, TokensWriter, split,
     split_dataset,
 };
@@ -21,7 +21,7 @@ fn rows() -> impl Strategy<Value = (Layout, Vec<Row>)> {
     ]
 }
 
-fn write(path: &Path, layout: Layout, rows: &[Row]) -> data::DatasetSummary {
+fn write(path: &Path, layout: Layout, rows: &[Row]) -> levain_data::DatasetSummary {
     let mut writer = DatasetWriter::create(path, layout).unwrap();
     rows.iter().for_each(|row| writer.push(row).unwrap());
     writer.finish().unwrap()

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use data::{ChatTemplate, Message, Moment, SpecialTokens};
+use levain_data::{ChatTemplate, Message, Moment, SpecialTokens};
 use serde::Deserialize;
 
 #[derive(Deserialize)]

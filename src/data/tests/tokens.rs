@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use data::{
+use levain_data::{
     ChatTemplate, Dataset, DatasetWriter, Encoder, LossOn, Message, Row, SpecialTokens,
     TokenizeOptions, TokenizeReport, Tokens, TokensWriter, Truncation, tokenize,
 };

@@ -20,7 +20,7 @@ use crate::sft::row;
 pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let params: Evaluate = job.params()?;
     let tokens: BTreeMap<_, _> = job.inputs_of("tokens")?.iter().map(|(name, view)| (name.as_str(), view)).collect();
-    let dataset = Dataset::open(job.input("data")?.file("rows.arrow").or_else(|_| job.input("data")?.file("test.arrow"))?)?;
+    let dataset = Dataset::open(job.input("data")?.file("rows.arrow")?)?;
     let mut models = Map::new();
     let mut samples: Vec<Map<String, Value>> = Vec::new();
     for (name, view) in job.inputs_of("models")? {

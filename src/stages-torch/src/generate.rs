@@ -16,9 +16,7 @@ use crate::model::load;
 
 pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let params: Generate = job.params()?;
-    let view = job.input("prompts")?;
-    let Some((_, rows)) = view.files.first() else { bail!("the dataset has no file") };
-    let dataset = Dataset::open(rows)?;
+    let dataset = Dataset::open(job.input("prompts")?.file("rows.arrow")?)?;
     let loaded = load(job.input("model")?, job)?;
     let count = params.limit.unwrap_or(usize::MAX).min(dataset.len());
     let room = room(&loaded.model, params.max_new_tokens);

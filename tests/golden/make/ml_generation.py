@@ -31,7 +31,7 @@ model.generation_config.eos_token_id = None
 for index, length in enumerate(LENGTHS):
     prompt = tokens(f"prompt {index}", length)
     new, lead = greedy(model, prompt, None)
-    assert len(new) == NEW and lead > 2e-4, (index, lead)
+    assert len(new) == NEW and lead > 1e-3, (index, lead)
     print(f"prompt {index}: {len(set(new.tolist()))} different tokens, smallest lead {lead:.4f}")
     golden[f"greedy.{index}"] = new
 # A token that comes in the middle of the second answer ends it.

@@ -178,14 +178,14 @@ impl Cache {
     /// What is stored under `key`, whether or not its blobs are there.
     pub fn entry(&self, key: Digest) -> Option<Entry> {
         let bytes = fs::read(self.entry_path(key)).ok()?;
-        match serde_json::from_slice::<Entry>(&bytes) {
-            Ok(entry) => Some(entry),
-            Err(error) => {
-                tracing::warn!("the entry {} can't be read ({error}) and was set aside", key.short());
-                let _ = fs::rename(self.entry_path(key), self.root.join("quarantine").join(format!("entry-{key}")));
-                None
-            }
-        }
+        let cause = match serde_json::from_slice::<Entry>(&bytes) {
+            Ok(entry) if entry.record.key() == key => return Some(entry),
+            Ok(_) => "its record has another key".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        tracing::warn!("the entry {} can't be used ({cause}) and was set aside", key.short());
+        let _ = fs::rename(self.entry_path(key), self.root.join("quarantine").join(format!("entry-{key}")));
+        None
     }
 
     /// A hit: the entry and every blob that it reaches. Anything less is a miss.

@@ -1,5 +1,7 @@
 //! A kitchen for tests of the engine: a folder with a recipe, a cache, and toy kinds that take no time.
 
+#![allow(dead_code)] // each test program uses a part of it
+
 pub mod kinds;
 
 use std::fs;
@@ -227,4 +229,22 @@ pub fn same(found: &str, wanted: &str) {
     let tidy = |text: &str| text.lines().map(str::trim).filter(|l| !l.is_empty()).map(|l| format!("{l}\n")).collect::<String>();
     let (found, wanted) = (tidy(found), tidy(wanted));
     assert!(found == wanted, "found:\n{found}\nwanted:\n{wanted}");
+}
+
+/// Three stages, one after the other.
+pub const CHAIN: &str = "  a: { kind: say, text: Flour }\n  b: { kind: lower, data: a }\n  c: { kind: lower, data: b }\n";
+
+/// The one door: the plan of a recipe in a kitchen, what its run makes of every stage, and that a second run finds all of it.
+#[track_caller]
+pub fn check(kitchen: &Kitchen, recipe: &str, plan: &str, outcome: &str) -> Ran {
+    let told = Told::default();
+    same(&kitchen.plan(recipe, &told), plan);
+    let ran = kitchen.run(recipe, &told);
+    same(&ran.text(), outcome);
+    if ran.outcome.lock.complete {
+        let again = kitchen.run(recipe, &told);
+        assert_eq!(again.started(), 0, "a second run works again:\n{}", again.log());
+        assert_eq!(again.digests(), ran.digests());
+    }
+    ran
 }
