@@ -9,9 +9,10 @@ use std::ops::Range;
 
 use anyhow::{Result, anyhow, bail};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Kwargs;
+use minijinja::value::{Kwargs, Serde};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Value};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 use crate::layout::Message;
 use crate::python::{self, Moment};
@@ -137,7 +138,7 @@ impl ChatTemplate {
         prompt: bool,
     ) -> Result<Rendered> {
         let mark = self.has_generation.then(|| self.free_mark(messages));
-        let mut context: Vec<(&str, Value)> = vec![
+        let mut context: Vec<(&'static str, Value)> = vec![
             ("messages", Value::from(turns.to_vec())),
             ("tools", Value::from(())),
             ("documents", Value::from(())),
@@ -161,7 +162,7 @@ impl ChatTemplate {
             .get_template(NAME)
             .map_err(|error| explain(&error, &self.source))?;
         let text = template
-            .render(context.into_iter().collect::<Value>())
+            .render(Value::from_object(context.into_iter().collect::<BTreeMap<_, _>>()))
             .map_err(|error| explain(&error, &self.source))?;
         match mark {
             None => Ok(Rendered {
@@ -190,16 +191,12 @@ impl ChatTemplate {
 
 /// The turns as template values: maps of `role` and `content`.
 pub(crate) fn turns(messages: &[Message]) -> Vec<Value> {
+    // By way of JSON, whose maps keep the order that `tojson` and `items` show.
     let turn = |message: &Message| {
-        [
-            ("role", message.role.as_str()),
-            ("content", message.content.as_str()),
-        ]
-        .into_iter()
-        .map(|(key, text)| (key, Value::from(text)))
-        .collect::<Value>()
+        serde_json::json!({"role": message.role, "content": message.content})
     };
-    messages.iter().map(turn).collect()
+    let values = messages.iter().map(turn);
+    values.map(|value| Value::from(Serde(value))).collect()
 }
 
 /// Puts the mark of this rendering around a generation, `b` before and `e` after it.

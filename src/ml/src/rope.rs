@@ -43,7 +43,8 @@ impl Rope {
                     .where_self(&waves.le(old / low_freq_factor), &(&frequencies / factor));
                 let smooth = (waves.reciprocal() * old - low_freq_factor)
                     / (high_freq_factor - low_freq_factor);
-                let smoothed = (1.0 - &smooth) * &scaled / factor + &smooth * &scaled;
+                let rest: Tensor = 1.0 - &smooth;
+                let smoothed: Tensor = rest * &scaled / factor + &smooth * &scaled;
                 let medium = waves
                     .ge(old / high_freq_factor)
                     .logical_and(&waves.le(old / low_freq_factor));

@@ -60,7 +60,7 @@ pub fn clip(params: &Params, limit: Option<f64>) -> Result<f64> {
             .iter()
             .map(|gradient| match gradient.kind() {
                 Kind::Double => gradient.norm(),
-                _ => gradient.norm_dtype(2.0, Kind::Float),
+                _ => gradient.norm_scalaropt_dtype(2.0, Kind::Float),
             })
             .collect();
         let total = Tensor::f_stack(&norms, 0)?.norm();

@@ -38,7 +38,7 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let params: Sft = job.params()?;
     let view = job.input("model")?;
     let tokens = Tokens::open(job.input("tokens")?.file("tokens.arrow")?)?;
-    let loaded = load(view, job)?;
+    let mut loaded = load(view, job)?;
     let full = loaded.adapter.is_none();
     loaded.params.train(|name| full || is_adapter(name));
     let (trained, all) = loaded.params.count();

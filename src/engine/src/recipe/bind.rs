@@ -8,6 +8,7 @@ use petgraph::graph::DiGraph;
 use super::read::{key_span, wrong_type};
 use super::yaml::{Key, Node, NodeKind};
 use super::{Binding, Stage, Target};
+use crate::artifact::ArtifactType;
 use crate::contract::{Arity, Contract, Port};
 use crate::diagnostic::{Problem, nearest};
 
@@ -27,32 +28,33 @@ pub(super) fn read(
         let given = body.get(port.name).filter(|n| !matches!(n.kind, NodeKind::Null));
         match given {
             Some(node) => {
-                if let Some(binding) = read_port(port, node, index, problems) {
+                if let Some(binding) = read_port(port, node, key, index, problems) {
                     inputs.insert(port.name, binding);
                 }
             }
             None if port.arity == Arity::Optional => {}
             None => {
                 let message = format!("the stage `{}` needs `{}`", key.name, port.name);
-                problems.push(Problem::at("missing-field", key_span(key), message).help(port.doc));
+                let help = stages_that_give(port, key, index).unwrap_or_else(|| format!("it takes {}", phrase(port.accepts)));
+                problems.push(Problem::at("missing-field", key_span(key), message).help(help));
             }
         }
     }
     inputs
 }
 
-fn read_port(port: &'static Port, node: &Node, index: &Index<'_>, problems: &mut Vec<Problem>) -> Option<Binding> {
+fn read_port(port: &'static Port, node: &Node, key: &Key, index: &Index<'_>, problems: &mut Vec<Problem>) -> Option<Binding> {
     match (&node.kind, port.arity) {
-        (NodeKind::Text(_), Arity::One | Arity::Optional) => read_target(port, node, index, problems).map(Binding::One),
+        (NodeKind::Text(_), Arity::One | Arity::Optional) => read_target(port, node, key, index, problems).map(Binding::One),
         (NodeKind::Text(text), Arity::Many) => {
-            let target = read_target(port, node, index, problems)?;
+            let target = read_target(port, node, key, index, problems)?;
             Some(Binding::Many(vec![(text.clone(), target)]))
         }
         (NodeKind::List(items), Arity::Many) if !items.is_empty() => {
             let mut list: Vec<(String, Target)> = Vec::new();
             let mut fine = true;
             for item in items {
-                match (&item.kind, read_target(port, item, index, problems)) {
+                match (&item.kind, read_target(port, item, key, index, problems)) {
                     (NodeKind::Text(text), Some(target)) => list.push((text.clone(), target)),
                     _ => fine = false,
                 }
@@ -62,7 +64,7 @@ fn read_port(port: &'static Port, node: &Node, index: &Index<'_>, problems: &mut
         (NodeKind::Map(pairs), Arity::Many) if !pairs.is_empty() => {
             let mut list = Vec::new();
             for (name, item) in pairs {
-                if let Some(target) = read_target(port, item, index, problems) {
+                if let Some(target) = read_target(port, item, key, index, problems) {
                     list.push((name.name.clone(), target));
                 }
             }
@@ -84,7 +86,7 @@ fn read_port(port: &'static Port, node: &Node, index: &Index<'_>, problems: &mut
     }
 }
 
-fn read_target(port: &'static Port, node: &Node, index: &Index<'_>, problems: &mut Vec<Problem>) -> Option<Target> {
+fn read_target(port: &'static Port, node: &Node, key: &Key, index: &Index<'_>, problems: &mut Vec<Problem>) -> Option<Target> {
     let NodeKind::Text(text) = &node.kind else {
         problems.push(wrong_type(port.name, "a stage's name", node));
         return None;
@@ -92,7 +94,8 @@ fn read_target(port: &'static Port, node: &Node, index: &Index<'_>, problems: &m
     let (name, output) = text.split_once('.').unwrap_or((text, ""));
     let Some((stage, contract)) = index.get(name) else {
         let help = nearest(name, index.keys().copied()).map(|w| format!("did you mean `{w}`?"));
-        let help = help.unwrap_or_else(|| format!("`{}` takes the name of a stage: {}", port.name, port.doc));
+        let help = help.or_else(|| stages_that_give(port, key, index));
+        let help = help.unwrap_or_else(|| format!("`{}` takes the name of a stage that gives {}", port.name, phrase(port.accepts)));
         problems.push(Problem::at("bad-reference", node.span, format!("there is no stage `{name}`")).help(help));
         return None;
     };
@@ -115,21 +118,31 @@ fn read_target(port: &'static Port, node: &Node, index: &Index<'_>, problems: &m
         return None;
     }
     if !port.accepts.contains(&found.artifact) {
-        let wanted = port.accepts.iter().map(|a| a.name()).collect::<Vec<_>>().join(" or ");
-        let message = format!("`{}` takes a {wanted}, and `{text}` is a {}", port.name, found.artifact);
+        let message = format!("`{}` takes {}, and `{text}` is {}", port.name, phrase(port.accepts), phrase(&[found.artifact]));
         let fitting: Vec<_> = contract.outputs.iter().filter(|o| port.accepts.contains(&o.artifact)).map(|o| o.name).collect();
-        let help = fitting.first().map(|o| format!("`{name}.{o}` would fit")).or_else(|| stages_that_give(port, &wanted, index));
+        let help = fitting.first().map(|o| format!("`{name}.{o}` would fit")).or_else(|| stages_that_give(port, key, index));
         problems.push(Problem::at("type-mismatch", node.span, message).maybe_help(help));
         return None;
     }
     Some(Target { stage: *stage, output: found.name })
 }
 
-/// The stages that could stand here instead.
-fn stages_that_give(port: &Port, wanted: &str, index: &Index<'_>) -> Option<String> {
+/// The stages that could stand in a port of the stage `own`.
+fn stages_that_give(port: &Port, own: &Key, index: &Index<'_>) -> Option<String> {
     let gives = |contract: &Contract| contract.outputs.iter().any(|o| port.accepts.contains(&o.artifact));
-    let fitting: Vec<_> = index.iter().filter(|(_, (_, c))| c.is_some_and(gives)).map(|(n, _)| format!("`{n}`")).take(5).collect();
-    (!fitting.is_empty()).then(|| format!("stages that give a {wanted}: {}", fitting.join(", ")))
+    let others = index.iter().filter(|(name, (_, c))| **name != own.name && c.is_some_and(gives));
+    let fitting: Vec<_> = others.map(|(n, _)| format!("`{n}`")).take(5).collect();
+    (!fitting.is_empty()).then(|| format!("stages that give {}: {}", phrase(port.accepts), fitting.join(", ")))
+}
+
+/// Types of artifacts with their articles.
+pub(super) fn phrase(types: &[ArtifactType]) -> String {
+    let one = |artifact: &ArtifactType| match artifact.name() {
+        name if name.ends_with('s') => name.to_owned(),
+        name if name.starts_with('a') => format!("an {name}"),
+        name => format!("a {name}"),
+    };
+    types.iter().map(one).collect::<Vec<_>>().join(" or ")
 }
 
 /// Stages that wait for each other.
@@ -155,7 +168,8 @@ pub(super) fn check_cycles(stages: &[Stage], problems: &mut Vec<Problem>) {
             [one] => format!("`{one}` needs its own output"),
             _ => format!("these stages wait for each other: {}", names.join(", ")),
         };
-        let mut problem = Problem::at("cycle", stages[members[0]].span, message).help("a stage can only use what comes before it");
+        let help = if own { "a stage uses what other stages give" } else { "one of them has to do without what the others give" };
+        let mut problem = Problem::at("cycle", stages[members[0]].span, message).help(help);
         for i in &members[1..] {
             problem = problem.other(stages[*i].span, "part of the cycle");
         }

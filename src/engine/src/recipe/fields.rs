@@ -21,7 +21,8 @@ pub(super) struct Fields {
 pub(super) fn kind_of(key: &Key, body: &Node, contracts: Contracts, problems: &mut Vec<Problem>) -> Option<&'static Contract> {
     if !matches!(body.kind, NodeKind::Map(_)) {
         let message = format!("the stage `{}` is a mapping with a `kind`, not {}", key.name, body.describe());
-        problems.push(Problem::at("wrong-type", key_span(key), message));
+        let help = format!("write `{}: {{ kind: … }}`", key.name);
+        problems.push(Problem::at("wrong-type", key_span(key), message).help(help));
         return None;
     }
     let Some(kind) = body.get("kind") else {
@@ -113,6 +114,12 @@ fn fit(name: &str, ty: &FieldType, node: &Node, problems: &mut Vec<Problem>) -> 
             in_range(name, (min..=max).contains(&i), &bounds(*min as f64, *max as f64, false), node, problems)?;
             Some((*i).into())
         }
+        // A whole number that no whole number here can be.
+        (FieldType::Integer { min, max }, NodeKind::Number(x)) if x.is_finite() && x.fract() == 0.0 && x.abs() > i64::MAX as f64 => {
+            let range = if *x > 0.0 { format!("at most {max}") } else { format!("at least {min}") };
+            in_range(name, false, &range, node, problems)?;
+            None
+        }
         (FieldType::Number { min, max, above }, NodeKind::Integer(_) | NodeKind::Number(_)) => {
             let x = match node.kind {
                 NodeKind::Integer(i) => i as f64,
@@ -136,7 +143,11 @@ fn fit(name: &str, ty: &FieldType, node: &Node, problems: &mut Vec<Problem>) -> 
             None
         }
         (FieldType::List { of, min }, NodeKind::List(items)) => {
-            in_range(name, items.len() >= *min, &format!("at least {min} entries"), node, problems)?;
+            if items.len() < *min {
+                let message = format!("`{name}` has at least {min} {}, not {}", if *min == 1 { "entry" } else { "entries" }, items.len());
+                problems.push(Problem::at("out-of-range", node.span, message));
+                return None;
+            }
             items.iter().map(|item| fit(name, of, item, problems)).collect::<Option<Vec<_>>>().map(Value::Array)
         }
         (FieldType::Map { of }, NodeKind::Map(pairs)) => {

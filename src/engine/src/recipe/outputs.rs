@@ -1,7 +1,7 @@
 //! `outputs`: folders that every run checks and restores.
 
 use super::read::wrong_type;
-use super::bind::Index;
+use super::bind::{Index, phrase};
 use super::yaml::{Node, NodeKind};
 use super::{Export, Format, Target};
 use crate::artifact::ArtifactType;
@@ -48,7 +48,7 @@ pub(super) fn read(root: &Node, index: &Index<'_>, problems: &mut Vec<Problem>) 
             Some((_, NodeKind::Text(word))) if word == "files" => Format::Files,
             Some((node, NodeKind::Text(word))) if word == "peft" => {
                 if let Some(other) = artifact.filter(|a| !matches!(a, ArtifactType::Model | ArtifactType::Adapter)) {
-                    let message = format!("only a model is written as `peft`, and `{from}` is a {other}");
+                    let message = format!("only a model is written as `peft`, and `{from}` is {}", phrase(&[other]));
                     problems.push(Problem::at("type-mismatch", node.span, message).help("leave `format` out, and its files are written as they are"));
                 }
                 Format::Peft

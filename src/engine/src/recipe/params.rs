@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 
 use super::yaml::{Node, NodeKind};
-use crate::diagnostic::{Problem, nearest};
+use crate::diagnostic::{Problem, Span, nearest};
 
-/// Replaces every `${params.x}` under `stages` and `outputs`.
-pub(super) fn substitute(root: &mut Node, problems: &mut Vec<Problem>) {
+/// Replaces every `${params.x}` outside of `params`. Returns the places where it could not.
+pub(super) fn substitute(root: &mut Node, problems: &mut Vec<Problem>) -> Vec<Span> {
     let mut values = BTreeMap::new();
     let mut used = std::collections::BTreeSet::new();
     match root.get("params").map(|n| (&n.kind, n)) {
@@ -19,28 +19,37 @@ pub(super) fn substitute(root: &mut Node, problems: &mut Vec<Problem>) {
         }
         Some((_, node)) => problems.push(super::read::wrong_type("params", "a mapping from names to values", node)),
     }
-    let NodeKind::Map(pairs) = &mut root.kind else { return };
+    let mut failed = Vec::new();
+    let NodeKind::Map(pairs) = &mut root.kind else { return failed };
     for (key, node) in pairs.iter_mut().filter(|(k, _)| k.name != "params") {
         if key.name != "levain" {
-            walk(node, &values, &mut used, problems);
+            walk(node, &values, &mut used, &mut failed, problems);
         }
     }
     for (name, (span, _)) in values.iter().filter(|(name, _)| !used.contains(*name)) {
         let message = format!("the parameter `{name}` is used nowhere");
         problems.push(Problem::at("unused-parameter", *span, message).help(format!("use it as \"${{params.{name}}}\", or remove it")));
     }
+    failed
 }
 
-type Values = BTreeMap<String, (crate::diagnostic::Span, Node)>;
+type Values = BTreeMap<String, (Span, Node)>;
 
-fn walk(node: &mut Node, values: &Values, used: &mut std::collections::BTreeSet<String>, problems: &mut Vec<Problem>) {
+fn walk(
+    node: &mut Node,
+    values: &Values,
+    used: &mut std::collections::BTreeSet<String>,
+    failed: &mut Vec<Span>,
+    problems: &mut Vec<Problem>,
+) {
     match &mut node.kind {
-        NodeKind::List(items) => items.iter_mut().for_each(|n| walk(n, values, used, problems)),
-        NodeKind::Map(pairs) => pairs.iter_mut().for_each(|(_, n)| walk(n, values, used, problems)),
+        NodeKind::List(items) => items.iter_mut().for_each(|n| walk(n, values, used, failed, problems)),
+        NodeKind::Map(pairs) => pairs.iter_mut().for_each(|(_, n)| walk(n, values, used, failed, problems)),
         NodeKind::Text(text) if text.contains("${") => {
             let text = text.clone();
-            if let Some(kind) = replace(&text, node, values, used, problems) {
-                node.kind = kind;
+            match replace(&text, node, values, used, problems) {
+                Some(kind) => node.kind = kind,
+                None => failed.push(node.span),
             }
         }
         _ => {}

@@ -75,7 +75,20 @@ fn check_sources(path: &Path, sources: &[SourceText], contracts: Contracts, prob
     for (index, option) in sources.iter().enumerate().skip(1) {
         set::apply(&mut root, &option.text, index, &TOP, problems);
     }
-    params::substitute(&mut root, problems);
+    let failed = params::substitute(&mut root, problems);
+    let known = problems.len();
+    let recipe = build(path, &root, contracts, problems);
+    // Where a parameter could not be put in its place, what the place lacks is no mistake of its own.
+    let mut index = 0;
+    problems.retain(|p| {
+        index += 1;
+        index <= known || p.span.is_none_or(|s| !failed.contains(&s))
+    });
+    recipe
+}
+
+/// The recipe out of a tree in which options and parameters are in their places.
+fn build(path: &Path, root: &Node, contracts: Contracts, problems: &mut Vec<Problem>) -> Option<Recipe> {
     let NodeKind::Map(pairs) = &root.kind else { return None };
     for (key, _) in pairs {
         if !TOP.contains(&key.name.as_str()) {
@@ -86,13 +99,13 @@ fn check_sources(path: &Path, sources: &[SourceText], contracts: Contracts, prob
         }
     }
     let stem = path.file_stem().map_or_else(|| "recipe".to_owned(), |s| s.to_string_lossy().into_owned());
-    let name = top_text(&root, "name", problems).unwrap_or(stem);
-    let seed = seed(&root, problems);
-    let device = device(&root, problems);
-    let threads = top_integer(&root, "threads", 1, 4096, problems).map(|t| t as usize);
-    let declared = declare(&root, contracts, problems)?;
+    let name = top_text(root, "name", problems).unwrap_or(stem);
+    let seed = seed(root, problems);
+    let device = device(root, problems);
+    let threads = top_integer(root, "threads", 1, 4096, problems).map(|t| t as usize);
+    let declared = declare(root, contracts, problems)?;
     let index: bind::Index<'_> = declared.iter().enumerate().map(|(i, d)| (d.key.name.as_str(), (i, d.contract))).collect();
-    let outputs = outputs::read(&root, &index, problems);
+    let outputs = outputs::read(root, &index, problems);
     let stages = read_stages(&declared, &index, seed, problems);
     // Indices in bindings count declared stages: they only fit when every stage could be read.
     if stages.len() < declared.len() {
@@ -106,8 +119,14 @@ fn check_version(root: &Node, problems: &mut Vec<Problem>) -> Option<()> {
     match root.get("levain") {
         Some(Node { kind: NodeKind::Integer(VERSION), .. }) => Some(()),
         Some(node) => {
-            let message = format!("the recipe asks for language version {}, this Levain reads version {VERSION}", node.describe());
-            problems.push(Problem::at("unknown-version", node.span, message).help("write `levain: 1`, or use a newer Levain"));
+            let problem = match node.kind {
+                NodeKind::Integer(_) | NodeKind::Number(_) => {
+                    let message = format!("the recipe asks for language version {}, this Levain reads version {VERSION}", node.to_value());
+                    Problem::at("unknown-version", node.span, message).help("write `levain: 1`, or use a newer Levain")
+                }
+                _ => wrong_type("levain", "the number of the recipe's language version", node).help(format!("write `levain: {VERSION}`")),
+            };
+            problems.push(problem);
             None
         }
         None => {
@@ -129,6 +148,10 @@ struct Declared<'a> {
 /// Every stage with its kind: references need every stage's contract before any stage is read.
 fn declare<'a>(root: &'a Node, contracts: Contracts, problems: &mut Vec<Problem>) -> Option<Vec<Declared<'a>>> {
     let Some(node) = root.get("stages") else {
+        // A slip in the word itself has been said.
+        if matches!(&root.kind, NodeKind::Map(pairs) if pairs.iter().any(|(k, _)| nearest(&k.name, TOP) == Some("stages"))) {
+            return None;
+        }
         let help = "add `stages:` with at least one stage, such as `rows: { kind: load_dataset, source: data.jsonl }`";
         problems.push(Problem::at("missing-field", root.span, "the recipe has no stages").help(help));
         return None;
@@ -209,7 +232,8 @@ fn top_integer(root: &Node, name: &str, min: i64, max: i64, problems: &mut Vec<P
     match node.kind {
         NodeKind::Integer(i) if (min..=max).contains(&i) => Some(i),
         NodeKind::Integer(i) => {
-            problems.push(Problem::at("out-of-range", node.span, format!("`{name}` is {i}; it lies between {min} and {max}")));
+            let range = fields::bounds(min as f64, max as f64, false);
+            problems.push(Problem::at("out-of-range", node.span, format!("`{name}` is {range}, not {}", node.describe())));
             None
         }
         _ => {

@@ -26,6 +26,7 @@ pub(super) fn apply(root: &mut Node, text: &str, source: usize, top: &[&str], pr
         Ok((node, _)) => shift(node, path.len() + 1, text.len()),
         Err(mut problem) => {
             problem.span = problem.span.map(|s| moved(s, path.len() + 1, text.len()));
+            problem.message = problem.message.replace("the recipe", "the value");
             problems.push(problem);
             return;
         }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
-use serde_saphyr::{DuplicateKeyPolicy, MergeKeyPolicy, Spanned};
+use serde_saphyr::{DuplicateKeyPolicy, MergeKeyPolicy, NonFiniteFloatPolicy, Spanned};
 
 use crate::diagnostic::{Problem, Span};
 
@@ -59,7 +59,7 @@ impl Node {
             NodeKind::Null => "nothing".to_owned(),
             NodeKind::Bool(b) => format!("`{b}`"),
             NodeKind::Integer(i) => format!("the number {i}"),
-            NodeKind::Number(x) => format!("the number {x}"),
+            NodeKind::Number(x) => format!("the number {x:?}"),
             NodeKind::Text(t) if t.chars().count() > 40 => format!("the text \"{}…\"", t.chars().take(40).collect::<String>()),
             NodeKind::Text(t) => format!("the text \"{t}\""),
             NodeKind::List(items) => format!("a list of {}", items.len()),
@@ -100,6 +100,8 @@ pub fn parse(text: &str, source: usize) -> Result<(Node, Vec<Problem>), Problem>
         strict_booleans: true,
         duplicate_keys: DuplicateKeyPolicy::PassThrough,
         merge_keys: MergeKeyPolicy::Merge,
+        // No field takes them, and the field says so better than the reader.
+        non_finite_float_policy: NonFiniteFloatPolicy::PassThrough,
         budget: serde_saphyr::budget! {
             max_depth: MAX_DEPTH,
             max_nodes: MAX_NODES,
@@ -225,32 +227,83 @@ fn span_of(location: &serde_saphyr::Location, text: &str, source: usize) -> Span
         (Some(start), Some(length)) => {
             let start = (start as usize).min(text.len());
             // A collection's span may run over the line's end or following comments: the first line is enough to point at.
-            let rest = &text[start..(start + length as usize).min(text.len())];
+            let rest = &text[floor(text, start)..floor(text, (start + length as usize).min(text.len()))];
             let end = start + rest.lines().next().unwrap_or("").trim_end().len();
-            Span { source, start, end: end.max((start + 1).min(text.len())) }
+            let end = closing_bracket(text, start).unwrap_or(end);
+            Span { source, start, end: end.max(next_char(text, start)) }
         }
         _ => {
+            // Errors know their line and column only.
             let line_start: usize =
                 text.split_inclusive('\n').take((location.line() as usize).saturating_sub(1)).map(str::len).sum();
-            Span { source, start: line_start, end: (line_start + 1).min(text.len()) }
+            let line = text[line_start..].lines().next().unwrap_or("");
+            let column = (location.column() as usize).saturating_sub(1);
+            let start = line_start + line.char_indices().nth(column).map_or(line.len(), |(i, _)| i);
+            Span { source, start, end: next_char(text, start) }
         }
     }
+}
+
+/// One past the bracket that closes the one at `start`, when it stands on the same line.
+fn closing_bracket(text: &str, start: usize) -> Option<usize> {
+    let line = text.get(start..)?.lines().next()?;
+    if !line.starts_with(['[', '{']) {
+        return None;
+    }
+    let (mut depth, mut quote) = (0, None);
+    for (i, c) in line.char_indices() {
+        match (quote, c) {
+            (Some(q), _) if c == q => quote = None,
+            (Some(_), _) => {}
+            (None, '"' | '\'') => quote = Some(c),
+            (None, '[' | '{') => depth += 1,
+            (None, ']' | '}') => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            return Some(start + i + c.len_utf8());
+        }
+    }
+    None
+}
+
+/// The offset after the character at `start`; the text's end when there is none.
+fn next_char(text: &str, start: usize) -> usize {
+    text.get(start..).and_then(|rest| rest.chars().next()).map_or(text.len(), |c| start + c.len_utf8())
 }
 
 fn syntax_problem(error: &serde_saphyr::Error, text: &str, source: usize) -> Problem {
     let inner = error.without_snippet();
     let span = inner.location().map_or(Span { source, start: 0, end: 0 }, |l| span_of(&l, text, source));
     let full = inner.to_string();
-    let message = full.lines().next().unwrap_or("not YAML").to_owned();
-    let code = if message.contains("budget") || message.contains("depth") { "too-large" } else { "yaml" };
-    let help = match code {
-        "too-large" => format!("a recipe may nest {MAX_DEPTH} deep and have {MAX_NODES} values, aliases counted as often as they are used"),
-        _ if text[..floor(text, span.start)].contains('\t') || text[floor(text, span.start)..].starts_with('\t') => {
-            "YAML is indented with spaces, not tabs".to_owned()
-        }
-        _ => "a text that holds `: `, `#`, `{` or starts with a sign such as `*`, `&`, `@` needs quotes".to_owned(),
+    // The place is told by the span.
+    let message = full.lines().next().unwrap_or("not YAML").split(" at line ").next().unwrap_or("not YAML");
+    let has = |word: &str| message.contains(word);
+    if has("Documents {") {
+        let help = "remove `---` and what follows, or write it into a file of its own";
+        return Problem::at("yaml", span, "the file holds several YAML documents, and a recipe is one").help(help);
+    }
+    if has("Depth {") {
+        return Problem::at("too-large", span, format!("the recipe nests deeper than {MAX_DEPTH} levels"));
+    }
+    if has("budget") {
+        let message = format!("the recipe has more than {MAX_NODES} values, aliases counted as often as they are used");
+        return Problem::at("too-large", span, message);
+    }
+    let help = if has("tab") {
+        "YAML is indented with spaces, not tabs"
+    } else if has("unclosed quote") {
+        "close the quote, or write a quote inside a text in the other kind of quotes"
+    } else if has("unknown anchor") {
+        "a text that begins with `*` needs quotes; an alias needs its `&anchor` before it"
+    } else if has("bracket") || has("flow ") {
+        "a `{` or `[` is not closed, or a `,` is missing"
+    } else if has("did not find expected key") {
+        "the keys of one mapping begin in the same column"
+    } else {
+        "a text that holds `: ` or `#`, or begins with a sign such as `*`, `&`, `@`, `{`, needs quotes"
     };
-    Problem::at(code, span, format!("the recipe is not readable YAML: {message}")).help(help)
+    Problem::at("yaml", span, format!("the recipe is not readable YAML: {message}")).help(help)
 }
 
 fn floor(text: &str, offset: usize) -> usize {
