@@ -49,9 +49,10 @@ test-cuda:
 	@LEVAIN_TORCH=cuda $(SETUP)
 	LEVAIN_DEVICE=cuda $(CARGO) test --release --workspace
 
+# With the examples, so that cargo's features are those of `make test` and nothing is compiled twice.
 interop:
 	@$(SETUP)
-	$(CARGO) build --release
+	$(CARGO) build --release --workspace --bins --examples
 	@$(PYTHON) scripts/interop.py
 
 bench:

@@ -24,12 +24,23 @@ fn recipes() -> Vec<PathBuf> {
 fn check(recipe: &Path, cache: &Path, more: &[&str]) -> Said {
     let options = fs::read_to_string(recipe.with_extension("args")).unwrap_or_default();
     let name = recipe.file_name().unwrap();
-    Said::of(levain().current_dir(recipe.parent().unwrap()).env("LEVAIN_CACHE", cache).arg("check").arg(name).args(options.lines()).args(more))
+    Said::of(
+        levain()
+            .current_dir(recipe.parent().unwrap())
+            .env("LEVAIN_CACHE", cache)
+            .arg("check")
+            .arg(name)
+            .args(options.lines())
+            .args(more),
+    )
 }
 
 /// The places that a message names: file, line and column after ` --> `.
 fn places(message: &str) -> Vec<&str> {
-    message.lines().filter_map(|l| l.trim_start().strip_prefix("--> ")).collect()
+    message
+        .lines()
+        .filter_map(|l| l.trim_start().strip_prefix("--> "))
+        .collect()
 }
 
 #[test]
@@ -42,7 +53,13 @@ fn every_broken_recipe_gets_its_message() {
     for recipe in &all {
         let said = check(recipe, cache.path(), &[]);
         let name = recipe.file_name().unwrap().to_str().unwrap();
-        assert_eq!(said.code, Some(2), "{name} is not refused as it should:\n{}{}", said.out, said.err);
+        assert_eq!(
+            said.code,
+            Some(2),
+            "{name} is not refused as it should:\n{}{}",
+            said.out,
+            said.err
+        );
         assert_eq!(said.out, "", "{name}: a mistake is told on standard error");
         let expected = recipe.with_extension("txt");
         if update {
@@ -51,7 +68,11 @@ fn every_broken_recipe_gets_its_message() {
             wrong.push(format!("{name} says:\n{}", said.err));
         }
     }
-    assert!(wrong.is_empty(), "{}\nUPDATE=1 writes the messages anew", wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{}\nUPDATE=1 writes the messages anew",
+        wrong.join("\n")
+    );
 }
 
 #[test]
@@ -61,15 +82,32 @@ fn every_message_names_file_line_and_column() {
         let name = recipe.file_name().unwrap().to_str().unwrap();
         let said = check(&recipe, cache.path(), &[]);
         let problems = said.err.lines().filter(|l| l.starts_with("error")).count();
-        let count: usize = said.err.lines().last().and_then(|l| l.split(' ').next()).and_then(|n| n.parse().ok()).unwrap_or(0);
+        let count: usize = said
+            .err
+            .lines()
+            .last()
+            .and_then(|l| l.split(' ').next())
+            .and_then(|n| n.parse().ok())
+            .unwrap_or(0);
         assert_eq!(problems, count, "{name}:\n{}", said.err);
         let places = places(&said.err);
-        assert_eq!(places.len(), count, "{name}: a problem without a place:\n{}", said.err);
+        assert_eq!(
+            places.len(),
+            count,
+            "{name}: a problem without a place:\n{}",
+            said.err
+        );
         for place in &places {
             let mut parts = place.rsplitn(3, ':');
             let (column, line, file) = (parts.next(), parts.next(), parts.next());
-            let number = |t: Option<&str>| t.and_then(|t| t.parse::<usize>().ok()).is_some_and(|n| n > 0);
-            assert!(number(column) && number(line) && (file == Some(name) || file == Some("--set")), "{name}: {place}");
+            let number = |t: Option<&str>| {
+                t.and_then(|t| t.parse::<usize>().ok())
+                    .is_some_and(|n| n > 0)
+            };
+            assert!(
+                number(column) && number(line) && (file == Some(name) || file == Some("--set")),
+                "{name}: {place}"
+            );
         }
         // For programs the same mistakes, at the same places.
         let answer = check(&recipe, cache.path(), &["--json"]).json();
@@ -77,7 +115,14 @@ fn every_message_names_file_line_and_column() {
             .as_array()
             .unwrap()
             .iter()
-            .map(|p| format!("{}:{}:{}", p["place"]["file"].as_str().unwrap(), p["place"]["line"], p["place"]["column"]))
+            .map(|p| {
+                format!(
+                    "{}:{}:{}",
+                    p["place"]["file"].as_str().unwrap(),
+                    p["place"]["line"],
+                    p["place"]["column"]
+                )
+            })
             .collect();
         assert_eq!(listed, places, "{name}");
     }
@@ -89,7 +134,10 @@ fn no_broken_recipe_leaves_a_cache_behind() {
     let cache = folder.path().join("cache");
     for recipe in recipes() {
         // Those that only name what is not there can't be known before the cache was asked.
-        if !fs::read_to_string(recipe.with_extension("txt")).unwrap_or_default().contains("error[source]") {
+        if !fs::read_to_string(recipe.with_extension("txt"))
+            .unwrap_or_default()
+            .contains("error[source]")
+        {
             check(&recipe, &cache, &[]);
             assert!(!cache.exists(), "{}", recipe.display());
         }
@@ -102,14 +150,29 @@ fn what_is_no_recipe_at_all_is_said() {
     let cache = folder.path().join("cache");
     let large = folder.path().join("large.yaml");
     let rows = "  rows: { kind: load_dataset, source: rows.jsonl }\n";
-    fs::write(&large, format!("levain: 1\nstages:\n{rows}# {}\n", "x".repeat(4 << 20))).unwrap();
+    fs::write(
+        &large,
+        format!("levain: 1\nstages:\n{rows}# {}\n", "x".repeat(4 << 20)),
+    )
+    .unwrap();
     let said = check(&large, &cache, &[]).expect(2);
-    assert!(said.err.starts_with("error: large.yaml: ") && said.err.contains("bytes; a recipe has at most 4194304"), "{}", said.err);
+    assert!(
+        said.err.starts_with("error: large.yaml: ")
+            && said.err.contains("bytes; a recipe has at most 4194304"),
+        "{}",
+        said.err
+    );
     let said = check(&folder.path().join("nothing.yaml"), &cache, &[]).expect(2);
-    assert_eq!(said.err, "error: there is no recipe at nothing.yaml: is the path right? `levain init` writes a first recipe\n");
+    assert_eq!(
+        said.err,
+        "error: there is no recipe at nothing.yaml: is the path right? `levain init` writes a first recipe\n"
+    );
     fs::create_dir(folder.path().join("folder.yaml")).unwrap();
     let said = check(&folder.path().join("folder.yaml"), &cache, &[]).expect(2);
-    assert_eq!(said.err, "error: there is no recipe at folder.yaml: a recipe is a file: name one in it\n");
+    assert_eq!(
+        said.err,
+        "error: there is no recipe at folder.yaml: a recipe is a file: name one in it\n"
+    );
 }
 
 #[test]
@@ -132,7 +195,13 @@ fn bytes_at_random_are_refused_and_never_crash() {
         let path = folder.path().join("random.yaml");
         fs::write(&path, &bytes).unwrap();
         let said = check(&path, &cache, &[]);
-        assert!(matches!(said.code, Some(0 | 2)), "{:?}\n{}\n{}", said.code, String::from_utf8_lossy(&bytes), said.err);
+        assert!(
+            matches!(said.code, Some(0 | 2)),
+            "{:?}\n{}\n{}",
+            said.code,
+            String::from_utf8_lossy(&bytes),
+            said.err
+        );
         assert!(!said.err.contains("panicked"), "{}", said.err);
     }
 }

@@ -11,7 +11,13 @@ use std::path::Path;
 use support::{Kitchen, Said, digests, files, program, text};
 
 fn names(answer: &serde_json::Value, word: &str, of: &str) -> Vec<String> {
-    answer["stages"].as_array().unwrap().iter().filter(|s| s[word] == of).map(|s| text(&s["name"])).collect()
+    answer["stages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|s| s[word] == of)
+        .map(|s| text(&s["name"]))
+        .collect()
 }
 
 #[test]
@@ -19,9 +25,17 @@ fn a_first_day_with_levain() {
     let kitchen = Kitchen::new(40);
     // A first recipe is written and is fine; what it needs is not here yet, which is said.
     let said = kitchen.say("init new").expect(0);
-    assert!(said.out.contains("levain plan new/quickstart.yaml"), "{}", said.out);
+    assert!(
+        said.out.contains("levain plan new/quickstart.yaml"),
+        "{}",
+        said.out
+    );
     let said = kitchen.say("check new/quickstart.yaml").expect(0);
-    assert!(said.out.starts_with("OK new/quickstart.yaml: ") && said.out.contains("not here yet"), "{}", said.out);
+    assert!(
+        said.out.starts_with("OK new/quickstart.yaml: ") && said.out.contains("not here yet"),
+        "{}",
+        said.out
+    );
 
     kitchen.say("check tour.yaml").expect(0);
     let plan = kitchen.say("plan tour.yaml --json").expect(0).json();
@@ -30,45 +44,86 @@ fn a_first_day_with_levain() {
     let first = kitchen.say("run tour.yaml --json").expect(0).json();
     assert_eq!(first["counts"]["ran"], 3);
     assert_eq!(digests(&first).len(), 5);
-    assert!(kitchen.path().join("out/kept/rows.arrow").is_file() || kitchen.path().join("out/kept/test.arrow").is_file());
+    assert!(
+        kitchen.path().join("out/kept/rows.arrow").is_file()
+            || kitchen.path().join("out/kept/test.arrow").is_file()
+    );
 
     // Again: nothing runs, and the plan says so beforehand.
     let plan = kitchen.say("plan tour.yaml --json").expect(0).json();
     assert_eq!(names(&plan, "verdict", "cached").len(), 3);
     let again = kitchen.say("run tour.yaml --json").expect(0).json();
-    assert_eq!((&again["counts"]["ran"], &again["counts"]["hits"]), (&0.into(), &3.into()));
+    assert_eq!(
+        (&again["counts"]["ran"], &again["counts"]["hits"]),
+        (&0.into(), &3.into())
+    );
     assert_eq!(digests(&again), digests(&first));
     assert_eq!(digests(&plan), digests(&first));
     assert_eq!(again["exports"][0]["written"], 0);
 
     // A change reruns what depends on it, and `why` says it before.
-    let said = kitchen.say("why tour.yaml halves --set params.part=0.5").expect(0);
+    let said = kitchen
+        .say("why tour.yaml halves --set params.part=0.5")
+        .expect(0);
     assert!(said.out.contains("test 0.25 → 0.5"), "{}", said.out);
-    let other = kitchen.say("run tour.yaml --set params.part=0.5 --json").expect(0).json();
+    let other = kitchen
+        .say("run tour.yaml --set params.part=0.5 --json")
+        .expect(0)
+        .json();
     assert_eq!(names(&other, "outcome", "hit"), ["rows"]);
     assert_eq!(names(&other, "outcome", "done"), ["halves", "again"]);
     assert_eq!(other["exports"][0]["written"], 1);
 
     // What was made can be looked at and taken away.
     let said = kitchen.say("show tour.yaml halves.test --rows 2").expect(0);
-    assert!(said.out.contains("10 rows of layout prompt-completion") && said.out.contains("How much is"), "{}", said.out);
-    let shown = kitchen.say("show tour.yaml halves.test --json --rows 100").expect(0).json();
+    assert!(
+        said.out.contains("10 rows of layout prompt-completion")
+            && said.out.contains("How much is"),
+        "{}",
+        said.out
+    );
+    let shown = kitchen
+        .say("show tour.yaml halves.test --json --rows 100")
+        .expect(0)
+        .json();
     assert_eq!(shown["rows"].as_array().unwrap().len(), 10);
     kitchen.say("export tour.yaml rows taken").expect(0);
     assert!(kitchen.path().join("taken/rows.arrow").is_file());
     for format in ["mermaid", "dot"] {
-        assert!(kitchen.say(&format!("graph tour.yaml --format {format}")).expect(0).out.contains("halves"));
+        assert!(
+            kitchen
+                .say(&format!("graph tour.yaml --format {format}"))
+                .expect(0)
+                .out
+                .contains("halves")
+        );
     }
     let runs = kitchen.say("runs tour.yaml").expect(0).out;
-    assert_eq!(runs.lines().filter(|l| l.contains("tour")).count(), 3, "{runs}");
+    assert_eq!(
+        runs.lines().filter(|l| l.contains("tour")).count(),
+        3,
+        "{runs}"
+    );
     for kind in ["load_dataset", "split", "sft"] {
         assert!(kitchen.say("kinds").expect(0).out.contains(kind));
-        assert!(kitchen.say(&format!("kinds {kind}")).expect(0).out.contains(kind));
+        assert!(
+            kitchen
+                .say(&format!("kinds {kind}"))
+                .expect(0)
+                .out
+                .contains(kind)
+        );
     }
     let schema = kitchen.say("schema").expect(0).json();
     assert_eq!(schema["type"], "object");
     for shell in ["bash", "zsh", "fish"] {
-        assert!(kitchen.say(&format!("completions {shell}")).expect(0).out.contains("levain"));
+        assert!(
+            kitchen
+                .say(&format!("completions {shell}"))
+                .expect(0)
+                .out
+                .contains("levain")
+        );
     }
     // All in one cache, beside the recipe, in which all is as it should be.
     assert!(kitchen.cache().join("entries").is_dir());
@@ -87,7 +142,12 @@ fn the_outputs_folder_is_restored() {
     assert_eq!(answer["counts"]["ran"], 0);
     fs::write(&kept[0], "edited").unwrap();
     kitchen.say("run tour.yaml").expect(0);
-    assert_eq!(kept.iter().map(|f| fs::read(f).unwrap()).collect::<Vec<_>>(), before);
+    assert_eq!(
+        kept.iter()
+            .map(|f| fs::read(f).unwrap())
+            .collect::<Vec<_>>(),
+        before
+    );
 }
 
 #[test]
@@ -104,20 +164,39 @@ fn exit_codes_tell_mistakes_failures_and_machines_apart() {
     kitchen.say("run tour.yaml --set params.part=2.5").expect(2);
     kitchen.say("show tour.yaml rows").expect(2);
     kitchen.say("run tour.yaml --cache tour.yaml").expect(4);
-    kitchen.say("run tour.yaml --cache tour.yaml/cache").expect(4);
+    kitchen
+        .say("run tour.yaml --cache tour.yaml/cache")
+        .expect(4);
     kitchen.write("rows.jsonl", "{\"text\": \"one\"}\n{\"text\": \n");
     let said = kitchen.say("run tour.yaml").expect(1);
-    assert!(said.err.contains("rows.jsonl") && said.err.contains("line 2"), "{}", said.err);
-    kitchen.write("remote.yaml", "levain: 1\nstages:\n  rows: { kind: load_dataset, source: 'pypi:nothing==1#rows.json' }\n");
+    assert!(
+        said.err.contains("rows.jsonl") && said.err.contains("line 2"),
+        "{}",
+        said.err
+    );
+    kitchen.write(
+        "remote.yaml",
+        "levain: 1\nstages:\n  rows: { kind: load_dataset, source: 'pypi:nothing==1#rows.json' }\n",
+    );
     let said = kitchen.say("run remote.yaml --offline").expect(4);
-    assert!(said.err.contains("pypi:nothing==1#rows.json") && said.err.contains("--offline"), "{}", said.err);
+    assert!(
+        said.err.contains("pypi:nothing==1#rows.json") && said.err.contains("--offline"),
+        "{}",
+        said.err
+    );
 }
 
 #[test]
 fn rows_that_cant_be_used_are_a_failure_that_names_their_place() {
     for (rows, words) in [
-        (&b"{\"prompt\": \"a\", \"completion\": \"b\"}\n{\"prompt\": \"a\"\n"[..], &["rows.jsonl", "line 2"][..]),
-        (b"{\"prompt\": \"a\", \"completion\": \"\xff\"}\n", &["rows.jsonl", "line 1", "UTF-8"]),
+        (
+            &b"{\"prompt\": \"a\", \"completion\": \"b\"}\n{\"prompt\": \"a\"\n"[..],
+            &["rows.jsonl", "line 2"][..],
+        ),
+        (
+            b"{\"prompt\": \"a\", \"completion\": \"\xff\"}\n",
+            &["rows.jsonl", "line 1", "UTF-8"],
+        ),
         (b"", &["rows.jsonl", "no rows"]),
         (b"\n\n", &["rows.jsonl", "no rows"]),
     ] {
@@ -125,11 +204,22 @@ fn rows_that_cant_be_used_are_a_failure_that_names_their_place() {
         fs::write(kitchen.path().join("rows.jsonl"), rows).unwrap();
         let said = kitchen.say("run tour.yaml").expect(1);
         for word in words {
-            assert!(said.err.contains(word), "`{word}` is missing in:\n{}", said.err);
+            assert!(
+                said.err.contains(word),
+                "`{word}` is missing in:\n{}",
+                said.err
+            );
         }
-        assert!(!kitchen.path().join("out").exists() && files(&kitchen.cache().join("entries")).is_empty());
+        assert!(
+            !kitchen.path().join("out").exists()
+                && files(&kitchen.cache().join("entries")).is_empty()
+        );
         // And the next run works.
-        fs::write(kitchen.path().join("rows.jsonl"), "{\"text\": \"a\"}\n{\"text\": \"b\"}\n{\"text\": \"c\"}\n{\"text\": \"d\"}\n").unwrap();
+        fs::write(
+            kitchen.path().join("rows.jsonl"),
+            "{\"text\": \"a\"}\n{\"text\": \"b\"}\n{\"text\": \"c\"}\n{\"text\": \"d\"}\n",
+        )
+        .unwrap();
         kitchen.say("run tour.yaml").expect(0);
     }
 }
@@ -137,17 +227,38 @@ fn rows_that_cant_be_used_are_a_failure_that_names_their_place() {
 #[test]
 fn a_cache_is_named_by_the_option_then_the_environment_then_the_place() {
     let kitchen = Kitchen::new(8);
-    let of = |command: &mut std::process::Command| text(&Said::of(command).expect(0).json()["cache"]);
+    let of =
+        |command: &mut std::process::Command| text(&Said::of(command).expect(0).json()["cache"]);
     let end = |place: &str| place.rsplit('/').next().unwrap().to_owned();
     let words = ["run", "tour.yaml", "--json"];
-    assert_eq!(end(&of(kitchen.command(&words).env("LEVAIN_CACHE", "by-environment"))), "by-environment");
-    assert_eq!(end(&of(kitchen.command(&words).args(["--cache", "by-option"]).env("LEVAIN_CACHE", "by-environment"))), "by-option");
+    assert_eq!(
+        end(&of(kitchen
+            .command(&words)
+            .env("LEVAIN_CACHE", "by-environment"))),
+        "by-environment"
+    );
+    assert_eq!(
+        end(&of(kitchen
+            .command(&words)
+            .args(["--cache", "by-option"])
+            .env("LEVAIN_CACHE", "by-environment"))),
+        "by-option"
+    );
     assert!(!kitchen.cache().exists());
     // The nearest one above the recipe.
     kitchen.say("run tour.yaml").expect(0);
-    kitchen.write("deep/down/other.yaml", &support::RECIPE.replace("source: rows", "source: ../../rows"));
-    let answer = kitchen.say("run deep/down/other.yaml --json").expect(0).json();
-    assert_eq!(Path::new(&text(&answer["cache"])), kitchen.cache().canonicalize().unwrap());
+    kitchen.write(
+        "deep/down/other.yaml",
+        &support::RECIPE.replace("source: rows", "source: ../../rows"),
+    );
+    let answer = kitchen
+        .say("run deep/down/other.yaml --json")
+        .expect(0)
+        .json();
+    assert_eq!(
+        Path::new(&text(&answer["cache"])),
+        kitchen.cache().canonicalize().unwrap()
+    );
     assert_eq!(answer["counts"]["hits"], 3);
 }
 
@@ -156,17 +267,33 @@ fn secrets_are_found_nowhere() {
     let kitchen = Kitchen::new(8);
     let secret = "hf_kneading0secret0value0that0must0not0leak";
     kitchen.write("remote.yaml", "levain: 1\nstages:\n  rows: { kind: load_dataset, source: 'hf://datasets/owner/rows@main/rows.jsonl' }\n");
-    for words in [&["-vv", "run", "tour.yaml"][..], &["-vv", "run", "remote.yaml"], &["plan", "tour.yaml", "--json"], &["-vv", "doctor"]] {
+    for words in [
+        &["-vv", "run", "tour.yaml"][..],
+        &["-vv", "run", "remote.yaml"],
+        &["plan", "tour.yaml", "--json"],
+        &["-vv", "doctor"],
+    ] {
         // Nothing listens at this address; the failing request carries the token.
         let said = Said::of(
-            kitchen.command(words).env("HF_TOKEN", secret).env("HF_ENDPOINT", "http://127.0.0.1:9").env("LEVAIN_LOG", "trace"),
+            kitchen
+                .command(words)
+                .env("HF_TOKEN", secret)
+                .env("HF_ENDPOINT", "http://127.0.0.1:9")
+                .env("LEVAIN_LOG", "trace"),
         );
-        assert!(!said.out.contains(secret) && !said.err.contains(secret), "{words:?} tells the secret");
+        assert!(
+            !said.out.contains(secret) && !said.err.contains(secret),
+            "{words:?} tells the secret"
+        );
     }
     let mut looked = 0;
     for file in files(kitchen.path()) {
         let bytes = fs::read(&file).unwrap();
-        assert!(!bytes.windows(secret.len()).any(|w| w == secret.as_bytes()), "{} holds the secret", file.display());
+        assert!(
+            !bytes.windows(secret.len()).any(|w| w == secret.as_bytes()),
+            "{} holds the secret",
+            file.display()
+        );
         looked += 1;
     }
     assert!(looked > 10);
@@ -178,7 +305,10 @@ fn run_limited(kitchen: &Kitchen, bytes: u64) -> Said {
     // SAFETY: both calls are async-signal-safe and touch nothing of ours.
     unsafe {
         command.pre_exec(move || {
-            let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
+            let limit = libc::rlimit {
+                rlim_cur: bytes,
+                rlim_max: bytes,
+            };
             libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
             match libc::setrlimit(libc::RLIMIT_FSIZE, &limit) {
                 0 => Ok(()),
@@ -193,18 +323,49 @@ fn run_limited(kitchen: &Kitchen, bytes: u64) -> Said {
 fn a_full_disk_is_a_clear_error_and_loses_nothing() {
     let calm = Kitchen::new(3000);
     let expected = digests(&calm.say("run tour.yaml --json").expect(0).json());
-    let sizes: Vec<u64> = files(&calm.cache().join("objects")).iter().map(|f| fs::metadata(f).unwrap().len()).collect();
+    let sizes: Vec<u64> = files(&calm.cache().join("objects"))
+        .iter()
+        .map(|f| fs::metadata(f).unwrap().len())
+        .collect();
     let largest = sizes.iter().copied().max().unwrap();
     let kitchen = Kitchen::new(3000);
     let mut failed = 0;
     // From a disk that takes nothing to one that lacks a byte for the largest file.
-    for bytes in [0, 1, 60, 300, 700, 1000, 2000, 4096, 10_000, largest / 4, largest / 2, largest - 1] {
+    for bytes in [
+        0,
+        1,
+        60,
+        300,
+        700,
+        1000,
+        2000,
+        4096,
+        10_000,
+        largest / 4,
+        largest / 2,
+        largest - 1,
+    ] {
         let said = run_limited(&kitchen, bytes);
-        assert!(matches!(said.code, Some(0 | 1 | 4)), "{bytes} bytes: {:?}\n{}\n{}", said.code, said.out, said.err);
+        assert!(
+            matches!(said.code, Some(0 | 1 | 4)),
+            "{bytes} bytes: {:?}\n{}\n{}",
+            said.code,
+            said.out,
+            said.err
+        );
         if said.code != Some(0) {
             failed += 1;
-            assert!(said.err.contains("File too large"), "{bytes} bytes: the cause is not said:\n{}\n{}", said.out, said.err);
-            assert!(!said.err.contains("panicked"), "{bytes} bytes:\n{}", said.err);
+            assert!(
+                said.err.contains("File too large"),
+                "{bytes} bytes: the cause is not said:\n{}\n{}",
+                said.out,
+                said.err
+            );
+            assert!(
+                !said.err.contains("panicked"),
+                "{bytes} bytes:\n{}",
+                said.err
+            );
         }
         if kitchen.cache().join("entries").is_dir() {
             kitchen.say("cache verify").expect(0);
@@ -229,7 +390,11 @@ fn seal(folder: &Path) {
 
 fn unseal(folder: &Path) {
     fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
-    for entry in fs::read_dir(folder).unwrap().flatten().filter(|e| e.path().is_dir()) {
+    for entry in fs::read_dir(folder)
+        .unwrap()
+        .flatten()
+        .filter(|e| e.path().is_dir())
+    {
         unseal(&entry.path());
     }
 }
@@ -260,7 +425,13 @@ fn a_cache_that_can_only_be_read_gives_hits_and_says_what_it_lacks() {
     unseal(&kitchen.cache());
     assert_eq!(hits.expect(0).json()["counts"]["hits"], 3);
     let misses = misses.expect(1);
-    assert!(misses.err.contains("can't be written; name another with `--cache DIR` or LEVAIN_CACHE"), "{}", misses.err);
+    assert!(
+        misses
+            .err
+            .contains("can't be written; name another with `--cache DIR` or LEVAIN_CACHE"),
+        "{}",
+        misses.err
+    );
     shown.expect(0);
     planned.expect(0);
     kitchen.say("run tour.yaml --set params.part=0.5").expect(0);
@@ -271,18 +442,32 @@ fn two_runs_at_once_work_on_one_cache() {
     let kitchen = Kitchen::new(3000);
     let words = ["run", "tour.yaml", "--json"];
     let mut children: Vec<_> = (0..4)
-        .map(|_| kitchen.command(&words).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap())
+        .map(|_| {
+            kitchen
+                .command(&words)
+                .stdout(std::process::Stdio::piped())
+                .stderr(std::process::Stdio::piped())
+                .spawn()
+                .unwrap()
+        })
         .collect();
     let answers: Vec<serde_json::Value> = children
         .drain(..)
         .map(|child| {
             let output = child.wait_with_output().unwrap();
-            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            assert!(
+                output.status.success(),
+                "{}",
+                String::from_utf8_lossy(&output.stderr)
+            );
             serde_json::from_slice(&output.stdout).unwrap()
         })
         .collect();
     assert!(answers.iter().all(|a| digests(a) == digests(&answers[0])));
-    let ran: u64 = answers.iter().map(|a| a["counts"]["ran"].as_u64().unwrap()).sum();
+    let ran: u64 = answers
+        .iter()
+        .map(|a| a["counts"]["ran"].as_u64().unwrap())
+        .sum();
     assert_eq!(ran, 3, "the same work was done twice");
     kitchen.say("cache verify").expect(0);
 }

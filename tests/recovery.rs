@@ -10,23 +10,42 @@ use support::{Kitchen, Random, Said, digests, files, levain};
 
 /// Runs `recipe` undisturbed, and `kills` times in a new cache with SIGKILL at a random moment and a run after it: all must end
 /// with the same digests. `victim` maps the process id of `levain` to the one that is killed, and `variables` go to both.
-fn killed_at_random(recipe: &Path, kills: u64, seed: u64, variables: &[(&str, &Path)], victim: &dyn Fn(u32) -> Option<u32>) {
+fn killed_at_random(
+    recipe: &Path,
+    kills: u64,
+    seed: u64,
+    variables: &[(&str, &Path)],
+    victim: &dyn Fn(u32) -> Option<u32>,
+) {
     let places = tempfile::tempdir().unwrap();
     let command = |cache: &Path| {
         let mut command = levain();
-        command.args(["run", "--json", "--cache"]).arg(cache).arg(recipe).envs(variables.iter().copied());
+        command
+            .args(["run", "--json", "--cache"])
+            .arg(cache)
+            .arg(recipe)
+            .envs(variables.iter().copied());
         command
     };
     let start = Instant::now();
-    let calm = Said::of(&mut command(&places.path().join("calm"))).expect(0).json();
+    let calm = Said::of(&mut command(&places.path().join("calm")))
+        .expect(0)
+        .json();
     let takes = start.elapsed();
     let wanted = digests(&calm);
-    assert!(!wanted.is_empty() && calm["counts"]["hits"] == 0, "{calm:#}");
+    assert!(
+        !wanted.is_empty() && calm["counts"]["hits"] == 0,
+        "{calm:#}"
+    );
     let mut random = Random(seed);
     let (mut hit, mut leftovers) = (0, 0);
     for kill in 0..kills {
         let cache = places.path().join(kill.to_string());
-        let mut child = command(&cache).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = command(&cache)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         std::thread::sleep(takes.mul_f64(random.below(1000) as f64 / 1000.0));
         if let Some(pid) = victim(child.id()) {
             // SAFETY: sends a signal to a process that this test started.
@@ -35,7 +54,11 @@ fn killed_at_random(recipe: &Path, kills: u64, seed: u64, variables: &[(&str, &P
         let status = child.wait().unwrap();
         hit += u64::from(!status.success());
         let begun = cache.join("tmp");
-        leftovers += if begun.is_dir() { files(&begun).len() } else { 0 };
+        leftovers += if begun.is_dir() {
+            files(&begun).len()
+        } else {
+            0
+        };
         let answer = Said::of(&mut command(&cache)).expect(0).json();
         assert_eq!(digests(&answer), wanted, "kill {kill}");
         // What is cached now is whole, and a further run finds all of it.
@@ -44,8 +67,13 @@ fn killed_at_random(recipe: &Path, kills: u64, seed: u64, variables: &[(&str, &P
         Said::of(levain().args(["cache", "verify", "--cache"]).arg(&cache)).expect(0);
         std::fs::remove_dir_all(&cache).unwrap();
     }
-    println!("{hit} of {kills} kills met a run of {takes:?} at work and left {leftovers} files behind");
-    assert!(hit * 2 >= kills, "only {hit} of {kills} kills met a run at work");
+    println!(
+        "{hit} of {kills} kills met a run of {takes:?} at work and left {leftovers} files behind"
+    );
+    assert!(
+        hit * 2 >= kills,
+        "only {hit} of {kills} kills met a run at work"
+    );
 }
 
 const RECIPE: &str = "\
@@ -75,17 +103,38 @@ fn what_killed_runs_left_disturbs_nothing_and_is_not_taken_for_a_result() {
     let kitchen = Kitchen::new(20_000);
     let recipe = kitchen.write("bake.yaml", RECIPE);
     let cache = kitchen.cache();
-    let run = || Said::of(levain().args(["run", "--json", "--cache"]).arg(&cache).arg(&recipe));
+    let run = || {
+        Said::of(
+            levain()
+                .args(["run", "--json", "--cache"])
+                .arg(&cache)
+                .arg(&recipe),
+        )
+    };
     let mut random = Random(29);
     // Many kills in one cache: each run goes on from what the ones before it had finished.
     for _ in 0..8 {
-        let mut child = levain().args(["run", "--cache"]).arg(&cache).arg(&recipe).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = levain()
+            .args(["run", "--cache"])
+            .arg(&cache)
+            .arg(&recipe)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         std::thread::sleep(Duration::from_millis(5 + random.below(120)));
         let _ = child.kill();
         child.wait().unwrap();
     }
     let answer = run().expect(0).json();
-    let calm = Said::of(levain().args(["run", "--json", "--cache"]).arg(kitchen.path().join("calm")).arg(&recipe)).expect(0).json();
+    let calm = Said::of(
+        levain()
+            .args(["run", "--json", "--cache"])
+            .arg(kitchen.path().join("calm"))
+            .arg(&recipe),
+    )
+    .expect(0)
+    .json();
     assert_eq!(digests(&answer), digests(&calm));
     // A listing of runs, a collection of what is not needed, and a further run.
     Said::of(levain().args(["runs", "--cache"]).arg(&cache)).expect(0);

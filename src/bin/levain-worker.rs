@@ -2,7 +2,9 @@
 
 fn main() -> std::process::ExitCode {
     if std::env::args().nth(1).as_deref() != Some("serve") {
-        eprintln!("levain-worker runs tensor stages for `levain`, which starts it; there is nothing to do by hand");
+        eprintln!(
+            "levain-worker runs tensor stages for `levain`, which starts it; there is nothing to do by hand"
+        );
         return std::process::ExitCode::from(2);
     }
     match engine::worker::serve(&stages_torch::service()) {

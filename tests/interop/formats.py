@@ -1,23 +1,32 @@
-"""Opens with transformers, safetensors and PEFT what `cargo run --release -p levain-formats --example interop` wrote.
-
-Usage: python tests/interop/formats.py MODEL.gguf FOLDER
-The example was called with the same two arguments. Exits with an error at the first difference.
+"""Opens with transformers, safetensors and PEFT what the example `interop` of levain-formats writes of a GGUF file: a tiny one
+and the real SmolLM2. Every weight, id and setting is the same; exits with an error at the first difference.
 """
 
 import json
-import sys
+import os
+import subprocess
+import tempfile
 from pathlib import Path
 
 import torch
 from peft import PeftModel
 from safetensors import safe_open
+from support.levain import smollm2
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-TOKENS = Path(__file__).resolve().parents[1] / "golden" / "data" / "formats" / "tiny_tokens.json"
+DATA = Path(__file__).resolve().parents[1] / "golden" / "data" / "formats"
+TOKENS = DATA / "tiny_tokens.json"
+WRITER = Path(os.environ["LEVAIN"]).parent / "examples" / "interop"
 
 
 def main():
-    gguf, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    for gguf in [DATA / "tiny.gguf", Path(smollm2())]:
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run([WRITER, gguf, folder], check=True)
+            compare(gguf, Path(folder))
+
+
+def compare(gguf, folder):
     theirs = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     ours, report = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     assert not any(report[key] for key in ["missing_keys", "unexpected_keys", "mismatched_keys"]), report
@@ -48,7 +57,7 @@ def main():
         assert names == set(state), names ^ set(state)
         for name in file.keys():
             assert torch.equal(file.get_tensor(name), state[name.replace(".weight", ".default.weight")]), name
-    print(f"formats: {len(expected)} tensors, tokenizer and adapter agree")
+    print(f"{gguf.name}: {len(expected)} tensors, tokenizer and adapter agree")
 
 
 if __name__ == "__main__":

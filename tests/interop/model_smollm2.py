@@ -79,7 +79,9 @@ def ids_and_template(report, recipe, tokenizer):
     """Token ids of texts and conversations, and the loss mask of an answer."""
     ours = recipe.tokens("on_texts")
     for text, row in zip(TEXTS, ours, strict=True):
-        report.equal(row["input_ids"], tokenizer(text).input_ids + [tokenizer.eos_token_id], f"ids of {text[:40]!r}")
+        # As TRL does: the end of text is added where it is not there already.
+        whole = text if text.endswith(tokenizer.eos_token) else text + tokenizer.eos_token
+        report.equal(row["input_ids"], tokenizer(whole).input_ids, f"ids of {text[:40]!r}")
     for row, chat in zip(recipe.tokens("on_chats"), FILES["chats.jsonl"], strict=True):
         theirs = tokenizer.apply_chat_template(chat["messages"], return_dict=True)["input_ids"]
         report.equal(row["input_ids"], theirs, f"ids of a conversation of {len(chat['messages'])} turns")
@@ -93,7 +95,8 @@ def greedy_answers(report, recipe, model, tokenizer):
     """The text of each answer, which is that of the same tokens."""
     ours = [row["messages"][-1]["content"] for row in recipe.show("answers")["rows"]]
     for prompt, text in zip(PROMPTS, ours, strict=True):
-        inputs = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=True, return_tensors="pt")
+        turns = [{"role": "user", "content": prompt}]
+        inputs = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True, return_tensors="pt")
         new = model.generate(**inputs, do_sample=False, max_new_tokens=NEW_TOKENS, eos_token_id=tokenizer.eos_token_id, pad_token_id=0)
         new = new[0, inputs["input_ids"].shape[1] :]
         report.equal(text, tokenizer.decode(new, skip_special_tokens=True), f"greedy answer of {len(new)} tokens to {prompt!r}")
@@ -118,7 +121,9 @@ def our_adapter_in_peft(report, recipe, model, held_out):
 def peft_adapter_in_ours(report, recipe, model, held_out, gguf):
     """An adapter that PEFT made, read by our crates through a small program."""
     torch.manual_seed(5)
-    adapted = get_peft_model(model, LoraConfig(r=5, lora_alpha=7, use_rslora=True, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM"))
+    targets = ["q_proj", "v_proj", "down_proj"]
+    settings = LoraConfig(r=5, lora_alpha=7, use_rslora=True, target_modules=targets, task_type="CAUSAL_LM")
+    adapted = get_peft_model(model, settings)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:

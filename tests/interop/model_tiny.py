@@ -9,7 +9,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 TOKENIZER = CHECKOUT / "tests" / "golden" / "data" / "formats" / "tiny"
 STEPS, BATCH, MICRO = 6, 5, 2
-TRAINING = {"learning_rate": 3e-3, "schedule": "cosine", "warmup": 0.3, "weight_decay": 0.1, "max_steps": STEPS, "batch": BATCH, "micro_batch": MICRO}
+TRAINING = {
+    "learning_rate": 3e-3, "schedule": "cosine", "warmup": 0.3, "weight_decay": 0.1, "max_steps": STEPS, "batch": BATCH,
+    "micro_batch": MICRO,
+}  # fmt: skip
 TEXTS = [
     "The quick brown fox jumps over the lazy dog.",
     "A levain is a starter dough: you feed it, keep it, and give a piece away.",
@@ -25,7 +28,8 @@ CHATS = [
 MODELS = {
     # name: (changes of the shape, dtype of the recipe, how it is saved)
     "tied": ({"tie_word_embeddings": True}, "f32", {}),
-    "sharded": ({"tie_word_embeddings": False, "rope_parameters": {"rope_type": "default", "rope_theta": 1e5}}, "f32", {"max_shard_size": "60KB"}),
+    "sharded": ({"tie_word_embeddings": False, "rope_parameters": {"rope_type": "default", "rope_theta": 1e5}}, "f32",
+                {"max_shard_size": "60KB"}),
     "biased": ({"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True, "head_dim": 32}, "f32", {}),
     "half": ({"tie_word_embeddings": False}, "bf16", {}),
 }  # fmt: skip
@@ -72,7 +76,8 @@ def check(report, name):
 
         rows = {stage: recipe.tokens(stage) for stage in ["on_texts", "on_chats"]}
         eos = tokenizer.eos_token_id
-        report.equal([r["input_ids"] for r in rows["on_texts"]], [tokenizer(t).input_ids + [eos] for t in TEXTS], f"{name}: ids of {len(TEXTS)} texts")
+        theirs = [tokenizer(text).input_ids + [eos] for text in TEXTS]
+        report.equal([r["input_ids"] for r in rows["on_texts"]], theirs, f"{name}: ids of {len(TEXTS)} texts")
         theirs = [tokenizer.apply_chat_template(c["messages"], return_dict=True)["input_ids"] for c in chats]
         report.equal([r["input_ids"] for r in rows["on_chats"]], theirs, f"{name}: ids of {len(CHATS)} chats")
 
@@ -87,7 +92,8 @@ def check(report, name):
 
         folder = recipe.export("tuned", name)
         tuned, found = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
-        report.check(not any(found[key] for key in ["missing_keys", "unexpected_keys", "mismatched_keys"]), f"{name}: every tensor of the export has its place")
+        strangers = any(found[key] for key in ["missing_keys", "unexpected_keys", "mismatched_keys"])
+        report.check(not strangers, f"{name}: every tensor of the export has its place")
         report.equal(str(tuned.dtype).removeprefix("torch."), {"f32": "float32", "bf16": "bfloat16"}[dtype], f"{name}: dtype of the export")
         for stage, tokens in rows.items():
             report.near(scores[stage]["tuned"]["loss"], held_out_loss(tuned, tokens)[0], tolerance, f"{name}: trained here, {stage}")

@@ -13,15 +13,15 @@ BROKEN = pathlib.Path("tests/broken")
 # places of keys given twice, or the disk.
 SEEN = """
     bad_choice bad_choice_stranger bad_stage_names device_unknown dropout_of_one empty empty_list_of_models
-    empty_mapping_of_models empty_stages empty_stages_mapping fraction_for_a_count hidden_kind huge_integer infinity
-    just_a_text kind_as_a_list list_for_a_number list_for_a_stage missing_port missing_source missing_version
+    empty_mapping_of_models empty_stages empty_stages_mapping fraction_for_a_count hidden_kind just_a_text
+    kind_as_a_list list_for_a_number list_for_a_stage missing_port missing_source missing_version
     models_in_a_list_of_lists name_is_a_number negative_learning_rate negative_seed no_kind no_stages not_a_mapping
     number_for_a_text number_in_quotes only_comments output_is_a_text output_unknown_format output_unknown_word
-    output_without_to parameters_that_make_no_sense params_as_a_list reference_to_a_stranger several_mistakes source_bad_pin
-    source_empty_list source_number source_unknown_word stage_is_a_text stage_is_nothing stages_as_a_list test_of_one_and_a_half
-    test_of_zero text_for_a_number text_for_a_truth unknown_field unknown_field_stranger unknown_kind
-    unknown_kind_stranger unknown_top_key unknown_top_key_stranger unknown_version version_as_text zero_epochs zero_rank
-    zero_threads
+    output_without_to parameters_that_make_no_sense params_as_a_list port_is_nothing reference_to_a_stranger
+    several_mistakes source_bad_pin source_empty source_empty_list source_number source_unknown_word stage_is_a_text
+    stage_is_nothing stages_as_a_list test_of_one_and_a_half test_of_zero text_for_a_number text_for_a_truth
+    unclosed_parameter unknown_field unknown_field_stranger unknown_kind unknown_kind_stranger unknown_top_key
+    unknown_top_key_stranger unknown_version version_as_text zero_epochs zero_rank zero_threads
 """.split()
 
 

@@ -9,8 +9,17 @@ use std::process::{Command, Output, Stdio};
 use serde_json::Value;
 
 /// Variables that would change what `levain` does.
-const VARIABLES: [&str; 9] =
-    ["LEVAIN_CACHE", "LEVAIN_WORKER", "LEVAIN_LOG", "HF_TOKEN", "HF_ENDPOINT", "NO_COLOR", "CLICOLOR_FORCE", "RUST_LOG", "RUST_BACKTRACE"];
+const VARIABLES: [&str; 9] = [
+    "LEVAIN_CACHE",
+    "LEVAIN_WORKER",
+    "LEVAIN_LOG",
+    "HF_TOKEN",
+    "HF_ENDPOINT",
+    "NO_COLOR",
+    "CLICOLOR_FORCE",
+    "RUST_LOG",
+    "RUST_BACKTRACE",
+];
 
 /// The top of the checkout.
 pub fn checkout() -> PathBuf {
@@ -41,21 +50,38 @@ pub struct Said {
 
 impl Said {
     pub fn of(command: &mut Command) -> Self {
-        let Output { status, stdout, stderr } = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+        let Output {
+            status,
+            stdout,
+            stderr,
+        } = command
+            .output()
+            .unwrap_or_else(|e| panic!("{command:?}: {e}"));
         let text = |bytes| String::from_utf8(bytes).expect("programs print UTF-8");
-        Self { code: status.code(), out: text(stdout), err: text(stderr) }
+        Self {
+            code: status.code(),
+            out: text(stdout),
+            err: text(stderr),
+        }
     }
 
     /// The same, when it has to end with `code`.
     #[track_caller]
     pub fn expect(self, code: i32) -> Self {
-        assert_eq!(self.code, Some(code), "standard output:\n{}\nstandard error:\n{}", self.out, self.err);
+        assert_eq!(
+            self.code,
+            Some(code),
+            "standard output:\n{}\nstandard error:\n{}",
+            self.out,
+            self.err
+        );
         self
     }
 
     #[track_caller]
     pub fn json(&self) -> Value {
-        serde_json::from_str(&self.out).unwrap_or_else(|e| panic!("{e}:\n{}\n{}", self.out, self.err))
+        serde_json::from_str(&self.out)
+            .unwrap_or_else(|e| panic!("{e}:\n{}\n{}", self.out, self.err))
     }
 }
 
@@ -82,8 +108,15 @@ outputs:
 impl Kitchen {
     /// With `rows` rows and [`RECIPE`] as `tour.yaml`.
     pub fn new(rows: usize) -> Self {
-        let kitchen = Self { folder: tempfile::tempdir().unwrap() };
-        let row = |i: usize| format!("{{\"prompt\": \"How much is {i} + 1?\", \"completion\": \"It is {}.\"}}\n", i + 1);
+        let kitchen = Self {
+            folder: tempfile::tempdir().unwrap(),
+        };
+        let row = |i: usize| {
+            format!(
+                "{{\"prompt\": \"How much is {i} + 1?\", \"completion\": \"It is {}.\"}}\n",
+                i + 1
+            )
+        };
         kitchen.write("rows.jsonl", &(0..rows).map(row).collect::<String>());
         kitchen.write("tour.yaml", RECIPE);
         kitchen
@@ -131,7 +164,10 @@ pub fn digests(answer: &Value) -> Vec<(String, String, String)> {
 
 /// A JSON text.
 pub fn text(value: &Value) -> String {
-    value.as_str().unwrap_or_else(|| panic!("{value} is not a text")).to_owned()
+    value
+        .as_str()
+        .unwrap_or_else(|| panic!("{value} is not a text"))
+        .to_owned()
 }
 
 /// Every file below `folder`, sorted; links are not followed.
@@ -141,7 +177,11 @@ pub fn files(folder: &Path) -> Vec<PathBuf> {
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display())) {
             let entry = entry.unwrap();
-            if entry.file_type().unwrap().is_dir() { folders.push(entry.path()) } else { found.push(entry.path()) }
+            if entry.file_type().unwrap().is_dir() {
+                folders.push(entry.path())
+            } else {
+                found.push(entry.path())
+            }
         }
     }
     found.sort();

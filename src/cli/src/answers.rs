@@ -17,11 +17,36 @@ struct Metric {
 }
 
 const METRICS: [Metric; 5] = [
-    Metric { key: "loss", words: "loss", less: true, share: false },
-    Metric { key: "perplexity", words: "perplexity", less: true, share: false },
-    Metric { key: "token_accuracy", words: "token accuracy", less: false, share: true },
-    Metric { key: "exact_match", words: "exact match", less: false, share: true },
-    Metric { key: "rouge_l", words: "ROUGE-L", less: false, share: false },
+    Metric {
+        key: "loss",
+        words: "loss",
+        less: true,
+        share: false,
+    },
+    Metric {
+        key: "perplexity",
+        words: "perplexity",
+        less: true,
+        share: false,
+    },
+    Metric {
+        key: "token_accuracy",
+        words: "token accuracy",
+        less: false,
+        share: true,
+    },
+    Metric {
+        key: "exact_match",
+        words: "exact match",
+        less: false,
+        share: true,
+    },
+    Metric {
+        key: "rouge_l",
+        words: "ROUGE-L",
+        less: false,
+        share: false,
+    },
 ];
 
 impl Metric {
@@ -37,7 +62,8 @@ impl Metric {
     /// How `after` differs from `before`, and whether that is better.
     fn change(&self, before: f64, after: f64) -> (String, Option<bool>) {
         let difference = after - before;
-        let better = (difference != 0.0 && difference.is_finite()).then_some((difference < 0.0) == self.less);
+        let better = (difference != 0.0 && difference.is_finite())
+            .then_some((difference < 0.0) == self.less);
         let sign = if difference < 0.0 { "−" } else { "+" };
         let text = match (self.share, before) {
             (true, _) => format!("{sign}{:.1} points", difference.abs() * 100.0),
@@ -50,19 +76,35 @@ impl Metric {
 
 /// The table of `metrics.json` of an evaluation: models and their scores. Nothing when it is the metrics of something else.
 pub(crate) fn scores(metrics: &Value, style: Style) -> Option<String> {
-    let models = metrics.get("models")?.as_object().filter(|m| !m.is_empty())?;
+    let models = metrics
+        .get("models")?
+        .as_object()
+        .filter(|m| !m.is_empty())?;
     let value = |model: &Value, metric: &Metric| model.get(metric.key).and_then(Value::as_f64);
-    let used: Vec<&Metric> = METRICS.iter().filter(|m| models.values().any(|v| value(v, m).is_some())).collect();
+    let used: Vec<&Metric> = METRICS
+        .iter()
+        .filter(|m| models.values().any(|v| value(v, m).is_some()))
+        .collect();
     if used.is_empty() {
         return None;
     }
-    Some(if models.len() == 2 { two(models, &used, style) } else { many(models, &used, style) })
+    Some(if models.len() == 2 {
+        two(models, &used, style)
+    } else {
+        many(models, &used, style)
+    })
 }
 
 /// Two models: a line for each metric, `2.1034 → 1.5011`.
 fn two(models: &Map<String, Value>, used: &[&Metric], style: Style) -> String {
     let (names, values): (Vec<&String>, Vec<&Value>) = models.iter().unzip();
-    let mut rows = vec![vec![String::new(), style.bold(names[0]), "→".to_owned(), style.bold(names[1]), String::new()]];
+    let mut rows = vec![vec![
+        String::new(),
+        style.bold(names[0]),
+        "→".to_owned(),
+        style.bold(names[1]),
+        String::new(),
+    ]];
     for metric in used {
         let at = |i: usize| values[i].get(metric.key).and_then(Value::as_f64);
         let text = |i: usize| at(i).map_or_else(|| "–".to_owned(), |x| metric.text(x));
@@ -70,7 +112,13 @@ fn two(models: &Map<String, Value>, used: &[&Metric], style: Style) -> String {
             (Some(before), Some(after)) => metric.change(before, after),
             _ => (String::new(), None),
         };
-        rows.push(vec![metric.words.to_owned(), text(0), "→".to_owned(), text(1), judged(&change, better, style)]);
+        rows.push(vec![
+            metric.words.to_owned(),
+            text(0),
+            "→".to_owned(),
+            text(1),
+            judged(&change, better, style),
+        ]);
     }
     table::columns(&rows, &[1, 3], "  ")
 }
@@ -87,7 +135,9 @@ fn many(models: &Map<String, Value>, used: &[&Metric], style: Style) -> String {
         let mut row = vec![name.clone()];
         for metric in used {
             let after = model.get(metric.key).and_then(Value::as_f64);
-            let before = first.and_then(|f| f.get(metric.key)).and_then(Value::as_f64);
+            let before = first
+                .and_then(|f| f.get(metric.key))
+                .and_then(Value::as_f64);
             row.push(after.map_or_else(|| "–".to_owned(), |x| metric.text(x)));
             row.push(match (before, after) {
                 (Some(before), Some(after)) if !first.is_some_and(|f| std::ptr::eq(f, model)) => {
@@ -112,11 +162,18 @@ fn judged(change: &str, better: Option<bool>, style: Style) -> String {
 }
 
 /// Up to `limit` lines of `samples.jsonl`: the prompt, the reference, and every model's answer, side by side where they fit.
-pub(crate) fn samples(path: &Path, limit: usize, width: usize, style: Style) -> std::io::Result<String> {
+pub(crate) fn samples(
+    path: &Path,
+    limit: usize,
+    width: usize,
+    style: Style,
+) -> std::io::Result<String> {
     let text = std::fs::read_to_string(path)?;
     let mut out = String::new();
     for line in text.lines().filter(|l| !l.trim().is_empty()).take(limit) {
-        let Ok(sample) = serde_json::from_str::<Value>(line) else { continue };
+        let Ok(sample) = serde_json::from_str::<Value>(line) else {
+            continue;
+        };
         out.push_str(&one(&sample, width, style));
         out.push('\n');
     }
@@ -136,8 +193,14 @@ fn one(sample: &Value, width: usize, style: Style) -> String {
         out
     };
     out.push_str(&labelled("prompt", sample.get("prompt"), 4));
-    out.push_str(&labelled("wanted", sample.get("reference").filter(|r| !r.is_null()), 4));
-    let Some(answers) = sample.get("answers").and_then(Value::as_object) else { return out };
+    out.push_str(&labelled(
+        "wanted",
+        sample.get("reference").filter(|r| !r.is_null()),
+        4,
+    ));
+    let Some(answers) = sample.get("answers").and_then(Value::as_object) else {
+        return out;
+    };
     let column = width.saturating_sub(2) / answers.len().max(1);
     if answers.len() < 2 || column < 34 {
         for (name, answer) in answers {
@@ -146,11 +209,20 @@ fn one(sample: &Value, width: usize, style: Style) -> String {
         return out;
     }
     let column = column - 3;
-    let cells: Vec<Vec<String>> = answers.values().map(|a| table::wrap(&words(a), column, 8)).collect();
-    let head: Vec<String> = answers.keys().map(|name| style.bold(&table::pad(name, column))).collect();
+    let cells: Vec<Vec<String>> = answers
+        .values()
+        .map(|a| table::wrap(&words(a), column, 8))
+        .collect();
+    let head: Vec<String> = answers
+        .keys()
+        .map(|name| style.bold(&table::pad(name, column)))
+        .collect();
     out.push_str(&format!("  {}\n", head.join(" │ ").trim_end()));
     for row in 0..cells.iter().map(Vec::len).max().unwrap_or(0) {
-        let line: Vec<String> = cells.iter().map(|c| table::pad(c.get(row).map_or("", String::as_str), column)).collect();
+        let line: Vec<String> = cells
+            .iter()
+            .map(|c| table::pad(c.get(row).map_or("", String::as_str), column))
+            .collect();
         out.push_str(&format!("  {}\n", line.join(" │ ").trim_end()));
     }
     out
@@ -182,7 +254,11 @@ fn flatten(prefix: &str, value: &Value, rows: &mut Vec<Vec<String>>) {
     match value {
         Value::Object(map) => {
             for (name, inner) in map {
-                let name = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+                let name = if prefix.is_empty() {
+                    name.clone()
+                } else {
+                    format!("{prefix}.{name}")
+                };
                 flatten(&name, inner, rows);
             }
         }
@@ -195,7 +271,9 @@ fn flatten(prefix: &str, value: &Value, rows: &mut Vec<Vec<String>>) {
             rows.push(vec![prefix.to_owned(), text]);
         }
         Value::String(text) => rows.push(vec![prefix.to_owned(), text.clone()]),
-        Value::Array(items) if items.len() > 8 => rows.push(vec![prefix.to_owned(), units::plural(items.len(), "value")]),
+        Value::Array(items) if items.len() > 8 => {
+            rows.push(vec![prefix.to_owned(), units::plural(items.len(), "value")])
+        }
         other => rows.push(vec![prefix.to_owned(), other.to_string()]),
     }
 }

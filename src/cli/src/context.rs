@@ -49,7 +49,9 @@ impl Context {
 
     /// Where the cache is for a recipe in `folder`; it may not exist yet.
     pub fn cache_folder(&self, folder: &Path) -> PathBuf {
-        let environment = std::env::var_os("LEVAIN_CACHE").filter(|v| !v.is_empty()).map(PathBuf::from);
+        let environment = std::env::var_os("LEVAIN_CACHE")
+            .filter(|v| !v.is_empty())
+            .map(PathBuf::from);
         locate(self.cache.as_deref(), environment.as_deref(), folder)
     }
 
@@ -73,9 +75,15 @@ impl Context {
                 true => "a recipe is a file: name one in it",
                 false => "is the path right? `levain init` writes a first recipe",
             };
-            return Err(Failure::usage(format_args!("there is no recipe at {}: {way}", path.display())));
+            return Err(Failure::usage(format_args!(
+                "there is no recipe at {}: {way}",
+                path.display()
+            )));
         }
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = path
+            .parent()
+            .filter(|p| !p.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
         let read = || engine::recipe::read(path, &args.set, self.contracts()).map_err(mistake);
         let cache_folder = self.cache_folder(folder);
         if !cache_folder.join("entries").is_dir() {
@@ -83,14 +91,18 @@ impl Context {
             read()?;
         }
         let cache = Cache::open(&cache_folder)?;
-        Session::open(path, &args.set, self.contracts(), cache).map_err(|error| read().err().unwrap_or(error))
+        Session::open(path, &args.set, self.contracts(), cache)
+            .map_err(|error| read().err().unwrap_or(error))
     }
 
     /// Writes a result to standard output. A reader that has gone away (`levain plan | head`) is no failure.
     pub fn print(&self, text: &str) -> Result<()> {
         #[cfg(test)]
         if let Some(printed) = &self.printed {
-            printed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push_str(text);
+            printed
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .push_str(text);
             return Ok(());
         }
         let mut out = std::io::stdout().lock();
@@ -115,7 +127,11 @@ impl Context {
 
 /// A recipe that can't be read is a mistake of whoever named it, like one that is wrong.
 fn mistake(error: anyhow::Error) -> anyhow::Error {
-    if error.is::<engine::diagnostic::Problems>() { error } else { Failure::usage(format_args!("{error:#}")) }
+    if error.is::<engine::diagnostic::Problems>() {
+        error
+    } else {
+        Failure::usage(format_args!("{error:#}"))
+    }
 }
 
 /// Columns of the terminal that `stream` is, if it is one.
@@ -133,5 +149,7 @@ pub(crate) fn terminal_width(stream: libc::c_int) -> Option<usize> {
 
 /// The width that texts on standard output are laid out for.
 pub(crate) fn width() -> usize {
-    terminal_width(libc::STDOUT_FILENO).unwrap_or(100).clamp(40, 160)
+    terminal_width(libc::STDOUT_FILENO)
+        .unwrap_or(100)
+        .clamp(40, 160)
 }

@@ -16,7 +16,10 @@ pub(crate) fn start(verbose: u8) {
         Ok(text) if !text.trim().is_empty() => EnvFilter::builder().parse_lossy(text),
         _ => EnvFilter::new(level),
     };
-    let format = tracing_subscriber::fmt().with_env_filter(filter).with_writer(Above).with_ansi(io::stderr().is_terminal());
+    let format = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(Above)
+        .with_ansi(io::stderr().is_terminal());
     if verbose > 1 {
         let _ = format.try_init();
     } else {

@@ -71,7 +71,9 @@ pub(crate) fn status_of(error: &anyhow::Error) -> Status {
 
 /// The error as a person reads it.
 pub(crate) fn text_of(error: &anyhow::Error, color: bool) -> String {
-    let inner = error.downcast_ref::<Failure>().map_or(error, |failure| &failure.error);
+    let inner = error
+        .downcast_ref::<Failure>()
+        .map_or(error, |failure| &failure.error);
     match inner.downcast_ref::<Problems>() {
         Some(problems) => problems.render(color),
         None if color => format!("\x1b[1;31merror\x1b[0m: {inner:#}\n"),
@@ -92,8 +94,14 @@ mod tests {
     #[test]
     fn a_mistake_and_a_broken_machine_have_their_own_codes() {
         let problems = Problems::new(Vec::new(), Vec::new());
-        assert_eq!(status_of(&anyhow::Error::new(problems.clone())), Status::Mistake);
-        assert_eq!(status_of(&Failure::machine(problems.into())), Status::Machine);
+        assert_eq!(
+            status_of(&anyhow::Error::new(problems.clone())),
+            Status::Mistake
+        );
+        assert_eq!(
+            status_of(&Failure::machine(problems.into())),
+            Status::Machine
+        );
         assert_eq!(status_of(&Failure::usage("no")), Status::Mistake);
         assert_eq!(status_of(&anyhow::anyhow!("disk full")), Status::Machine);
     }
@@ -101,7 +109,13 @@ mod tests {
     #[test]
     fn the_chain_of_causes_is_on_one_line() {
         let error = anyhow::anyhow!("no space left").context("the cache can't be written");
-        assert_eq!(text_of(&error, false), "error: the cache can't be written: no space left\n");
-        assert_eq!(text_of(&Failure::machine(error), false), "error: the cache can't be written: no space left\n");
+        assert_eq!(
+            text_of(&error, false),
+            "error: the cache can't be written: no space left\n"
+        );
+        assert_eq!(
+            text_of(&Failure::machine(error), false),
+            "error: the cache can't be written: no space left\n"
+        );
     }
 }

@@ -28,13 +28,19 @@ pub(crate) fn runs(runs: &Path) -> Result<Vec<Run>> {
     let entries = match fs::read_dir(runs) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(list),
-        Err(error) => return Err(error).with_context(|| format!("{} can't be read", runs.display())),
+        Err(error) => {
+            return Err(error).with_context(|| format!("{} can't be read", runs.display()));
+        }
     };
     for entry in entries {
         let entry = entry.with_context(|| format!("{} can't be read", runs.display()))?;
         if entry.path().is_dir() {
             let id = entry.file_name().to_string_lossy().into_owned();
-            list.push(Run { begun: begun(&id, &entry.path()), id, folder: entry.path() });
+            list.push(Run {
+                begun: begun(&id, &entry.path()),
+                id,
+                folder: entry.path(),
+            });
         }
     }
     list.sort_by(|a, b| a.id.cmp(&b.id));
@@ -43,10 +49,16 @@ pub(crate) fn runs(runs: &Path) -> Result<Vec<Run>> {
 
 /// A run's name begins with the milliseconds since 1970.
 fn begun(id: &str, folder: &Path) -> SystemTime {
-    let digits = id.split('-').next().filter(|d| d.len() == 13).and_then(|d| d.parse().ok());
+    let digits = id
+        .split('-')
+        .next()
+        .filter(|d| d.len() == 13)
+        .and_then(|d| d.parse().ok());
     match digits {
         Some(milliseconds) => UNIX_EPOCH + Duration::from_millis(milliseconds),
-        None => fs::metadata(folder).and_then(|m| m.modified()).unwrap_or(UNIX_EPOCH),
+        None => fs::metadata(folder)
+            .and_then(|m| m.modified())
+            .unwrap_or(UNIX_EPOCH),
     }
 }
 
@@ -59,7 +71,11 @@ impl Run {
     /// Its recipe's name.
     pub fn recipe(&self) -> String {
         // `<milliseconds>-<name>-<process>`.
-        let inner = self.id.split_once('-').and_then(|(_, rest)| rest.rsplit_once('-')).map(|(name, _)| name);
+        let inner = self
+            .id
+            .split_once('-')
+            .and_then(|(_, rest)| rest.rsplit_once('-'))
+            .map(|(name, _)| name);
         inner.unwrap_or(&self.id).to_owned()
     }
 
@@ -74,7 +90,11 @@ impl Run {
             match serde_json::from_str(line) {
                 Ok(event) => events.push(event),
                 Err(_) if number + 1 == lines => break,
-                Err(error) => return Err(error).with_context(|| format!("{}:{}: not an event", path.display(), number + 1)),
+                Err(error) => {
+                    return Err(error).with_context(|| {
+                        format!("{}:{}: not an event", path.display(), number + 1)
+                    });
+                }
             }
         }
         Ok(events)
@@ -84,7 +104,8 @@ impl Run {
     pub fn end(&self) -> Option<What> {
         let mut file = fs::File::open(self.folder.join("events.jsonl")).ok()?;
         let length = file.metadata().ok()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(TAIL))).ok()?;
+        file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))
+            .ok()?;
         let mut tail = Vec::new();
         file.take(TAIL).read_to_end(&mut tail).ok()?;
         let text = String::from_utf8_lossy(&tail);
@@ -107,12 +128,21 @@ mod tests {
         let found = runs(folder.path()).unwrap();
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].recipe(), "my-recipe");
-        assert_eq!(found[0].begun, UNIX_EPOCH + Duration::from_millis(1_700_000_000_123));
+        assert_eq!(
+            found[0].begun,
+            UNIX_EPOCH + Duration::from_millis(1_700_000_000_123)
+        );
         assert_eq!(found[0].events().unwrap().len(), 1);
         assert!(found[0].end().is_none());
         fs::write(one.join("events.jsonl"), format!("{line}\n")).unwrap();
         assert!(found[0].end().is_some());
         fs::write(one.join("events.jsonl"), format!("nonsense\n{line}\n")).unwrap();
-        assert!(found[0].events().unwrap_err().to_string().ends_with("events.jsonl:1: not an event"));
+        assert!(
+            found[0]
+                .events()
+                .unwrap_err()
+                .to_string()
+                .ends_with("events.jsonl:1: not an event")
+        );
     }
 }

@@ -37,7 +37,11 @@ Begin with `levain init`; `levain doctor` says what is missing.";
 /// result.
 #[derive(Debug, Parser)]
 #[command(name = "levain", version, after_help = AFTER_HELP, styles = STYLES, max_term_width = 100)]
-#[command(disable_help_subcommand = true, subcommand_required = true, arg_required_else_help = true)]
+#[command(
+    disable_help_subcommand = true,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
 pub(crate) struct Options {
     #[command(flatten)]
     pub global: Global,
@@ -50,7 +54,12 @@ pub(crate) struct Options {
 pub(crate) struct Global {
     /// The cache's folder [default: LEVAIN_CACHE, else the nearest Levain `cache` in or above the recipe's folder, else a new
     /// one beside the recipe]
-    #[arg(long, global = true, value_name = "DIR", help_heading = "Global options")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        help_heading = "Global options"
+    )]
     pub cache: Option<PathBuf>,
     /// When to use colours
     #[arg(long, global = true, value_enum, default_value_t = ColorChoice::Auto, value_name = "WHEN", help_heading = "Global options")]

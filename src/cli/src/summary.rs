@@ -32,45 +32,84 @@ pub(crate) fn text(session: &Session, outcome: &Outcome, context: &Context) -> S
     let mut out = String::new();
     let evaluations: Vec<_> = metrics(session, outcome);
     for (stage, value, samples) in evaluations.iter().take(TABLES) {
-        let Some(table) = answers::scores(value, style) else { continue };
+        let Some(table) = answers::scores(value, style) else {
+            continue;
+        };
         out.push_str(&format!("{}\n{table}\n", style.bold(stage)));
         if let Some(path) = samples {
             match answers::samples(path, SAMPLES, width(), style) {
                 Ok(text) => out.push_str(&text),
-                Err(error) => out.push_str(&format!("  the sampled answers can't be read: {error}\n")),
+                Err(error) => {
+                    out.push_str(&format!("  the sampled answers can't be read: {error}\n"))
+                }
             }
         }
     }
     if evaluations.len() > TABLES {
         let rest = units::plural(evaluations.len() - TABLES, "more evaluation");
-        out.push_str(&format!("{rest}: `levain show {} STAGE` prints them\n\n", session.recipe.path.display()));
+        out.push_str(&format!(
+            "{rest}: `levain show {} STAGE` prints them\n\n",
+            session.recipe.path.display()
+        ));
     }
     for export in &outcome.exports {
         let state = match export.written {
             0 => "as it should be".to_owned(),
             written => format!("{} written", units::plural(written, "file")),
         };
-        out.push_str(&format!("{}  {}  {}\n", style.bold(&export.name), export.folder.display(), style.dim(&state)));
+        out.push_str(&format!(
+            "{}  {}  {}\n",
+            style.bold(&export.name),
+            shown(&export.folder).display(),
+            style.dim(&state)
+        ));
     }
     out.push_str(&counts(outcome, context));
     if outcome.cancelled {
         out.push_str("Stopped on request: what long stages did up to here is kept, and the next run goes on from there.\n");
     }
     if outcome.failed > 0 {
-        let names: Vec<_> = outcome.failures.iter().map(|(name, _)| format!("`{name}`")).collect();
-        out.push_str(&format!("{} {}; the next run goes on from what is done.\n", style.red("failed:"), names.join(", ")));
+        let names: Vec<_> = outcome
+            .failures
+            .iter()
+            .map(|(name, _)| format!("`{name}`"))
+            .collect();
+        out.push_str(&format!(
+            "{} {}; the next run goes on from what is done.\n",
+            style.red("failed:"),
+            names.join(", ")
+        ));
     }
     if outcome.waiting > 0 {
-        let waiting = outcome.lock.stages.iter().filter(|(_, s)| s.outcome == "waiting");
+        let waiting = outcome
+            .lock
+            .stages
+            .iter()
+            .filter(|(_, s)| s.outcome == "waiting");
         let names: Vec<_> = waiting.map(|(name, _)| format!("`{name}`")).collect();
-        out.push_str(&format!("{} {}\n", style.yellow("waiting:"), names.join(", ")));
+        out.push_str(&format!(
+            "{} {}\n",
+            style.yellow("waiting:"),
+            names.join(", ")
+        ));
     }
     if outcome.failed == 0 && !outcome.cancelled {
-        for line in next(&session.recipe.sources.first().map_or("", |s| s.text.as_str())) {
+        for line in next(
+            &session
+                .recipe
+                .sources
+                .first()
+                .map_or("", |s| s.text.as_str()),
+        ) {
             out.push_str(&format!("{} {line}\n", style.cyan("Next:")));
         }
     }
     out
+}
+
+/// A recipe named without a folder gives paths that begin with `./`.
+fn shown(path: &Path) -> &Path {
+    path.strip_prefix(".").unwrap_or(path)
 }
 
 /// `3 ran, 5 cached in 12 s`.
@@ -86,19 +125,48 @@ fn counts(outcome: &Outcome, context: &Context) -> String {
     part(outcome.failed, "failed");
     part(outcome.waiting, "waiting");
     part(outcome.skipped, "skipped");
-    let words = if parts.is_empty() { "nothing to do".to_owned() } else { parts.join(", ") };
-    format!("{} in {}\n", context.out.bold(&words), units::time(outcome.milliseconds))
+    let words = if parts.is_empty() {
+        "nothing to do".to_owned()
+    } else {
+        parts.join(", ")
+    };
+    format!(
+        "{} in {}\n",
+        context.out.bold(&words),
+        units::time(outcome.milliseconds)
+    )
 }
 
 /// Every evaluation of the run: stage, `metrics.json`, and where its samples are.
-fn metrics(session: &Session, outcome: &Outcome) -> Vec<(String, Value, Option<std::path::PathBuf>)> {
+fn metrics(
+    session: &Session,
+    outcome: &Outcome,
+) -> Vec<(String, Value, Option<std::path::PathBuf>)> {
     let mut list = Vec::new();
     for (name, stage) in &outcome.lock.stages {
-        let Some(contract) = session.contracts.kind(&stage.kind).filter(|c| c.kind == "evaluate") else { continue };
-        for output in contract.outputs.iter().filter(|o| o.artifact == ArtifactType::Metrics) {
-            let Some(view) = stage.outputs.get(output.name).and_then(|d| session.cache.view(*d).ok()) else { continue };
+        let Some(contract) = session
+            .contracts
+            .kind(&stage.kind)
+            .filter(|c| c.kind == "evaluate")
+        else {
+            continue;
+        };
+        for output in contract
+            .outputs
+            .iter()
+            .filter(|o| o.artifact == ArtifactType::Metrics)
+        {
+            let Some(view) = stage
+                .outputs
+                .get(output.name)
+                .and_then(|d| session.cache.view(*d).ok())
+            else {
+                continue;
+            };
             let value = view.find("metrics.json").and_then(|path| read_json(path));
-            list.extend(value.map(|value| (name.clone(), value, view.find("samples.jsonl").cloned())));
+            list.extend(
+                value.map(|value| (name.clone(), value, view.find("samples.jsonl").cloned())),
+            );
         }
     }
     list
@@ -110,7 +178,12 @@ fn read_json(path: &Path) -> Option<Value> {
 
 /// The lines of a recipe that begin with `# next:`.
 fn next(recipe: &str) -> Vec<&str> {
-    recipe.lines().filter_map(|line| line.trim().strip_prefix("# next:")).map(str::trim).filter(|l| !l.is_empty()).collect()
+    recipe
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("# next:"))
+        .map(str::trim)
+        .filter(|l| !l.is_empty())
+        .collect()
 }
 
 /// The summary for programs.
@@ -130,9 +203,16 @@ pub(crate) fn to_json(session: &Session, outcome: &Outcome) -> Value {
             })
         })
         .collect();
-    let exports: Vec<Value> =
-        outcome.exports.iter().map(|e| json!({ "name": e.name, "folder": e.folder, "written": e.written })).collect();
-    let failures: Vec<Value> = outcome.failures.iter().map(|(name, error)| json!({ "stage": name, "error": error })).collect();
+    let exports: Vec<Value> = outcome
+        .exports
+        .iter()
+        .map(|e| json!({ "name": e.name, "folder": e.folder, "written": e.written }))
+        .collect();
+    let failures: Vec<Value> = outcome
+        .failures
+        .iter()
+        .map(|(name, error)| json!({ "stage": name, "error": error }))
+        .collect();
     json!({
         "recipe": session.recipe.name,
         "run": outcome.folder,

@@ -47,7 +47,15 @@ pub(crate) fn pad_left(text: &str, width: usize) -> String {
 /// Rows whose columns are as wide as their widest cell; the last is not filled up. `right` names columns of numbers.
 pub(crate) fn columns(rows: &[Vec<String>], right: &[usize], indent: &str) -> String {
     let count = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..count).map(|i| rows.iter().filter_map(|r| r.get(i)).map(|c| visible(c)).max().unwrap_or(0)).collect();
+    let widths: Vec<usize> = (0..count)
+        .map(|i| {
+            rows.iter()
+                .filter_map(|r| r.get(i))
+                .map(|c| visible(c))
+                .max()
+                .unwrap_or(0)
+        })
+        .collect();
     let mut out = String::new();
     for row in rows {
         let mut line = indent.to_owned();
@@ -134,7 +142,14 @@ mod tests {
     #[test]
     fn columns_line_up() {
         let row = |cells: &[&str]| cells.iter().map(|c| (*c).to_owned()).collect::<Vec<_>>();
-        let text = columns(&[row(&["a", "10", "x"]), row(&["bcd", "\x1b[1m2\x1b[0m", "y"])], &[1], "  ");
+        let text = columns(
+            &[
+                row(&["a", "10", "x"]),
+                row(&["bcd", "\x1b[1m2\x1b[0m", "y"]),
+            ],
+            &[1],
+            "  ",
+        );
         assert_eq!(text, "  a    10  x\n  bcd   \x1b[1m2\x1b[0m  y\n");
     }
 

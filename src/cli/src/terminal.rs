@@ -6,8 +6,8 @@ mod track;
 
 use std::collections::HashMap;
 use std::io::{IsTerminal, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use engine::event::{Event, Level, Sink, What};
 use engine::plan::Verdict;
@@ -32,7 +32,11 @@ pub(crate) fn say(text: &str) {
     let write = || {
         let _ = std::io::stderr().lock().write_all(text.as_bytes());
     };
-    if LIVE.load(Ordering::Relaxed) { BARS.suspend(write) } else { write() }
+    if LIVE.load(Ordering::Relaxed) {
+        BARS.suspend(write)
+    } else {
+        write()
+    }
 }
 
 /// Says that lines may change from now on.
@@ -88,13 +92,26 @@ impl Terminal {
         let live = std::io::stderr().is_terminal() && !plain && !dumb && detail != Detail::Quiet;
         let display: Box<dyn Display> = match live {
             true => Box::new(Live::new()),
-            false => Box::new(Lines::new(Box::new(|text| say(text)), detail != Detail::Quiet)),
+            false => Box::new(Lines::new(
+                Box::new(|text| say(text)),
+                detail != Detail::Quiet,
+            )),
         };
         Self::with(kinds, style, detail, display)
     }
 
-    fn with(kinds: HashMap<String, String>, style: Style, detail: Detail, display: Box<dyn Display>) -> Self {
-        let width = kinds.keys().map(|n| crate::table::visible(n)).max().unwrap_or(8).clamp(8, 28);
+    fn with(
+        kinds: HashMap<String, String>,
+        style: Style,
+        detail: Detail,
+        display: Box<dyn Display>,
+    ) -> Self {
+        let width = kinds
+            .keys()
+            .map(|n| crate::table::visible(n))
+            .max()
+            .unwrap_or(8)
+            .clamp(8, 28);
         Self {
             style,
             detail,
@@ -110,7 +127,12 @@ impl Terminal {
     }
 
     /// A reader that writes plain lines to `write`, for runs that are over.
-    pub fn replay(kinds: HashMap<String, String>, style: Style, detail: Detail, write: Box<dyn FnMut(&str) + Send>) -> Self {
+    pub fn replay(
+        kinds: HashMap<String, String>,
+        style: Style,
+        detail: Detail,
+        write: Box<dyn FnMut(&str) + Send>,
+    ) -> Self {
         Self::with(kinds, style, detail, Box::new(Lines::new(write, true)))
     }
 
@@ -119,7 +141,11 @@ impl Terminal {
         let kind = self.kinds.get(name).map_or("", String::as_str);
         let shown = crate::table::pad(name, self.width);
         // Preparations stand back: nobody wrote them.
-        let shown = if name.contains(" › ") { self.style.dim(&shown) } else { shown };
+        let shown = if name.contains(" › ") {
+            self.style.dim(&shown)
+        } else {
+            shown
+        };
         let kind = self.style.dim(&crate::table::pad(kind, 14));
         let line = format!("{sign} {shown}  {kind}  {rest}");
         self.pending.push_str(line.trim_end());
@@ -142,7 +168,11 @@ impl Terminal {
     }
 
     fn took(&self, name: &str, milliseconds: u64) -> String {
-        let end = self.tracks.get(name).and_then(Track::last_words).map(|w| format!("  {}", self.style.dim(&w)));
+        let end = self
+            .tracks
+            .get(name)
+            .and_then(Track::last_words)
+            .map(|w| format!("  {}", self.style.dim(&w)));
         format!("{}{}", units::time(milliseconds), end.unwrap_or_default())
     }
 
@@ -150,9 +180,18 @@ impl Terminal {
         self.planned = stages.iter().cloned().collect();
         let cached = stages.iter().filter(|(_, v)| *v == Verdict::Cached).count();
         self.folded = cached > HITS;
-        self.width = stages.iter().map(|(n, _)| crate::table::visible(n)).max().unwrap_or(8).clamp(8, 28);
+        self.width = stages
+            .iter()
+            .map(|(n, _)| crate::table::visible(n))
+            .max()
+            .unwrap_or(8)
+            .clamp(8, 28);
         if self.folded {
-            let line = format!("{} {} in the cache\n", self.style.green("="), units::plural(cached, "stage"));
+            let line = format!(
+                "{} {} in the cache\n",
+                self.style.green("="),
+                units::plural(cached, "stage")
+            );
             self.pending.push_str(&line);
         }
     }
@@ -176,13 +215,20 @@ impl Terminal {
         match what {
             What::Started { kind, .. } => {
                 self.flush();
-                self.kinds.entry(name.to_owned()).or_insert_with(|| kind.clone());
+                self.kinds
+                    .entry(name.to_owned())
+                    .or_insert_with(|| kind.clone());
                 let track = Track::new(name, kind, at, self.width);
                 self.display.start(&track, self.style);
                 self.tracks.insert(name.to_owned(), track);
             }
             What::Hit { .. } => self.hit(name),
-            What::Progress { done, total, unit, rate } => {
+            What::Progress {
+                done,
+                total,
+                unit,
+                rate,
+            } => {
                 let track = self.tracks.entry(name.to_owned()).or_insert_with(|| {
                     let track = Track::new(name, "", at, self.width);
                     self.display.start(&track, self.style);
@@ -200,7 +246,10 @@ impl Terminal {
             What::Sample { title, text } => {
                 if self.detail == Detail::More {
                     let text = crate::table::wrap(text, 100, 8).join("\n    ");
-                    self.pending.push_str(&format!("  {name}: {title}\n    {}\n", self.style.dim(&text)));
+                    self.pending.push_str(&format!(
+                        "  {name}: {title}\n    {}\n",
+                        self.style.dim(&text)
+                    ));
                     self.flush();
                 }
             }
@@ -217,12 +266,21 @@ impl Terminal {
                 self.over(name);
             }
             What::Failed { error } => {
-                let began = self.tracks.get(name).map(|t| format!(" after {}", units::time(at.saturating_sub(t.began))));
+                let began = self
+                    .tracks
+                    .get(name)
+                    .map(|t| format!(" after {}", units::time(at.saturating_sub(t.began))));
                 let sign = self.style.red("✗");
-                let words = self.style.red(&format!("failed{}", began.unwrap_or_default()));
+                let words = self
+                    .style
+                    .red(&format!("failed{}", began.unwrap_or_default()));
                 self.over_quietly(name);
                 self.line(&sign, name, &words);
-                let error: String = error.trim_end().lines().map(|l| format!("    {l}\n")).collect();
+                let error: String = error
+                    .trim_end()
+                    .lines()
+                    .map(|l| format!("    {l}\n"))
+                    .collect();
                 if self.detail == Detail::Quiet {
                     self.pending.clear();
                     self.insist(&format!("error: {name}\n{error}"));
@@ -249,7 +307,10 @@ impl Terminal {
                 self.insist(&line);
             }
             Level::Info if self.detail != Detail::Quiet => {
-                self.pending.push_str(&format!("  {}\n", self.style.dim(&format!("{about}{text}"))));
+                self.pending.push_str(&format!(
+                    "  {}\n",
+                    self.style.dim(&format!("{about}{text}"))
+                ));
                 self.flush();
             }
             Level::Info => {}

@@ -14,7 +14,11 @@ pub(crate) fn bytes(count: u64) -> String {
         value /= 1000.0;
         unit += 1;
     }
-    if value < 9.95 { format!("{value:.1} {}", UNITS[unit]) } else { format!("{value:.0} {}", UNITS[unit]) }
+    if value < 9.95 {
+        format!("{value:.1} {}", UNITS[unit])
+    } else {
+        format!("{value:.0} {}", UNITS[unit])
+    }
 }
 
 /// A stretch of time: `45 ms`, `3.2 s`, `1 min 05 s`, `2 h 10 min`.
@@ -48,7 +52,11 @@ pub(crate) fn count(number: u64) -> String {
 /// `1 stage`, `2 stages`.
 pub(crate) fn plural(number: usize, word: &str) -> String {
     let number_text = count(number as u64);
-    if number == 1 { format!("1 {word}") } else { format!("{number_text} {word}s") }
+    if number == 1 {
+        format!("1 {word}")
+    } else {
+        format!("{number_text} {word}s")
+    }
 }
 
 /// A rate, with as many digits as one reads: `730`, `3.25`.
@@ -63,7 +71,9 @@ pub(crate) fn rate(value: f64) -> String {
 /// Local date and time to the second: `2026-01-31 14:05:09`.
 pub(crate) fn date(time: SystemTime) -> String {
     let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    let Ok(seconds) = libc::time_t::try_from(seconds) else { return "unknown".to_owned() };
+    let Ok(seconds) = libc::time_t::try_from(seconds) else {
+        return "unknown".to_owned();
+    };
     // SAFETY: `tm` is plain old data for which zeroes are valid; `localtime_r` writes only into it and reads only `seconds`.
     let tm = unsafe {
         let mut tm: libc::tm = std::mem::zeroed();
@@ -89,19 +99,41 @@ mod tests {
 
     #[test]
     fn bytes_are_short() {
-        let shown: Vec<String> = [0, 999, 1000, 9_949, 105_000_000, 999_600, 12_345_678_901].map(bytes).into();
-        assert_eq!(shown, ["0 B", "999 B", "1.0 kB", "9.9 kB", "105 MB", "1.0 MB", "12 GB"]);
+        let shown: Vec<String> = [0, 999, 1000, 9_949, 105_000_000, 999_600, 12_345_678_901]
+            .map(bytes)
+            .into();
+        assert_eq!(
+            shown,
+            [
+                "0 B", "999 B", "1.0 kB", "9.9 kB", "105 MB", "1.0 MB", "12 GB"
+            ]
+        );
     }
 
     #[test]
     fn times_are_short() {
-        let shown: Vec<String> = [7, 3_210, 45_400, 59_900, 65_000, 7_800_000].map(time).into();
-        assert_eq!(shown, ["7 ms", "3.2 s", "45 s", "1 min 00 s", "1 min 05 s", "2 h 10 min"]);
+        let shown: Vec<String> = [7, 3_210, 45_400, 59_900, 65_000, 7_800_000]
+            .map(time)
+            .into();
+        assert_eq!(
+            shown,
+            [
+                "7 ms",
+                "3.2 s",
+                "45 s",
+                "1 min 00 s",
+                "1 min 05 s",
+                "2 h 10 min"
+            ]
+        );
     }
 
     #[test]
     fn counts_have_commas() {
-        assert_eq!([0, 999, 1000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!(
+            [0, 999, 1000, 1_234_567].map(count),
+            ["0", "999", "1,000", "1,234,567"]
+        );
         assert_eq!(plural(1, "stage"), "1 stage");
         assert_eq!(plural(1000, "stage"), "1,000 stages");
     }

@@ -303,7 +303,7 @@ impl Encoder {
         let text = rendered.text;
         let mut opening_turns = 0;
         let mut spans: Vec<Range<usize>> = match (loss_on, rendered.generations) {
-            (LossOn::All, _) => vec![0..text.len()],
+            (LossOn::All, _) => std::iter::once(0..text.len()).collect(),
             (_, Some(spans)) => spans,
             (_, None) => {
                 let mut spans = Vec::new();
@@ -434,20 +434,23 @@ mod tests {
     #[test]
     fn white_space_left_out_of_offsets_belongs_to_its_token() {
         // A byte-level tokenizer says (4, 4) for a token that is all white space.
-        let (trained, merged) = mask(&[(0, 2), (4, 4), (5, 8)], &[2..4]);
+        let (trained, merged) = mask(&[(0, 2), (4, 4), (5, 8)], std::slice::from_ref(&(2..4)));
         assert_eq!(trained, [false, true, false]);
         assert_eq!(merged, 0);
     }
 
     #[test]
     fn parts_of_one_character_share_its_offsets() {
-        let (trained, _) = mask(&[(0, 2), (2, 6), (2, 6), (2, 6), (6, 7)], &[2..6]);
+        let (trained, _) = mask(
+            &[(0, 2), (2, 6), (2, 6), (2, 6), (6, 7)],
+            std::slice::from_ref(&(2..6)),
+        );
         assert_eq!(trained, [false, true, true, true, false]);
     }
 
     #[test]
     fn a_token_across_the_boundary_is_trained_and_counted() {
-        let (trained, merged) = mask(&[(0, 2), (2, 5), (5, 6)], &[3..6]);
+        let (trained, merged) = mask(&[(0, 2), (2, 5), (5, 6)], std::slice::from_ref(&(3..6)));
         assert_eq!(trained, [false, true, true]);
         assert_eq!(merged, 1);
     }

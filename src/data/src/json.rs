@@ -464,7 +464,7 @@ fn explain(text: &str, shape: Shape, fault: Fault) -> Fault {
     if shape == Shape::Lines && fault.message.starts_with("EOF") {
         let message =
             "the object does not end on its line; a JSONL file has one whole object on each line";
-        return Fault::new(fault.at, message);
+        return Fault::new(text.len(), message);
     }
     Fault::new(fault.at, format!("not JSON: {}", fault.message))
 }

@@ -1,6 +1,7 @@
 //! Parquet files, as hubs keep datasets, as records.
 
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::{Context, Result, anyhow};
 use arrow::array::{Array, ArrayRef, AsArray, StructArray};
@@ -24,9 +25,11 @@ pub(crate) struct ParquetRows {
 impl ParquetRows {
     pub(crate) fn open(file: File, wanted: Box<dyn Fn(&str) -> bool>) -> Result<ParquetRows> {
         let size = file.metadata()?.len();
-        let builder = ParquetRecordBatchReaderBuilder::try_new(file)?;
-        let total_rows = u64::try_from(builder.metadata().file_metadata().num_rows())?;
-        let reader = builder.with_batch_size(1024).build()?;
+        let (reader, total_rows) = guard(|| {
+            let builder = ParquetRecordBatchReaderBuilder::try_new(file)?;
+            let rows = u64::try_from(builder.metadata().file_metadata().num_rows())?;
+            Ok((builder.with_batch_size(1024).build()?, rows))
+        })?;
         Ok(ParquetRows {
             reader,
             wanted,
@@ -71,13 +74,19 @@ impl ParquetRows {
                     last: false,
                 }));
             }
-            match self.reader.next() {
+            match guard(|| Ok(self.reader.next().transpose()?)).context("a damaged Parquet page")? {
                 None => return Ok(None),
-                Some(batch) => self.batch = Some(batch.context("a damaged Parquet page")?),
+                batch => self.batch = batch,
             }
             self.place = 0;
         }
     }
+}
+
+/// Runs a part of the Parquet reader, which answers some damaged files with a panic; here that is an error as well.
+fn guard<T>(read: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(read))
+        .unwrap_or_else(|_| Err(anyhow!("its structure is inconsistent")))
 }
 
 /// The value at `place`: texts, lists and structs are read, of others only the kind is told.

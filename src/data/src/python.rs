@@ -32,6 +32,18 @@ pub(crate) fn trim(value: &Value, chars: Option<&str>) -> String {
     }
 }
 
+/// The test `iterable`: whether Python's `iter` takes the value; minijinja also lets `none` pass.
+pub(crate) fn is_iterable(value: &Value) -> bool {
+    use ValueKind::{Iterable, Map, Seq, String, Undefined};
+    matches!(value.kind(), Iterable | Map | Seq | String | Undefined)
+}
+
+/// The test `sequence`: whether the value has a length and items, as strings and maps have in Python.
+pub(crate) fn is_sequence(value: &Value) -> bool {
+    use ValueKind::{Map, Seq, String, Undefined};
+    matches!(value.kind(), Map | Seq | String | Undefined)
+}
+
 /// Methods of Python's own types, called when minijinja has none of that name.
 pub(crate) fn method(
     state: &mut State,

@@ -79,10 +79,9 @@ pub fn read_files(
         .map(|(_, path)| path.metadata().map_or(0, |data| data.len()))
         .sum();
     let mut before = 0;
-    let mut counts = Vec::new();
     let mut byte_order_mark = false;
     'files: for (name, path) in files {
-        let first = reading.rows;
+        reading.files.push((name.clone(), 0));
         let mut source = Source::open(name, path, options)?;
         while let Some(record) = source
             .next()
@@ -98,7 +97,6 @@ pub fn read_files(
                 });
             }
             if reading.full() || reading.faults.len() >= MAX_FAULTS {
-                counts.push((name.clone(), reading.rows - first));
                 break 'files;
             }
             if last {
@@ -107,7 +105,6 @@ pub fn read_files(
         }
         before += source.bytes_read();
         byte_order_mark |= source.byte_order_mark();
-        counts.push((name.clone(), reading.rows - first));
     }
     reading.decide(sink)?;
     progress(ReadProgress {
@@ -115,7 +112,7 @@ pub fn read_files(
         bytes: before,
         total,
     });
-    reading.finish(counts, byte_order_mark)
+    reading.finish(byte_order_mark)
 }
 
 /// The format of the files, from their first rows only; for a check before a run.
@@ -214,6 +211,7 @@ struct Reading<'a> {
     format: Option<Format>,
     waiting: VecDeque<(String, Record)>,
     rows: u64,
+    files: Vec<(String, u64)>,
     ignored: BTreeMap<String, u64>,
     faults: Vec<String>,
 }
@@ -251,6 +249,7 @@ impl<'a> Reading<'a> {
             format,
             waiting,
             rows: 0,
+            files: Vec::new(),
             ignored,
             faults,
         })
@@ -314,6 +313,11 @@ impl<'a> Reading<'a> {
                     }
                 }
                 self.rows += 1;
+                // Rows that waited for the format belong to a file that may have been left since.
+                if let Some((_, rows)) = self.files.iter_mut().rev().find(|(file, _)| file == name)
+                {
+                    *rows += 1;
+                }
                 sink(row)
             }
             Err(fault) => {
@@ -350,6 +354,14 @@ impl<'a> Reading<'a> {
                 }
             }
         }
+        if keys.contains(&"chosen") || keys.contains(&"rejected") {
+            let file = &self.waiting[0].0;
+            bail!(
+                "{file}: the columns {{{}}} are those of preference pairs, which no format reads; to read one \
+                 column of them name the format",
+                keys.join(", ")
+            );
+        }
         // Rows that are broken say nothing of the format: any does, to have the faults reported.
         let format = match candidates[..] {
             [format] => format,
@@ -358,12 +370,14 @@ impl<'a> Reading<'a> {
         };
         self.format = Some(format);
         while let Some((name, record)) = self.waiting.pop_front() {
-            self.accept(format, &name, record, sink)?;
+            if self.faults.len() < MAX_FAULTS {
+                self.accept(format, &name, record, sink)?;
+            }
         }
         Ok(())
     }
 
-    fn finish(self, files: Vec<(String, u64)>, byte_order_mark: bool) -> Result<ReadReport> {
+    fn finish(self, byte_order_mark: bool) -> Result<ReadReport> {
         if let [fault] = &self.faults[..] {
             bail!("{fault}");
         }
@@ -379,7 +393,8 @@ impl<'a> Reading<'a> {
                 self.faults.join("\n  ")
             );
         }
-        let names = files
+        let names = self
+            .files
             .iter()
             .map(|(name, _)| name.as_str())
             .collect::<Vec<_>>()
@@ -397,7 +412,7 @@ impl<'a> Reading<'a> {
             layout,
             rows: self.rows,
             ignored: self.ignored,
-            files,
+            files: self.files,
             byte_order_mark,
         })
     }

@@ -84,6 +84,8 @@ impl ChatTemplate {
             python::trim(value, chars)
         });
         environment.add_filter(FILTER, mark);
+        environment.add_test("iterable", python::is_iterable);
+        environment.add_test("sequence", python::is_sequence);
         environment.add_function(
             "raise_exception",
             |message: &Value| -> Result<Value, Error> {
@@ -162,7 +164,9 @@ impl ChatTemplate {
             .get_template(NAME)
             .map_err(|error| explain(&error, &self.source))?;
         let text = template
-            .render(Value::from_object(context.into_iter().collect::<BTreeMap<_, _>>()))
+            .render(Value::from_object(
+                context.into_iter().collect::<BTreeMap<_, _>>(),
+            ))
             .map_err(|error| explain(&error, &self.source))?;
         match mark {
             None => Ok(Rendered {
@@ -192,9 +196,8 @@ impl ChatTemplate {
 /// The turns as template values: maps of `role` and `content`.
 pub(crate) fn turns(messages: &[Message]) -> Vec<Value> {
     // By way of JSON, whose maps keep the order that `tojson` and `items` show.
-    let turn = |message: &Message| {
-        serde_json::json!({"role": message.role, "content": message.content})
-    };
+    let turn =
+        |message: &Message| serde_json::json!({"role": message.role, "content": message.content});
     let values = messages.iter().map(turn);
     values.map(|value| Value::from(Serde(value))).collect()
 }

@@ -287,7 +287,7 @@ fn broken_rows_are_named_with_file_line_and_column() {
                 Alpaca,
                 "{\"instruction\": \"a\", \"output\": \"b\", \"history\": [[\"x\"]]}\n",
             ),
-            "rows.jsonl:1:50: an entry of `history` is not a pair",
+            "rows.jsonl:1:49: an entry of `history` is not a pair",
         ),
         (
             array(Text, "[\n  {\"text\": \"a\"},\n  {\"text\": tru}\n]"),
@@ -370,6 +370,8 @@ fn several_broken_rows_are_reported_at_once() {
     );
     assert_eq!(error.lines().count(), 11);
     assert!(error.contains("rows.jsonl:19:10"), "{error}");
+    let error = auto(&content).unwrap_err().to_string();
+    assert_eq!(error.lines().count(), 11, "{error}");
 }
 
 #[test]
@@ -396,6 +398,9 @@ fn an_unclear_format_lists_the_columns() {
         ),
         "{error}"
     );
+    let pairs = r#"[{"conversations": [], "chosen": {}, "rejected": {}}]"#;
+    let error = auto(pairs).unwrap_err().to_string();
+    assert!(error.contains("are those of preference pairs"), "{error}");
     let error = auto("[{\"text\": \"a\"}, {\"texts\": \"a\"}]")
         .unwrap_err()
         .to_string();

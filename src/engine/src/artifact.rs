@@ -110,7 +110,9 @@ pub fn check_name(name: &str) -> Result<()> {
     let fine = !name.is_empty()
         && !name.contains('\\')
         && !name.contains('\0')
-        && name.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
+        && name
+            .split('/')
+            .all(|part| !part.is_empty() && part != "." && part != "..");
     if !fine {
         bail!("the file name `{name}` does not stay inside its folder");
     }
@@ -123,7 +125,12 @@ pub fn sort_keys(value: Value) -> Value {
         Value::Object(map) => {
             let mut pairs: Vec<_> = map.into_iter().collect();
             pairs.sort_by(|a, b| a.0.cmp(&b.0));
-            Value::Object(pairs.into_iter().map(|(k, v)| (k, sort_keys(v))).collect::<Map<_, _>>())
+            Value::Object(
+                pairs
+                    .into_iter()
+                    .map(|(k, v)| (k, sort_keys(v)))
+                    .collect::<Map<_, _>>(),
+            )
         }
         Value::Array(items) => Value::Array(items.into_iter().map(sort_keys).collect()),
         other => other,
@@ -149,17 +156,32 @@ pub struct ArtifactView {
 impl ArtifactView {
     /// The place of the file called `name`.
     pub fn file(&self, name: &str) -> Result<&PathBuf> {
-        self.find(name).with_context(|| format!("the {} {} has no file `{name}`", self.artifact, self.digest.short()))
+        self.find(name).with_context(|| {
+            format!(
+                "the {} {} has no file `{name}`",
+                self.artifact,
+                self.digest.short()
+            )
+        })
     }
 
     /// The place of the file called `name`, if there is one.
     pub fn find(&self, name: &str) -> Option<&PathBuf> {
-        self.files.iter().find(|(n, _)| n == name).map(|(_, path)| path)
+        self.files
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, path)| path)
     }
 
     /// The artifact it refers to as `name`.
     pub fn reference(&self, name: &str) -> Result<&ArtifactView> {
-        self.refs.get(name).with_context(|| format!("the {} {} refers to no `{name}`", self.artifact, self.digest.short()))
+        self.refs.get(name).with_context(|| {
+            format!(
+                "the {} {} refers to no `{name}`",
+                self.artifact,
+                self.digest.short()
+            )
+        })
     }
 }
 

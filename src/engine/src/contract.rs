@@ -30,13 +30,17 @@ pub struct Contract {
     /// Work with a key of its own, done before the stage and shared by all that need the same.
     pub preparations: &'static [Preparation],
     /// What no single field can say: (field, message) for every combination that makes no sense.
-    pub check: fn(&Map<String, Value>) -> Vec<(&'static str, String)>,
+    pub check: Check,
     /// Peak memory in bytes from the parameters and the summaries of the inputs, when it can be told.
     pub memory: Option<Estimate>,
 }
 
+/// Looks at all parameters together.
+pub type Check = fn(&Map<String, Value>) -> Vec<(&'static str, String)>;
+
 /// Estimates bytes from parameters and (port, summary) pairs.
-pub type Estimate = fn(&Map<String, Value>, &[(&str, &std::collections::BTreeMap<String, Value>)]) -> Option<u64>;
+pub type Estimate =
+    fn(&Map<String, Value>, &[(&str, &std::collections::BTreeMap<String, Value>)]) -> Option<u64>;
 
 /// A `check` for kinds whose fields say it all.
 pub fn no_check(_: &Map<String, Value>) -> Vec<(&'static str, String)> {
@@ -260,12 +264,19 @@ impl Contract {
 
     /// The output called `name`, or the first for the empty name.
     pub fn output(&self, name: &str) -> Option<&'static Output> {
-        if name.is_empty() { self.outputs.first() } else { self.outputs.iter().find(|o| o.name == name) }
+        if name.is_empty() {
+            self.outputs.first()
+        } else {
+            self.outputs.iter().find(|o| o.name == name)
+        }
     }
 
     /// Every word that may stand in a stage of this kind.
     pub fn words(&self) -> impl Iterator<Item = &'static str> {
-        ["kind"].into_iter().chain(self.ports.iter().map(|p| p.name)).chain(self.fields.iter().map(|f| f.name))
+        ["kind"]
+            .into_iter()
+            .chain(self.ports.iter().map(|p| p.name))
+            .chain(self.fields.iter().map(|f| f.name))
     }
 }
 
@@ -286,7 +297,8 @@ impl Contracts {
 
     /// The contract of any kind.
     pub fn any(&self, name: &str) -> Option<&'static Contract> {
-        self.kind(name).or_else(|| self.hidden.iter().copied().find(|c| c.kind == name))
+        self.kind(name)
+            .or_else(|| self.hidden.iter().copied().find(|c| c.kind == name))
     }
 
     /// Every contract.
@@ -296,7 +308,11 @@ impl Contracts {
 
     /// (kind, version) of every contract that runs in `pool`, in order: what a worker must match.
     pub fn versions(&self, pool: Pool) -> Vec<(String, u32)> {
-        let mut versions: Vec<_> = self.all().filter(|c| c.pool == pool).map(|c| (c.kind.to_owned(), c.version)).collect();
+        let mut versions: Vec<_> = self
+            .all()
+            .filter(|c| c.pool == pool)
+            .map(|c| (c.kind.to_owned(), c.version))
+            .collect();
         versions.sort();
         versions
     }

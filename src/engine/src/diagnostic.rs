@@ -67,7 +67,13 @@ pub struct Problem {
 impl Problem {
     /// A mistake at a place.
     pub fn at(code: &'static str, span: Span, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), span: Some(span), others: Vec::new(), help: None }
+        Self {
+            code,
+            message: message.into(),
+            span: Some(span),
+            others: Vec::new(),
+            help: None,
+        }
     }
 
     /// The same with the way out.
@@ -108,27 +114,44 @@ impl Problems {
 
     /// Every mistake drawn, with colours when `color`.
     pub fn render(&self, color: bool) -> String {
-        let renderer = if color { Renderer::styled() } else { Renderer::plain() };
+        let renderer = if color {
+            Renderer::styled()
+        } else {
+            Renderer::plain()
+        };
         let mut text = String::new();
         for problem in &self.problems {
             text.push_str(&renderer.render(&self.groups(problem)));
             text.push_str("\n\n");
         }
         let count = self.problems.len();
-        text.push_str(&format!("{count} {}\n", if count == 1 { "problem" } else { "problems" }));
+        text.push_str(&format!(
+            "{count} {}\n",
+            if count == 1 { "problem" } else { "problems" }
+        ));
         text
     }
 
     fn groups<'a>(&'a self, problem: &'a Problem) -> Vec<Group<'a>> {
-        let title = Level::ERROR.primary_title(problem.message.as_str()).id(problem.code);
+        let title = Level::ERROR
+            .primary_title(problem.message.as_str())
+            .id(problem.code);
         let mut group = Group::with_title(title);
         if let Some(span) = problem.span {
             let source = &self.sources[span.source];
             let mut snippet = Snippet::source(source.text.as_str())
                 .path(source.name.as_str())
                 .annotation(AnnotationKind::Primary.span(span.range()));
-            for (other, label) in problem.others.iter().filter(|(o, _)| o.source == span.source) {
-                snippet = snippet.annotation(AnnotationKind::Context.span(other.range()).label(label.as_str()));
+            for (other, label) in problem
+                .others
+                .iter()
+                .filter(|(o, _)| o.source == span.source)
+            {
+                snippet = snippet.annotation(
+                    AnnotationKind::Context
+                        .span(other.range())
+                        .label(label.as_str()),
+                );
             }
             group = group.element(snippet);
         }
@@ -183,7 +206,9 @@ fn distance(a: &str, b: &str) -> usize {
         let mut row = vec![i];
         for j in 1..=b.len() {
             let change = usize::from(a[i - 1] != b[j - 1]);
-            let mut best = (rows[i - 1][j] + 1).min(row[j - 1] + 1).min(rows[i - 1][j - 1] + change);
+            let mut best = (rows[i - 1][j] + 1)
+                .min(row[j - 1] + 1)
+                .min(rows[i - 1][j - 1] + change);
             if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
                 best = best.min(rows[i - 2][j - 2] + 1);
             }

@@ -70,9 +70,13 @@ impl FromStr for Digest {
 
     fn from_str(text: &str) -> Result<Self, String> {
         if text.len() != 64 || text.bytes().any(|b| b.is_ascii_uppercase()) {
-            return Err(format!("`{text}` is not a blake3 digest (64 hexadecimal digits, lower case)"));
+            return Err(format!(
+                "`{text}` is not a blake3 digest (64 hexadecimal digits, lower case)"
+            ));
         }
-        blake3::Hash::from_hex(text).map(|hash| Self(*hash.as_bytes())).map_err(|e| format!("`{text}` is not a blake3 digest: {e}"))
+        blake3::Hash::from_hex(text)
+            .map(|hash| Self(*hash.as_bytes()))
+            .map_err(|e| format!("`{text}` is not a blake3 digest: {e}"))
     }
 }
 

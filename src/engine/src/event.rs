@@ -144,5 +144,7 @@ pub fn number_text(value: f64) -> String {
 
 /// The event as one line of `events.jsonl`.
 pub fn to_line(event: &Event) -> String {
-    serde_json::to_value(event).map(|v: Value| v.to_string()).unwrap_or_default()
+    serde_json::to_value(event)
+        .map(|v: Value| v.to_string())
+        .unwrap_or_default()
 }

@@ -44,10 +44,18 @@ pub fn why(session: &Session, standings: &[Standing], index: usize) -> Result<Wh
         }
         Verdict::WillRun => format!("{}; what changed since the last run:", standing.reason),
     };
-    Ok(Why { name: node.name.clone(), verdict: standing.verdict, reason, changes })
+    Ok(Why {
+        name: node.name.clone(),
+        verdict: standing.verdict,
+        reason,
+        changes,
+    })
 }
 
 /// The record, a line each, for people.
 pub fn record_lines(record: &Record) -> Vec<(String, String)> {
-    record.items().map(|(name, item)| (name.to_owned(), crate::record::text(item))).collect()
+    record
+        .items()
+        .map(|(name, item)| (name.to_owned(), crate::record::text(item)))
+        .collect()
 }

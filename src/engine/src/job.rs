@@ -61,8 +61,12 @@ pub struct SourceFile {
 impl Job {
     /// The parameters as the kind's own struct.
     pub fn params<T: DeserializeOwned>(&self) -> Result<T> {
-        serde_json::from_value(Value::Object(self.params.clone()))
-            .with_context(|| format!("the parameters of `{}` do not fit its kind `{}`", self.stage, self.kind))
+        serde_json::from_value(Value::Object(self.params.clone())).with_context(|| {
+            format!(
+                "the parameters of `{}` do not fit its kind `{}`",
+                self.stage, self.kind
+            )
+        })
     }
 
     /// The artifact of a port that holds exactly one.
@@ -85,7 +89,10 @@ impl Job {
 
     /// The files of a source field.
     pub fn source(&self, field: &str) -> Result<&[SourceFile]> {
-        self.sources.get(field).map(Vec::as_slice).with_context(|| format!("source `{field}` is missing"))
+        self.sources
+            .get(field)
+            .map(Vec::as_slice)
+            .with_context(|| format!("source `{field}` is missing"))
     }
 }
 
@@ -128,17 +135,29 @@ pub trait Reporter: Sync {
 
     /// Fails with [`Cancelled`] when the run wants to stop.
     fn check(&self) -> Result<()> {
-        if self.cancelled() { Err(Cancelled.into()) } else { Ok(()) }
+        if self.cancelled() {
+            Err(Cancelled.into())
+        } else {
+            Ok(())
+        }
     }
 
     /// Sends progress without a rate.
     fn progress(&self, done: u64, total: u64, unit: &str) {
-        self.emit(What::Progress { done, total, unit: unit.to_owned(), rate: None });
+        self.emit(What::Progress {
+            done,
+            total,
+            unit: unit.to_owned(),
+            rate: None,
+        });
     }
 
     /// Sends a remark.
     fn note(&self, level: crate::event::Level, text: &str) {
-        self.emit(What::Note { level, text: text.to_owned() });
+        self.emit(What::Note {
+            level,
+            text: text.to_owned(),
+        });
     }
 }
 

@@ -65,38 +65,58 @@ impl RecipeLock {
         match std::fs::read(&path) {
             Ok(bytes) => {
                 let help = "delete it, and the sources are pinned anew";
-                let lock: Self = serde_json::from_slice(&bytes).with_context(|| format!("{}: not a lock file; {help}", path.display()))?;
-                anyhow::ensure!(lock.levain_lock == 1, "{}: lock version {} is unknown; {help}", path.display(), lock.levain_lock);
+                let lock: Self = serde_json::from_slice(&bytes)
+                    .with_context(|| format!("{}: not a lock file; {help}", path.display()))?;
+                anyhow::ensure!(
+                    lock.levain_lock == 1,
+                    "{}: lock version {} is unknown; {help}",
+                    path.display(),
+                    lock.levain_lock
+                );
                 Ok(lock)
             }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self { levain_lock: 1, ..Self::default() }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self {
+                levain_lock: 1,
+                ..Self::default()
+            }),
             Err(error) => Err(error).with_context(|| format!("{} can't be read", path.display())),
         }
     }
 
     /// Writes it whole.
     pub fn write(&self, recipe: &Path) -> Result<()> {
-        write_whole(&Self::path(recipe), &(serde_json::to_string_pretty(self)? + "\n"))
+        write_whole(
+            &Self::path(recipe),
+            &(serde_json::to_string_pretty(self)? + "\n"),
+        )
     }
 }
 
 impl RunLock {
     /// Writes it whole into the run's folder.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        write_whole(&folder.join("lock.json"), &serde_json::to_string_pretty(self)?)
+        write_whole(
+            &folder.join("lock.json"),
+            &serde_json::to_string_pretty(self)?,
+        )
     }
 
     /// Reads it from a run's folder.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("lock.json");
-        let bytes = std::fs::read(&path).with_context(|| format!("{} can't be read", path.display()))?;
-        serde_json::from_slice(&bytes).with_context(|| format!("{}: not the lock of a run", path.display()))
+        let bytes =
+            std::fs::read(&path).with_context(|| format!("{} can't be read", path.display()))?;
+        serde_json::from_slice(&bytes)
+            .with_context(|| format!("{}: not the lock of a run", path.display()))
     }
 }
 
 /// Writes a file so that readers see the old or the new text, never a part.
 pub fn write_whole(path: &Path, text: &str) -> Result<()> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     let fail = || format!("{} can't be written", path.display());
     let mut file = tempfile::NamedTempFile::new_in(folder).with_context(fail)?;
     file.write_all(text.as_bytes()).with_context(fail)?;

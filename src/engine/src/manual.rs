@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use crate::contract::{Arity, Class, Contract, Contracts, Field, FieldType, Need, Output, Pool, Port, Repeatable};
+use crate::contract::{
+    Arity, Class, Contract, Contracts, Field, FieldType, Need, Output, Pool, Port, Repeatable,
+};
 
 /// The manual of one kind as plain text, lines of at most `width` characters where words allow it.
 pub fn text(contract: &Contract, width: usize) -> String {
@@ -19,24 +21,51 @@ pub fn text(contract: &Contract, width: usize) -> String {
         push_wrapped(out, port.doc, "      ", width);
     });
     section(&mut out, "Parameters", contract.fields, |out, field| {
-        let _ = writeln!(out, "  {}  ({}; {})", field.name, words(&field.ty), need_words(field));
+        let _ = writeln!(
+            out,
+            "  {}  ({}; {})",
+            field.name,
+            words(&field.ty),
+            need_words(field)
+        );
         push_wrapped(out, field.doc, "      ", width);
         for choice in choices(&field.ty) {
-            push_wrapped(out, &format!("{}: {}", choice.word, choice.doc), "        ", width);
+            push_wrapped(
+                out,
+                &format!("{}: {}", choice.word, choice.doc),
+                "        ",
+                width,
+            );
         }
         if let Some(remark) = class_words(field.class) {
             push_wrapped(out, remark, "      ", width);
         }
     });
     section(&mut out, "Outputs", contract.outputs, |out, output| {
-        let _ = writeln!(out, "  {}  ({})", output_name(contract, output), output.artifact);
+        let _ = writeln!(
+            out,
+            "  {}  ({})",
+            output_name(contract, output),
+            output.artifact
+        );
         push_wrapped(out, output.doc, "      ", width);
     });
-    section(&mut out, "Preparations", contract.preparations, |out, preparation| {
-        let _ = writeln!(out, "  STAGE/{}", preparation.name);
-        push_wrapped(out, &preparation_words(preparation), "      ", width);
-    });
-    let _ = write!(out, "\nExample\n{}\nRuns {}.{}\n", indented(contract.example, "  "), pool_words(contract.pool), repeat_words(contract));
+    section(
+        &mut out,
+        "Preparations",
+        contract.preparations,
+        |out, preparation| {
+            let _ = writeln!(out, "  STAGE/{}", preparation.name);
+            push_wrapped(out, &preparation_words(preparation), "      ", width);
+        },
+    );
+    let _ = write!(
+        out,
+        "\nExample\n{}\nRuns {}.{}\n",
+        indented(contract.example, "  "),
+        pool_words(contract.pool),
+        repeat_words(contract)
+    );
     out
 }
 
@@ -48,7 +77,12 @@ pub fn markdown(contracts: Contracts) -> String {
          a parameter: `\"${params.name}\"`. `levain kinds KIND` shows the same in a terminal.\n\n| kind | what it does |\n|---|---|\n",
     );
     for contract in contracts.kinds {
-        let _ = writeln!(out, "| [`{0}`](#{0}) | {1} |", contract.kind, cell(contract.about));
+        let _ = writeln!(
+            out,
+            "| [`{0}`](#{0}) | {1} |",
+            contract.kind,
+            cell(contract.about)
+        );
     }
     for contract in contracts.kinds {
         kind_markdown(&mut out, contract);
@@ -65,7 +99,13 @@ fn kind_markdown(out: &mut String, contract: &Contract) {
     if !contract.ports.is_empty() {
         out.push_str("| input | takes | |\n|---|---|---|\n");
         for port in contract.ports {
-            let _ = writeln!(out, "| `{}` | {} | {} |", port.name, cell(&port_words(port)), cell(port.doc));
+            let _ = writeln!(
+                out,
+                "| `{}` | {} | {} |",
+                port.name,
+                cell(&port_words(port)),
+                cell(port.doc)
+            );
         }
         out.push('\n');
     }
@@ -79,21 +119,45 @@ fn kind_markdown(out: &mut String, contract: &Contract) {
             if let Some(remark) = class_words(field.class) {
                 let _ = write!(doc, " *{remark}*");
             }
-            let _ = writeln!(out, "| `{}` | {} | {} | {} |", field.name, cell(&words(&field.ty)), cell(&need_markdown(field)), cell(&doc));
+            let _ = writeln!(
+                out,
+                "| `{}` | {} | {} | {} |",
+                field.name,
+                cell(&words(&field.ty)),
+                cell(&need_markdown(field)),
+                cell(&doc)
+            );
         }
         out.push('\n');
     }
     if !contract.outputs.is_empty() {
         out.push_str("| output | is | |\n|---|---|---|\n");
         for output in contract.outputs {
-            let _ = writeln!(out, "| `{}` | {} | {} |", output_name(contract, output), output.artifact, cell(output.doc));
+            let _ = writeln!(
+                out,
+                "| `{}` | {} | {} |",
+                output_name(contract, output),
+                output.artifact,
+                cell(output.doc)
+            );
         }
         out.push('\n');
     }
     for preparation in contract.preparations {
-        let _ = write!(out, "Preparation `STAGE/{}`: {}\n\n", preparation.name, preparation_words(preparation));
+        let _ = write!(
+            out,
+            "Preparation `STAGE/{}`: {}\n\n",
+            preparation.name,
+            preparation_words(preparation)
+        );
     }
-    let _ = writeln!(out, "Version {}. Runs {}.{}", contract.version, pool_words(contract.pool), repeat_words(contract));
+    let _ = writeln!(
+        out,
+        "Version {}. Runs {}.{}",
+        contract.version,
+        pool_words(contract.pool),
+        repeat_words(contract)
+    );
 }
 
 /// A contract for programs.
@@ -127,8 +191,11 @@ pub fn to_json(contract: &Contract) -> Value {
             })
         })
         .collect();
-    let outputs: Vec<Value> =
-        contract.outputs.iter().map(|o| json!({ "name": o.name, "type": o.artifact.name(), "doc": o.doc })).collect();
+    let outputs: Vec<Value> = contract
+        .outputs
+        .iter()
+        .map(|o| json!({ "name": o.name, "type": o.artifact.name(), "doc": o.doc }))
+        .collect();
     let preparations: Vec<Value> = contract
         .preparations
         .iter()
@@ -158,8 +225,15 @@ fn section<T>(out: &mut String, title: &str, items: &[T], write: impl Fn(&mut St
 }
 
 fn output_name(contract: &Contract, output: &Output) -> String {
-    let first = contract.outputs.first().is_some_and(|o| o.name == output.name);
-    if first { format!("STAGE or STAGE.{}", output.name) } else { format!("STAGE.{}", output.name) }
+    let first = contract
+        .outputs
+        .first()
+        .is_some_and(|o| o.name == output.name);
+    if first {
+        format!("STAGE or STAGE.{}", output.name)
+    } else {
+        format!("STAGE.{}", output.name)
+    }
 }
 
 fn port_words(port: &Port) -> String {
@@ -167,7 +241,10 @@ fn port_words(port: &Port) -> String {
     let mut text = match port.arity {
         Arity::One => types.join(" or "),
         Arity::Optional => format!("{}; may be left out", types.join(" or ")),
-        Arity::Many => format!("one or more of {}: a name, a list, or a mapping from names", types.join(" or ")),
+        Arity::Many => format!(
+            "one or more of {}: a name, a list, or a mapping from names",
+            types.join(" or ")
+        ),
     };
     if !port.layouts.is_empty() {
         let _ = write!(text, "; {} rows", port.layouts.join(" or "));
@@ -195,7 +272,9 @@ fn class_word(class: Class) -> &'static str {
 fn class_words(class: Class) -> Option<&'static str> {
     match class {
         Class::Semantic => None,
-        Class::Numeric => Some("Changes the last bits at most: not part of the key, so nothing runs again."),
+        Class::Numeric => {
+            Some("Changes the last bits at most: not part of the key, so nothing runs again.")
+        }
         Class::Execution => Some("Changes no byte of the result: not part of the key."),
     }
 }
@@ -210,7 +289,9 @@ fn pool_words(pool: Pool) -> &'static str {
 fn repeat_words(contract: &Contract) -> &'static str {
     match contract.repeatable {
         Repeatable::Deterministic => "",
-        Repeatable::Recorded => " Its answers are recorded: they are kept by `levain cache gc`, and only `--force` asks again.",
+        Repeatable::Recorded => {
+            " Its answers are recorded: they are kept by `levain cache gc`, and only `--force` asks again."
+        }
     }
 }
 
@@ -225,9 +306,19 @@ fn preparation_words(preparation: &crate::contract::Preparation) -> String {
         .collect();
     let fields = match preparation.fields {
         [] => String::new(),
-        fields => format!(" with {}", fields.iter().map(|f| format!("`{f}`")).collect::<Vec<_>>().join(", ")),
+        fields => format!(
+            " with {}",
+            fields
+                .iter()
+                .map(|f| format!("`{f}`"))
+                .collect::<Vec<_>>()
+                .join(", ")
+        ),
     };
-    format!("made of {}{fields}; it has a key of its own, and is not made again when other parameters change.", from.join(" and "))
+    format!(
+        "made of {}{fields}; it has a key of its own, and is not made again when other parameters change.",
+        from.join(" and ")
+    )
 }
 
 fn need_words(field: &Field) -> String {
@@ -258,7 +349,9 @@ fn plain(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Number(n) => match n.as_f64() {
-            Some(x) if n.is_f64() && x != 0.0 && (x.abs() < 1e-3 || x.abs() >= 1e7) => format!("{x:e}"),
+            Some(x) if n.is_f64() && x != 0.0 && (x.abs() < 1e-3 || x.abs() >= 1e7) => {
+                format!("{x:e}")
+            }
             _ => n.to_string(),
         },
         other => other.to_string(),
@@ -269,15 +362,23 @@ fn plain(value: &Value) -> String {
 fn words(ty: &FieldType) -> String {
     match ty {
         FieldType::Bool => "true or false".to_owned(),
-        FieldType::Integer { min, max } => format!("whole number{}", range(*min as f64, *max as f64, false)),
+        FieldType::Integer { min, max } => {
+            format!("whole number{}", range(*min as f64, *max as f64, false))
+        }
         FieldType::Number { min, max, above } => format!("number{}", range(*min, *max, *above)),
         FieldType::Text => "text".to_owned(),
-        FieldType::Choice(choices) => choices.iter().map(|c| c.word).collect::<Vec<_>>().join(" | "),
+        FieldType::Choice(choices) => choices
+            .iter()
+            .map(|c| c.word)
+            .collect::<Vec<_>>()
+            .join(" | "),
         FieldType::List { of, min: 0 } => format!("list of {}", words(of)),
         FieldType::List { of, .. } => format!("non-empty list of {}", words(of)),
         FieldType::Map { of } => format!("mapping from names to {}", words(of)),
         FieldType::Either(types) => types.iter().map(words).collect::<Vec<_>>().join(", or "),
-        FieldType::Source => "source: a path, a list of paths, `hf://…`, `https://…`, `pypi:…`".to_owned(),
+        FieldType::Source => {
+            "source: a path, a list of paths, `hf://…`, `https://…`, `pypi:…`".to_owned()
+        }
         FieldType::Seed => "whole number, at least 0".to_owned(),
     }
 }
@@ -307,11 +408,23 @@ fn choices(ty: &FieldType) -> Vec<&'static crate::contract::Choice> {
 
 /// A text as one cell of a Markdown table.
 fn cell(text: &str) -> String {
-    text.replace('|', "\\|").split_whitespace().collect::<Vec<_>>().join(" ")
+    text.replace('|', "\\|")
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 fn indented(text: &str, indent: &str) -> String {
-    text.trim_end().lines().map(|line| if line.is_empty() { "\n".to_owned() } else { format!("{indent}{line}\n") }).collect()
+    text.trim_end()
+        .lines()
+        .map(|line| {
+            if line.is_empty() {
+                "\n".to_owned()
+            } else {
+                format!("{indent}{line}\n")
+            }
+        })
+        .collect()
 }
 
 /// Paragraphs are wrapped; lines that are indented or begin with a sign (lists, formulas, tables) stay as they are.
@@ -320,7 +433,9 @@ fn push_paragraphs(out: &mut String, text: &str, indent: &str, width: usize) {
         if index > 0 {
             out.push('\n');
         }
-        let verbatim = paragraph.lines().any(|l| l.starts_with([' ', '-', '|', '`', '$']));
+        let verbatim = paragraph
+            .lines()
+            .any(|l| l.starts_with([' ', '-', '|', '`', '$']));
         if verbatim {
             out.push_str(&indented(paragraph, indent));
         } else {

@@ -110,13 +110,19 @@ impl Plan {
                 contract: stage.contract,
                 params: stage.params.clone(),
                 sources: stage.sources.clone(),
-                inputs: stage.inputs.iter().map(|(port, binding)| ((*port).to_owned(), feed(binding))).collect(),
+                inputs: stage
+                    .inputs
+                    .iter()
+                    .map(|(port, binding)| ((*port).to_owned(), feed(binding)))
+                    .collect(),
                 handed_on: Vec::new(),
             })
             .collect();
         for owner in 0..recipe.stages.len() {
             for preparation in recipe.stages[owner].contract.preparations {
-                let hidden = contracts.any(preparation.kind).expect("BUG: a preparation names no kind");
+                let hidden = contracts
+                    .any(preparation.kind)
+                    .expect("BUG: a preparation names no kind");
                 prepare(recipe, &mut nodes, owner, preparation, hidden);
             }
         }
@@ -127,48 +133,94 @@ impl Plan {
     /// The index of the node called `name`; `sft/tokens` may be written for `sft › tokens`.
     pub fn find(&self, name: &str) -> Option<usize> {
         let wanted = name.replace('/', " › ");
-        self.nodes.iter().position(|n| n.name == wanted || n.name == name)
+        self.nodes
+            .iter()
+            .position(|n| n.name == wanted || n.name == name)
     }
 
     /// What is known of every node, without running anything.
-    pub fn standings(&self, cache: &Cache, sources: &Sources, force: &dyn Fn(usize) -> bool) -> Vec<Standing> {
+    pub fn standings(
+        &self,
+        cache: &Cache,
+        sources: &Sources,
+        force: &dyn Fn(usize) -> bool,
+    ) -> Vec<Standing> {
         let mut found: Vec<Option<Standing>> = vec![None; self.nodes.len()];
         for &index in &self.order {
-            let entries = |node: usize| found[node].as_ref().and_then(|s: &Standing| s.entry.clone());
+            let entries = |node: usize| {
+                found[node]
+                    .as_ref()
+                    .and_then(|s: &Standing| s.entry.clone())
+            };
             let standing = match self.record(index, sources, &entries) {
                 Ok(record) => match cache.hit(record.key()).filter(|_| !force(index)) {
-                    Some(entry) => {
-                        Standing { verdict: Verdict::Cached, record: Some(record), entry: Some(entry), reason: String::new() }
-                    }
+                    Some(entry) => Standing {
+                        verdict: Verdict::Cached,
+                        record: Some(record),
+                        entry: Some(entry),
+                        reason: String::new(),
+                    },
                     None => {
-                        let reason = if force(index) { "forced" } else { "nothing in the cache has its record" };
-                        Standing { verdict: Verdict::WillRun, record: Some(record), entry: None, reason: reason.to_owned() }
+                        let reason = if force(index) {
+                            "forced"
+                        } else {
+                            "nothing in the cache has its record"
+                        };
+                        Standing {
+                            verdict: Verdict::WillRun,
+                            record: Some(record),
+                            entry: None,
+                            reason: reason.to_owned(),
+                        }
                     }
                 },
                 Err(Unknown::Source(field)) => {
                     let reason = format!("its `{field}` is not fetched yet");
-                    Standing { verdict: Verdict::WillRun, record: None, entry: None, reason }
+                    Standing {
+                        verdict: Verdict::WillRun,
+                        record: None,
+                        entry: None,
+                        reason,
+                    }
                 }
                 Err(Unknown::Input(name)) => {
                     let reason = format!("depends on `{name}`");
-                    Standing { verdict: Verdict::MayRun, record: None, entry: None, reason }
+                    Standing {
+                        verdict: Verdict::MayRun,
+                        record: None,
+                        entry: None,
+                        reason,
+                    }
                 }
             };
             found[index] = Some(standing);
         }
-        found.into_iter().map(|s| s.expect("BUG: the order misses a node")).collect()
+        found
+            .into_iter()
+            .map(|s| s.expect("BUG: the order misses a node"))
+            .collect()
     }
 
     /// The record of a node, from the content of its inputs.
-    pub fn record(&self, index: usize, sources: &Sources, entries: &dyn Fn(usize) -> Option<Entry>) -> Result<Record, Unknown> {
+    pub fn record(
+        &self,
+        index: usize,
+        sources: &Sources,
+        entries: &dyn Fn(usize) -> Option<Entry>,
+    ) -> Result<Record, Unknown> {
         let node = &self.nodes[index];
         let mut record = Record::default();
         record.add("kind", Item::Value(node.contract.kind.into()));
         record.add("version", Item::Value(node.contract.version.into()));
         for field in node.contract.fields {
             if node.sources.contains_key(field.name) {
-                let resolved = sources.get(&(index, field.name)).ok_or_else(|| Unknown::Source(field.name.to_owned()))?;
-                record.add(format!("source.{}", field.name), Item::Digest(resolved.digest));
+                let resolved = sources
+                    .get(&(index, field.name))
+                    .ok_or_else(|| Unknown::Source(field.name.to_owned()))?;
+                record.add(
+                    format!("source.{}", field.name),
+                    Item::Digest(resolved.digest),
+                );
                 continue;
             }
             let value = node.params.get(field.name).cloned().unwrap_or(Value::Null);
@@ -178,12 +230,17 @@ impl Plan {
             }
         }
         for (name, feed) in &node.inputs {
-            let digest = |edge: &Edge| self.digest(edge, entries).ok_or_else(|| Unknown::Input(self.nodes[edge.node].name.clone()));
+            let digest = |edge: &Edge| {
+                self.digest(edge, entries)
+                    .ok_or_else(|| Unknown::Input(self.nodes[edge.node].name.clone()))
+            };
             let item = match feed {
                 Feed::One(edge) => Item::Digest(digest(edge)?),
-                Feed::Many(list) => {
-                    Item::Named(list.iter().map(|(n, e)| Ok((n.clone(), digest(e)?))).collect::<Result<_, Unknown>>()?)
-                }
+                Feed::Many(list) => Item::Named(
+                    list.iter()
+                        .map(|(n, e)| Ok((n.clone(), digest(e)?)))
+                        .collect::<Result<_, Unknown>>()?,
+                ),
             };
             record.add(format!("input.{name}"), item);
         }
@@ -195,7 +252,9 @@ impl Plan {
         let fields = self.nodes[index].contract.fields;
         record
             .filtered(|name| {
-                let field = name.strip_prefix("param.").and_then(|n| fields.iter().find(|f| f.name == n));
+                let field = name
+                    .strip_prefix("param.")
+                    .and_then(|n| fields.iter().find(|f| f.name == n));
                 !field.is_some_and(|f| f.extendable)
             })
             .key()
@@ -204,7 +263,11 @@ impl Plan {
     /// The artifact that an edge names, when its node's outputs are known.
     pub fn digest(&self, edge: &Edge, entries: &dyn Fn(usize) -> Option<Entry>) -> Option<Digest> {
         let entry = entries(edge.node)?;
-        if edge.tokenizer { entry.tokenizers.get(edge.output).copied() } else { entry.outputs.get(edge.output).copied() }
+        if edge.tokenizer {
+            entry.tokenizers.get(edge.output).copied()
+        } else {
+            entry.outputs.get(edge.output).copied()
+        }
     }
 
     /// Whether anything in the plan runs in the worker.
@@ -214,7 +277,12 @@ impl Plan {
 
     /// The node names that `index` needs directly, each once.
     pub fn needs(&self, index: usize) -> Vec<usize> {
-        let mut list: Vec<usize> = self.nodes[index].inputs.values().flat_map(Feed::edges).map(|e| e.node).collect();
+        let mut list: Vec<usize> = self.nodes[index]
+            .inputs
+            .values()
+            .flat_map(Feed::edges)
+            .map(|e| e.node)
+            .collect();
         list.sort_unstable();
         list.dedup();
         list
@@ -233,12 +301,18 @@ pub enum Unknown {
 fn feed(binding: &Binding) -> Feed {
     match binding {
         Binding::One(target) => Feed::One(whole(target)),
-        Binding::Many(list) => Feed::Many(list.iter().map(|(n, t)| (n.clone(), whole(t))).collect()),
+        Binding::Many(list) => {
+            Feed::Many(list.iter().map(|(n, t)| (n.clone(), whole(t))).collect())
+        }
     }
 }
 
 fn whole(target: &Target) -> Edge {
-    Edge { node: target.stage, output: target.output, tokenizer: false }
+    Edge {
+        node: target.stage,
+        output: target.output,
+        tokenizer: false,
+    }
 }
 
 /// The node whose output carries the tokenizer of `target`: kinds that keep their input's tokenizer are seen through, so that
@@ -247,10 +321,19 @@ fn tokenizer_of(recipe: &Recipe, target: &Target) -> Edge {
     let mut target = target.clone();
     loop {
         let stage = &recipe.stages[target.stage];
-        let keeps = stage.contract.output(target.output).and_then(|o| o.keeps_tokenizer_of);
+        let keeps = stage
+            .contract
+            .output(target.output)
+            .and_then(|o| o.keeps_tokenizer_of);
         match keeps.and_then(|port| stage.inputs.get(port)) {
             Some(Binding::One(next)) => target = next.clone(),
-            _ => return Edge { node: target.stage, output: target.output, tokenizer: true },
+            _ => {
+                return Edge {
+                    node: target.stage,
+                    output: target.output,
+                    tokenizer: true,
+                };
+            }
         }
     }
 }
@@ -277,7 +360,12 @@ fn prepare(
     let params: Map<String, Value> = hidden
         .fields
         .iter()
-        .map(|f| (f.name.to_owned(), stage.params.get(f.name).cloned().unwrap_or(Value::Null)))
+        .map(|f| {
+            (
+                f.name.to_owned(),
+                stage.params.get(f.name).cloned().unwrap_or(Value::Null),
+            )
+        })
         .collect();
     let mut make = |element: Option<&str>| -> Option<Edge> {
         let mut inputs = BTreeMap::new();
@@ -285,18 +373,27 @@ fn prepare(
             let edge = match from {
                 From::Port(name) => match stage.inputs.get(name)? {
                     Binding::One(target) => whole(target),
-                    Binding::Many(list) => whole(&list.iter().find(|(n, _)| Some(n.as_str()) == element)?.1),
+                    Binding::Many(list) => {
+                        whole(&list.iter().find(|(n, _)| Some(n.as_str()) == element)?.1)
+                    }
                 },
                 From::TokenizerOf(name) => match stage.inputs.get(name)? {
                     Binding::One(target) => tokenizer_of(recipe, target),
-                    Binding::Many(list) => tokenizer_of(recipe, &list.iter().find(|(n, _)| Some(n.as_str()) == element)?.1),
+                    Binding::Many(list) => tokenizer_of(
+                        recipe,
+                        &list.iter().find(|(n, _)| Some(n.as_str()) == element)?.1,
+                    ),
                 },
             };
             inputs.insert((*port).to_owned(), Feed::One(edge));
         }
         let suffix = element.map(|e| format!("[{e}]")).unwrap_or_default();
         let name = format!("{} › {}{suffix}", stage.name, preparation.name);
-        let output = hidden.outputs.first().expect("BUG: a hidden kind without output").name;
+        let output = hidden
+            .outputs
+            .first()
+            .expect("BUG: a hidden kind without output")
+            .name;
         nodes.push(Node {
             name,
             owner: Some(owner),
@@ -306,17 +403,26 @@ fn prepare(
             inputs,
             handed_on: Vec::new(),
         });
-        Some(Edge { node: nodes.len() - 1, output, tokenizer: false })
+        Some(Edge {
+            node: nodes.len() - 1,
+            output,
+            tokenizer: false,
+        })
     };
     let made = if named.is_empty() {
         make(None).map(Feed::One)
     } else {
-        let list: Vec<_> = named.iter().filter_map(|n| make(Some(n)).map(|e| ((*n).to_owned(), e))).collect();
+        let list: Vec<_> = named
+            .iter()
+            .filter_map(|n| make(Some(n)).map(|e| ((*n).to_owned(), e)))
+            .collect();
         Some(Feed::Many(list))
     };
     // An optional port that is not given needs no preparation.
     if let Some(feed) = made {
-        nodes[owner].inputs.insert(preparation.name.to_owned(), feed);
+        nodes[owner]
+            .inputs
+            .insert(preparation.name.to_owned(), feed);
         nodes[owner].handed_on.extend(preparation.fields);
         for port in preparation.replaces {
             nodes[owner].inputs.remove(*port);
@@ -336,5 +442,9 @@ fn order(nodes: &[Node]) -> Vec<usize> {
             graph.add_edge(ids[edge.node], ids[i], ());
         }
     }
-    toposort(&graph, None).expect("BUG: a checked recipe has no cycles").into_iter().map(|id| graph[id]).collect()
+    toposort(&graph, None)
+        .expect("BUG: a checked recipe has no cycles")
+        .into_iter()
+        .map(|id| graph[id])
+        .collect()
 }

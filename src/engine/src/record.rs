@@ -60,7 +60,14 @@ impl Record {
 
     /// The same without the items that `keep` refuses.
     pub fn filtered(&self, keep: impl Fn(&str) -> bool) -> Record {
-        Record { items: self.items.iter().filter(|(n, _)| keep(n)).map(|(n, i)| (n.clone(), i.clone())).collect() }
+        Record {
+            items: self
+                .items
+                .iter()
+                .filter(|(n, _)| keep(n))
+                .map(|(n, i)| (n.clone(), i.clone()))
+                .collect(),
+        }
     }
 
     /// The canonical bytes.
@@ -97,11 +104,18 @@ impl Record {
 
     /// What differs between two records, a line each: (name, before, after).
     pub fn difference(&self, before: &Record) -> Vec<(String, Option<String>, Option<String>)> {
-        let names: std::collections::BTreeSet<&String> = self.items.keys().chain(before.items.keys()).collect();
+        let names: std::collections::BTreeSet<&String> =
+            self.items.keys().chain(before.items.keys()).collect();
         names
             .into_iter()
             .filter(|name| self.items.get(*name) != before.items.get(*name))
-            .map(|name| (name.clone(), before.items.get(name).map(text), self.items.get(name).map(text)))
+            .map(|name| {
+                (
+                    name.clone(),
+                    before.items.get(name).map(text),
+                    self.items.get(name).map(text),
+                )
+            })
             .collect()
     }
 }
@@ -110,15 +124,26 @@ impl Record {
 pub fn text(item: &Item) -> String {
     match item {
         Item::Value(Value::String(s)) => s.clone(),
-        Item::Value(Value::Number(n)) => n.as_f64().filter(|_| n.is_f64()).map_or_else(|| n.to_string(), short_number),
+        Item::Value(Value::Number(n)) => n
+            .as_f64()
+            .filter(|_| n.is_f64())
+            .map_or_else(|| n.to_string(), short_number),
         Item::Value(value) => value.to_string(),
         Item::Digest(digest) => digest.short(),
-        Item::Named(named) => named.iter().map(|(n, d)| format!("{n}: {}", d.short())).collect::<Vec<_>>().join(", "),
+        Item::Named(named) => named
+            .iter()
+            .map(|(n, d)| format!("{n}: {}", d.short()))
+            .collect::<Vec<_>>()
+            .join(", "),
     }
 }
 
 fn short_number(x: f64) -> String {
-    if x != 0.0 && (x.abs() < 1e-3 || x.abs() >= 1e7) { format!("{x:e}") } else { x.to_string() }
+    if x != 0.0 && (x.abs() < 1e-3 || x.abs() >= 1e7) {
+        format!("{x:e}")
+    } else {
+        x.to_string()
+    }
 }
 
 fn write(out: &mut Vec<u8>, tag: u8, payload: &[u8]) {
@@ -169,11 +194,17 @@ mod tests {
             record.add("param.x", Item::Value(value));
             record.key()
         };
-        assert_eq!(key(serde_json::json!({"a": 1, "b": 2})), key(serde_json::json!({"b": 2, "a": 1})));
+        assert_eq!(
+            key(serde_json::json!({"a": 1, "b": 2})),
+            key(serde_json::json!({"b": 2, "a": 1}))
+        );
         assert_eq!(key(serde_json::json!(0.0)), key(serde_json::json!(-0.0)));
         assert_ne!(key(serde_json::json!(1)), key(serde_json::json!(1.0)));
         assert_ne!(key(serde_json::json!(1)), key(serde_json::json!("1")));
-        assert_ne!(key(serde_json::json!([["a"], "b"])), key(serde_json::json!([["a", "b"]])));
+        assert_ne!(
+            key(serde_json::json!([["a"], "b"])),
+            key(serde_json::json!([["a", "b"]]))
+        );
         assert_ne!(key(Value::Null), key(serde_json::json!([])));
     }
 

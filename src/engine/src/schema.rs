@@ -120,14 +120,21 @@ pub fn recipe_schema(contracts: Contracts) -> Value {
 }
 
 fn kind_words(contracts: Contracts) -> String {
-    let lines: Vec<String> = contracts.kinds.iter().map(|c| format!("`{}`: {}", c.kind, c.about)).collect();
+    let lines: Vec<String> = contracts
+        .kinds
+        .iter()
+        .map(|c| format!("`{}`: {}", c.kind, c.about))
+        .collect();
     format!("What the stage is.\n\n{}", lines.join("\n\n"))
 }
 
 fn stage(contract: &Contract) -> Value {
     let mut properties = Map::new();
     let mut required = vec!["kind"];
-    properties.insert("kind".to_owned(), json!({ "const": contract.kind, "description": contract.about }));
+    properties.insert(
+        "kind".to_owned(),
+        json!({ "const": contract.kind, "description": contract.about }),
+    );
     for port in contract.ports {
         properties.insert(port.name.to_owned(), port_schema(port));
         if port.arity != Arity::Optional {
@@ -171,7 +178,10 @@ fn port_schema(port: &Port) -> Value {
 
 /// The types in words: `a dataset or a model`.
 fn article(types: &[ArtifactType]) -> String {
-    let words: Vec<String> = types.iter().map(|t| format!("{} {t}", if t.name().starts_with('a') { "an" } else { "a" })).collect();
+    let words: Vec<String> = types
+        .iter()
+        .map(|t| format!("{} {t}", if t.name().starts_with('a') { "an" } else { "a" }))
+        .collect();
     words.join(" or ")
 }
 
@@ -183,7 +193,11 @@ fn field_schema(field: &Field) -> Value {
     let mut alternatives = Vec::new();
     value_schemas(&field.ty, &mut alternatives);
     // A text that is a parameter is a text already.
-    if !alternatives.iter().any(|a| a["type"] == "string" && a.get("enum").is_none()) && !matches!(field.ty, FieldType::Source) {
+    if !alternatives
+        .iter()
+        .any(|a| a["type"] == "string" && a.get("enum").is_none())
+        && !matches!(field.ty, FieldType::Source)
+    {
         alternatives.push(json!({ "$ref": "#/$defs/parameter" }));
     }
     // A key without a value counts as one that is not given.
@@ -196,7 +210,10 @@ fn field_schema(field: &Field) -> Value {
     };
     let doc = match &field.ty {
         FieldType::Choice(choices) => {
-            let words: Vec<String> = choices.iter().map(|c| format!("\n- `{}`: {}", c.word, c.doc)).collect();
+            let words: Vec<String> = choices
+                .iter()
+                .map(|c| format!("\n- `{}`: {}", c.word, c.doc))
+                .collect();
             format!("{}\n{}", field.doc, words.concat())
         }
         _ => field.doc.to_owned(),
@@ -210,7 +227,8 @@ fn field_schema(field: &Field) -> Value {
 
 /// A top-level value that may also be a parameter.
 fn scalar_or_parameter(schema: Value, doc: &str, default: Option<Value>) -> Value {
-    let mut schema = json!({ "anyOf": [schema, { "$ref": "#/$defs/parameter" }], "description": doc });
+    let mut schema =
+        json!({ "anyOf": [schema, { "$ref": "#/$defs/parameter" }], "description": doc });
     if let Some(default) = default {
         schema["default"] = default;
     }
@@ -233,7 +251,11 @@ fn value_schemas(ty: &FieldType, out: &mut Vec<Value>) {
         FieldType::Number { min, max, above } => {
             let mut schema = json!({ "type": "number" });
             if min.is_finite() && *min > i64::MIN as f64 {
-                schema[if *above { "exclusiveMinimum" } else { "minimum" }] = number(*min);
+                schema[if *above {
+                    "exclusiveMinimum"
+                } else {
+                    "minimum"
+                }] = number(*min);
             }
             if max.is_finite() && *max < i64::MAX as f64 {
                 schema["maximum"] = number(*max);
@@ -245,8 +267,12 @@ fn value_schemas(ty: &FieldType, out: &mut Vec<Value>) {
             let words: Vec<&str> = choices.iter().map(|c| c.word).collect();
             out.push(json!({ "type": "string", "enum": words }));
         }
-        FieldType::List { of, min } => out.push(json!({ "type": "array", "minItems": min, "items": item(of) })),
-        FieldType::Map { of } => out.push(json!({ "type": "object", "additionalProperties": item(of) })),
+        FieldType::List { of, min } => {
+            out.push(json!({ "type": "array", "minItems": min, "items": item(of) }))
+        }
+        FieldType::Map { of } => {
+            out.push(json!({ "type": "object", "additionalProperties": item(of) }))
+        }
         FieldType::Either(types) => types.iter().for_each(|ty| value_schemas(ty, out)),
         FieldType::Source => out.push(json!({ "$ref": "#/$defs/source" })),
         FieldType::Seed => out.push(json!({ "type": "integer", "minimum": 0 })),
@@ -255,14 +281,21 @@ fn value_schemas(ty: &FieldType, out: &mut Vec<Value>) {
 
 /// A whole number without a decimal point, so that the schema reads as a person would write it.
 fn number(x: f64) -> Value {
-    if x.fract() == 0.0 && x.abs() < 1e15 { (x as i64).into() } else { x.into() }
+    if x.fract() == 0.0 && x.abs() < 1e15 {
+        (x as i64).into()
+    } else {
+        x.into()
+    }
 }
 
 /// What may stand inside a list or a mapping: parameters too.
 fn item(ty: &FieldType) -> Value {
     let mut alternatives = Vec::new();
     value_schemas(ty, &mut alternatives);
-    if !alternatives.iter().any(|a| a["type"] == "string" && a.get("enum").is_none()) {
+    if !alternatives
+        .iter()
+        .any(|a| a["type"] == "string" && a.get("enum").is_none())
+    {
         alternatives.push(json!({ "$ref": "#/$defs/parameter" }));
     }
     match alternatives.len() {

@@ -39,7 +39,16 @@ impl Session {
         let plan = Plan::new(&recipe, contracts);
         let lock = RecipeLock::read(path)?;
         let memo = Memo::new(cache.root().join("sources"));
-        let mut session = Self { recipe, plan, cache, contracts, set: set.to_vec(), sources: Sources::new(), lock, memo };
+        let mut session = Self {
+            recipe,
+            plan,
+            cache,
+            contracts,
+            set: set.to_vec(),
+            sources: Sources::new(),
+            lock,
+            memo,
+        };
         session.look()?;
         Ok(session)
     }
@@ -93,7 +102,8 @@ impl Session {
 
     /// Fetches what is missing and pins it in the recipe's lock.
     pub fn fetch(&mut self, network: &Network, progress: &dyn Fn(Progress)) -> Result<()> {
-        let resolver = Resolver::new(self.recipe.folder(), &self.cache, &self.memo, network).progress(progress);
+        let resolver = Resolver::new(self.recipe.folder(), &self.cache, &self.memo, network)
+            .progress(progress);
         let mut fetched: BTreeMap<String, Resolved> = BTreeMap::new();
         let mut found = self.sources.clone();
         let mut lock = self.lock.clone();
@@ -104,7 +114,9 @@ impl Session {
             let text = spec_text(&spec);
             let resolved = match fetched.get(&text) {
                 Some(resolved) => resolved.clone(),
-                None => resolver.fetch(&spec, self.pin(&spec)).map_err(|e| self.source_error(index, field, e))?,
+                None => resolver
+                    .fetch(&spec, self.pin(&spec))
+                    .map_err(|e| self.source_error(index, field, e))?,
             };
             if spec.pin.is_none() && resolved.remote {
                 lock.sources.insert(text.clone(), resolved.digest);
@@ -113,10 +125,10 @@ impl Session {
             found.insert((index, field), resolved);
         }
         drop(resolver);
-        if lock != self.lock {
-            if let Err(error) = lock.write(&self.recipe.path) {
-                tracing::warn!("the sources are not pinned: {error:#}");
-            }
+        if lock != self.lock
+            && let Err(error) = lock.write(&self.recipe.path)
+        {
+            tracing::warn!("the sources are not pinned: {error:#}");
         }
         self.lock = lock;
         self.sources = found;
@@ -132,7 +144,12 @@ impl Session {
     pub fn entry(&self, node: usize) -> Result<Entry> {
         let standing = self.standings().swap_remove(node);
         let name = &self.plan.nodes[node].name;
-        standing.entry.with_context(|| format!("`{name}` has not run: {}; `levain run` runs it", standing.reason))
+        standing.entry.with_context(|| {
+            format!(
+                "`{name}` has not run: {}; `levain run` runs it",
+                standing.reason
+            )
+        })
     }
 
     /// The artifact that `stage` or `stage.output` names, when it is in the cache.
@@ -142,22 +159,38 @@ impl Session {
             None => reference.rsplit_once('.').unwrap_or((reference, "")),
         };
         let Some(node) = self.plan.find(name) else {
-            let near = crate::diagnostic::nearest(name, self.plan.nodes.iter().map(|n| n.name.as_str()));
-            bail!("there is no stage `{name}`{}", near.map(|w| format!("; did you mean `{w}`?")).unwrap_or_default());
+            let near =
+                crate::diagnostic::nearest(name, self.plan.nodes.iter().map(|n| n.name.as_str()));
+            bail!(
+                "there is no stage `{name}`{}",
+                near.map(|w| format!("; did you mean `{w}`?"))
+                    .unwrap_or_default()
+            );
         };
         let contract = self.plan.nodes[node].contract;
         let Some(found) = contract.output(output) else {
             let names: Vec<_> = contract.outputs.iter().map(|o| o.name).collect();
-            bail!("`{name}` has no output `{output}`; its outputs are {}", names.join(", "));
+            bail!(
+                "`{name}` has no output `{output}`; its outputs are {}",
+                names.join(", ")
+            );
         };
         let entry = self.entry(node)?;
-        entry.outputs.get(found.name).copied().with_context(|| format!("`{name}` did not make `{}`", found.name))
+        entry
+            .outputs
+            .get(found.name)
+            .copied()
+            .with_context(|| format!("`{name}` did not make `{}`", found.name))
     }
 
     /// The newest run of this recipe that has a lock, with its folder.
     pub fn last_run(&self) -> Option<(PathBuf, RunLock)> {
         let own = self.recipe.path.canonicalize().ok()?;
-        let mut folders: Vec<PathBuf> = std::fs::read_dir(self.cache.runs()).ok()?.flatten().map(|e| e.path()).collect();
+        let mut folders: Vec<PathBuf> = std::fs::read_dir(self.cache.runs())
+            .ok()?
+            .flatten()
+            .map(|e| e.path())
+            .collect();
         folders.sort();
         folders.into_iter().rev().find_map(|folder| {
             let lock = RunLock::read(&folder).ok()?;
@@ -171,12 +204,15 @@ impl Session {
     }
 
     fn pin(&self, spec: &SourceSpec) -> Option<Digest> {
-        spec.pin.or_else(|| self.lock.sources.get(&spec_text(spec)).copied())
+        spec.pin
+            .or_else(|| self.lock.sources.get(&spec_text(spec)).copied())
     }
 
     fn wanted(&self) -> Vec<(usize, &'static str, SourceSpec)> {
         let nodes = self.plan.nodes.iter().enumerate();
-        nodes.flat_map(|(i, n)| n.sources.iter().map(move |(f, s)| (i, *f, s.clone()))).collect()
+        nodes
+            .flat_map(|(i, n)| n.sources.iter().map(move |(f, s)| (i, *f, s.clone())))
+            .collect()
     }
 
     /// A source that can't be had, at its place in the recipe.
@@ -195,7 +231,13 @@ impl Session {
 
 /// A source as it stands in locks and messages.
 pub fn spec_text(spec: &SourceSpec) -> String {
-    let alternatives = spec.alternatives.iter().map(|files| files.iter().map(ToString::to_string).collect::<Vec<_>>().join(" + "));
+    let alternatives = spec.alternatives.iter().map(|files| {
+        files
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(" + ")
+    });
     alternatives.collect::<Vec<_>>().join(" | ")
 }
 
@@ -216,7 +258,8 @@ impl BlobStore for Cache {
 
     fn partial_dir(&self) -> Result<PathBuf> {
         let path = self.root().join("partial").join("downloads");
-        std::fs::create_dir_all(&path).with_context(|| format!("{} can't be made", path.display()))?;
+        std::fs::create_dir_all(&path)
+            .with_context(|| format!("{} can't be made", path.display()))?;
         Ok(path)
     }
 

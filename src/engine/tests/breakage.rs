@@ -27,20 +27,34 @@ fn a_deleted_blob_is_a_miss() {
     let kitchen = Kitchen::new();
     let first = kitchen.run(CHAIN, &Told::default());
     fs::remove_file(kitchen.blob(&first.outcome, "a", "text")).unwrap();
-    let ran = check(&kitchen, CHAIN, "a will run\nb may run\nc may run", "a done\nb hit\nc hit");
+    let ran = check(
+        &kitchen,
+        CHAIN,
+        "a will run\nb may run\nc may run",
+        "a done\nb hit\nc hit",
+    );
     assert_eq!(ran.digests(), first.digests());
 }
 
 #[test]
 fn a_damaged_blob_is_set_aside_and_made_anew() {
-    let damages: [(&str, fn(&mut Vec<u8>)); 3] =
-        [("one byte", |b| b[0] ^= 1), ("cut", |b| b.truncate(1)), ("longer", |b| b.extend(b"more"))];
+    type Damage = fn(&mut Vec<u8>);
+    let damages: [(&str, Damage); 3] = [
+        ("one byte", |b| b[0] ^= 1),
+        ("cut", |b| b.truncate(1)),
+        ("longer", |b| b.extend(b"more")),
+    ];
     for (what, damage) in damages {
         let kitchen = Kitchen::new();
         let first = kitchen.run(CHAIN, &Told::default());
         let blob = kitchen.blob(&first.outcome, "a", "text");
         overwrite(&blob, damage);
-        let ran = check(&kitchen, CHAIN, "a will run\nb may run\nc may run", "a done\nb hit\nc hit");
+        let ran = check(
+            &kitchen,
+            CHAIN,
+            "a will run\nb may run\nc may run",
+            "a done\nb hit\nc hit",
+        );
         assert_eq!(ran.digests(), first.digests(), "{what}");
         assert_eq!(kitchen.files("quarantine").len(), 1, "{what}");
         assert_eq!(fs::read_to_string(&blob).unwrap(), "Flour", "{what}");
@@ -51,13 +65,28 @@ fn a_damaged_blob_is_set_aside_and_made_anew() {
 fn a_damaged_manifest_is_set_aside_and_made_anew() {
     let kitchen = Kitchen::new();
     let first = kitchen.run(CHAIN, &Told::default());
-    let manifest = kitchen.cache().object_path(artifact(&first.outcome, "b", "text"));
+    let manifest = kitchen
+        .cache()
+        .object_path(artifact(&first.outcome, "b", "text"));
     overwrite(&manifest, |bytes| bytes[3] ^= 1);
-    let ran = check(&kitchen, CHAIN, "a cached\nb will run\nc may run", "a hit\nb done\nc hit");
+    let ran = check(
+        &kitchen,
+        CHAIN,
+        "a cached\nb will run\nc may run",
+        "a hit\nb done\nc hit",
+    );
     assert_eq!(ran.digests(), first.digests());
     // The same blob touched and not changed is no damage.
-    fs::File::options().read(true).open(&manifest).unwrap().set_modified(std::time::SystemTime::now()).unwrap();
-    same(&kitchen.plan(CHAIN, &Told::default()), "a cached\nb cached\nc cached");
+    fs::File::options()
+        .read(true)
+        .open(&manifest)
+        .unwrap()
+        .set_modified(std::time::SystemTime::now())
+        .unwrap();
+    same(
+        &kitchen.plan(CHAIN, &Told::default()),
+        "a cached\nb cached\nc cached",
+    );
 }
 
 #[test]
@@ -66,7 +95,10 @@ fn an_entry_that_cant_be_read_is_a_miss() {
         |b| b.truncate(b.len() / 2),
         |b| b.clear(),
         |b| b.fill(0),
-        |b| *b = br#"{"record":{},"outputs":{},"reaches":[],"tokenizers":{},"provenance":{}}"#.to_vec(),
+        |b| {
+            *b = br#"{"record":{},"outputs":{},"reaches":[],"tokenizers":{},"provenance":{}}"#
+                .to_vec()
+        },
     ];
     for (index, damage) in damages.into_iter().enumerate() {
         let kitchen = Kitchen::new();
@@ -87,14 +119,26 @@ fn leftovers_of_killed_runs_disturb_nothing() {
     let session = kitchen.open(CHAIN, &Told::default());
     let key = session.standings()[0].record.as_ref().unwrap().key();
     // A lease of a process that is gone, half a lease, private folders, half a blob.
-    fs::write(cache.root().join("leases").join(key.to_string()), "999999999 no-boot").unwrap();
+    fs::write(
+        cache.root().join("leases").join(key.to_string()),
+        "999999999 no-boot",
+    )
+    .unwrap();
     let old = std::time::SystemTime::now() - Duration::from_secs(3600);
-    fs::File::options().write(true).open(cache.root().join("leases").join(key.to_string())).unwrap().set_modified(old).unwrap();
+    fs::File::options()
+        .write(true)
+        .open(cache.root().join("leases").join(key.to_string()))
+        .unwrap()
+        .set_modified(old)
+        .unwrap();
     fs::create_dir(cache.root().join("tmp/work-abc")).unwrap();
     fs::write(cache.root().join("tmp/work-abc/text.txt"), "Fl").unwrap();
     fs::write(cache.root().join("tmp/.tmpabc"), "{\"rec").unwrap();
     fs::create_dir_all(cache.root().join("partial").join(key.to_string())).unwrap();
-    same(&kitchen.run(CHAIN, &Told::default()).text(), "a done\nb done\nc done");
+    same(
+        &kitchen.run(CHAIN, &Told::default()).text(),
+        "a done\nb done\nc done",
+    );
 }
 
 /// Takes the right to write from a folder and all in it, or gives it back.
@@ -105,26 +149,45 @@ fn set_writable(folder: &Path, writable: bool) {
             set_writable(&path, writable);
         }
     }
-    fs::set_permissions(folder, fs::Permissions::from_mode(if writable { 0o755 } else { 0o555 })).unwrap();
+    fs::set_permissions(
+        folder,
+        fs::Permissions::from_mode(if writable { 0o755 } else { 0o555 }),
+    )
+    .unwrap();
 }
 
 #[test]
 fn a_read_only_cache_gives_hits_and_a_clear_error_for_the_rest() {
     // Permissions do not bind root: the whole-program tests run this with a user of their own.
     if unsafe { libc::geteuid() } == 0 {
-        println!("skipped: permissions do not bind root; tests/end_to_end.rs does the same as another user");
+        println!(
+            "skipped: permissions do not bind root; tests/end_to_end.rs does the same as another user"
+        );
         return;
     }
     let kitchen = Kitchen::new();
     kitchen.run(CHAIN, &Told::default());
     let cache = kitchen.cache();
     set_writable(cache.root(), false);
-    let hits = run(&mut kitchen.open_in(CHAIN, &Told::default(), cache.clone()), &Told::default());
-    let ran = try_run(&mut kitchen.open_in(&CHAIN.replace("Flour", "Rye"), &Told::default(), cache.clone()), &Told::default());
+    let hits = run(
+        &mut kitchen.open_in(CHAIN, &Told::default(), cache.clone()),
+        &Told::default(),
+    );
+    let ran = try_run(
+        &mut kitchen.open_in(
+            &CHAIN.replace("Flour", "Rye"),
+            &Told::default(),
+            cache.clone(),
+        ),
+        &Told::default(),
+    );
     set_writable(cache.root(), true);
     same(&hits.text(), "a hit\nb hit\nc hit");
     let text = ran.unwrap().text();
-    assert!(text.contains("can't be written; name another with `--cache DIR` or LEVAIN_CACHE"), "{text}");
+    assert!(
+        text.contains("can't be written; name another with `--cache DIR` or LEVAIN_CACHE"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -132,8 +195,15 @@ fn a_cache_that_cant_be_made_is_a_clear_error() {
     let kitchen = Kitchen::new();
     kitchen.write("file", "");
     for place in ["file", "file/cache"] {
-        let error = format!("{:#}", Cache::open(&kitchen.path().join(place)).unwrap_err());
-        assert!(error.contains(place) && error.contains("name another with `--cache DIR` or LEVAIN_CACHE"), "{error}");
+        let error = format!(
+            "{:#}",
+            Cache::open(&kitchen.path().join(place)).unwrap_err()
+        );
+        assert!(
+            error.contains(place)
+                && error.contains("name another with `--cache DIR` or LEVAIN_CACHE"),
+            "{error}"
+        );
     }
 }
 
@@ -142,15 +212,27 @@ fn two_runs_at_once_do_the_work_once() {
     let kitchen = Kitchen::new();
     let recipe = "  a: { kind: slow, text: x, milliseconds: 400 }\n  b: { kind: slow, text: y, milliseconds: 400 }\n  c: { kind: join, parts: [a, b] }\n";
     let runs: Vec<Ran> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..3).map(|_| scope.spawn(|| kitchen.run(recipe, &Told::default()))).collect();
+        let threads: Vec<_> = (0..3)
+            .map(|_| scope.spawn(|| kitchen.run(recipe, &Told::default())))
+            .collect();
         threads.into_iter().map(|t| t.join().unwrap()).collect()
     });
     let finished = |stage: &str| {
-        let of = |r: &Ran| r.events.iter().filter(|e| e.stage.as_deref() == Some(stage) && matches!(e.what, What::Finished { .. })).count();
+        let of = |r: &Ran| {
+            r.events
+                .iter()
+                .filter(|e| {
+                    e.stage.as_deref() == Some(stage) && matches!(e.what, What::Finished { .. })
+                })
+                .count()
+        };
         runs.iter().map(of).sum::<usize>()
     };
     assert_eq!([finished("a"), finished("b"), finished("c")], [1, 1, 1]);
-    assert!(runs.iter().all(|r| r.outcome.lock.complete && r.digests() == runs[0].digests()));
+    assert!(
+        runs.iter()
+            .all(|r| r.outcome.lock.complete && r.digests() == runs[0].digests())
+    );
 }
 
 #[test]
@@ -159,8 +241,15 @@ fn a_source_that_changes_while_a_stage_runs_is_not_published() {
     kitchen.write("notes.txt", "starter");
     let recipe = "  a: { kind: scribble, source: notes.txt }\n  b: { kind: lower, data: a }\n";
     let text = kitchen.run(recipe, &Told::default()).text();
-    assert!(text.starts_with("a failed\nb skipped\n") && text.contains("notes.txt changed while it was used"), "{text}");
-    assert!(text.contains("nothing made of it was kept; run again"), "{text}");
+    assert!(
+        text.starts_with("a failed\nb skipped\n")
+            && text.contains("notes.txt changed while it was used"),
+        "{text}"
+    );
+    assert!(
+        text.contains("nothing made of it was kept; run again"),
+        "{text}"
+    );
     assert_eq!(kitchen.files("entries").len(), 0);
 }
 
@@ -171,7 +260,10 @@ fn a_source_counts_by_its_content_alone() {
     let recipe = "  a: { kind: read, source: one.txt }\n";
     kitchen.run(recipe, &Told::default());
     kitchen.write("two.txt", "starter");
-    same(&kitchen.plan("  a: { kind: read, source: two.txt }\n", &Told::default()), "a cached");
+    same(
+        &kitchen.plan("  a: { kind: read, source: two.txt }\n", &Told::default()),
+        "a cached",
+    );
     kitchen.write("one.txt", "starter");
     same(&kitchen.plan(recipe, &Told::default()), "a cached");
     kitchen.write("one.txt", "Starter");
@@ -183,7 +275,13 @@ fn outputs_are_restored_and_only_where_they_differ() {
     let kitchen = Kitchen::new();
     let recipe = "levain: 1\nstages:\n  a: { kind: say, text: Flour }\n  b: { kind: halves, data: a }\n\
                   outputs:\n  whole: { from: a, to: out/whole }\n  right: { from: b.right, to: out/right }\n";
-    let written = |ran: &Ran| ran.outcome.exports.iter().map(|e| e.written).collect::<Vec<_>>();
+    let written = |ran: &Ran| {
+        ran.outcome
+            .exports
+            .iter()
+            .map(|e| e.written)
+            .collect::<Vec<_>>()
+    };
     let ran = kitchen.run(recipe, &Told::default());
     assert_eq!(written(&ran), [1, 1]);
     let whole = kitchen.path().join("out/whole/text.txt");

@@ -24,7 +24,12 @@ fn after(first: &str, second: &str, plan: &str) {
 #[test]
 fn a_chain_runs_in_order_and_then_not_at_all() {
     let kitchen = Kitchen::new();
-    let ran = check(&kitchen, CHAIN, "a will run\nb may run\nc may run", "a done\nb done\nc done");
+    let ran = check(
+        &kitchen,
+        CHAIN,
+        "a will run\nb may run\nc may run",
+        "a done\nb done\nc done",
+    );
     same(
         &ran.log(),
         "planned test: a will run, b may run, c may run
@@ -80,11 +85,28 @@ fn what_changes_nothing_reruns_nothing() {
     ] {
         after(first, same, cached);
     }
-    after(first, "  renamed: { kind: say, text: Flour, seed: 3 }\n  also: { kind: lower, data: renamed }\n", "renamed cached\nalso cached");
-    after(first, "  b: { kind: lower, data: a }\n  a: { kind: say, text: Flour, seed: 3 }\n", "b cached\na cached");
+    after(
+        first,
+        "  renamed: { kind: say, text: Flour, seed: 3 }\n  also: { kind: lower, data: renamed }\n",
+        "renamed cached\nalso cached",
+    );
+    after(
+        first,
+        "  b: { kind: lower, data: a }\n  a: { kind: say, text: Flour, seed: 3 }\n",
+        "b cached\na cached",
+    );
     let kitchen = Kitchen::new();
     kitchen.run(first, &Told::default());
-    for told in [Told { device: Some("cuda:1"), ..Told::default() }, Told { threads: Some(5), ..Told::default() }] {
+    for told in [
+        Told {
+            device: Some("cuda:1"),
+            ..Told::default()
+        },
+        Told {
+            threads: Some(5),
+            ..Told::default()
+        },
+    ] {
         same(&kitchen.run(first, &told).text(), "a hit\nb hit");
     }
 }
@@ -92,13 +114,25 @@ fn what_changes_nothing_reruns_nothing() {
 #[test]
 fn a_change_reruns_its_dependents_and_nothing_else() {
     let two = |text: &str| {
-        format!("  a: {{ kind: say, text: {text} }}\n  b: {{ kind: lower, data: a }}\n  x: {{ kind: say, text: salt }}\n  y: {{ kind: join, parts: [x, b] }}\n  z: {{ kind: lower, data: x }}\n")
+        format!(
+            "  a: {{ kind: say, text: {text} }}\n  b: {{ kind: lower, data: a }}\n  x: {{ kind: say, text: salt }}\n  y: {{ kind: join, parts: [x, b] }}\n  z: {{ kind: lower, data: x }}\n"
+        )
     };
     let kitchen = Kitchen::new();
     kitchen.run(&two("Flour"), &Told::default());
-    check(&kitchen, &two("Rye"), "a will run\nb may run\nx cached\ny may run\nz cached", "a done\nb done\nx hit\ny done\nz hit");
+    check(
+        &kitchen,
+        &two("Rye"),
+        "a will run\nb may run\nx cached\ny may run\nz cached",
+        "a done\nb done\nx hit\ny done\nz hit",
+    );
     // And back: the first results are still there.
-    check(&kitchen, &two("Flour"), "a cached\nb cached\nx cached\ny cached\nz cached", "a hit\nb hit\nx hit\ny hit\nz hit");
+    check(
+        &kitchen,
+        &two("Flour"),
+        "a cached\nb cached\nx cached\ny cached\nz cached",
+        "a hit\nb hit\nx hit\ny hit\nz hit",
+    );
     // A name inside a port that takes several is part of what the stage sees.
     after(
         "  x: { kind: say, text: salt }\n  y: { kind: join, parts: { one: x } }\n",
@@ -115,7 +149,11 @@ fn a_change_reruns_its_dependents_and_nothing_else() {
 
 #[test]
 fn the_recipes_seed_reaches_stages_without_one() {
-    let recipe = |seed: u32| format!("levain: 1\nseed: {seed}\nstages:\n  a: {{ kind: say, text: x }}\n  b: {{ kind: say, text: x, seed: 5 }}\n");
+    let recipe = |seed: u32| {
+        format!(
+            "levain: 1\nseed: {seed}\nstages:\n  a: {{ kind: say, text: x }}\n  b: {{ kind: say, text: x, seed: 5 }}\n"
+        )
+    };
     after(&recipe(1), &recipe(2), "a will run\nb cached");
     after(&recipe(1), &recipe(5), "a cached\nb cached");
 }
@@ -125,7 +163,12 @@ fn a_stage_that_makes_the_same_bytes_again_stops_the_wave() {
     let kitchen = Kitchen::new();
     kitchen.run(CHAIN, &Told::default());
     let other = CHAIN.replace("Flour", "FLOUR");
-    check(&kitchen, &other, "a will run\nb may run\nc may run", "a done\nb done\nc hit");
+    check(
+        &kitchen,
+        &other,
+        "a will run\nb may run\nc may run",
+        "a done\nb done\nc hit",
+    );
 }
 
 #[test]
@@ -133,11 +176,23 @@ fn a_new_field_at_its_neutral_value_keeps_the_key_and_a_new_version_does_not() {
     let kitchen = Kitchen::new();
     let recipe = "  a: { kind: say, text: Flour }\n  b: { kind: lower, data: a }\n";
     kitchen.run(recipe, &Told::default());
-    let later = Told { contracts: kinds::later(), ..Told::default() };
+    let later = Told {
+        contracts: kinds::later(),
+        ..Told::default()
+    };
     same(&kitchen.plan(recipe, &later), "a cached\nb cached");
-    same(&kitchen.plan(&recipe.replace("Flour", "Flour, times: 1"), &later), "a cached\nb cached");
-    same(&kitchen.plan(&recipe.replace("Flour", "Flour, times: 2"), &later), "a will run\nb may run");
-    let newer = Told { contracts: kinds::newer(), ..Told::default() };
+    same(
+        &kitchen.plan(&recipe.replace("Flour", "Flour, times: 1"), &later),
+        "a cached\nb cached",
+    );
+    same(
+        &kitchen.plan(&recipe.replace("Flour", "Flour, times: 2"), &later),
+        "a will run\nb may run",
+    );
+    let newer = Told {
+        contracts: kinds::newer(),
+        ..Told::default()
+    };
     same(&kitchen.plan(recipe, &newer), "a will run\nb may run");
     // The newer kind makes the same bytes: what comes after it is still there.
     same(&kitchen.run(recipe, &newer).text(), "a done\nb hit");
@@ -146,10 +201,23 @@ fn a_new_field_at_its_neutral_value_keeps_the_key_and_a_new_version_does_not() {
 #[test]
 fn options_set_values_and_are_the_same_as_the_recipe() {
     let kitchen = Kitchen::new();
-    let recipe = "levain: 1\nparams: { t: Flour }\nstages:\n  a: { kind: say, text: '${params.t}' }\n";
-    let ran = kitchen.run(recipe, &Told { set: vec!["params.t=Rye", "a.mood=loud"], ..Told::default() });
+    let recipe =
+        "levain: 1\nparams: { t: Flour }\nstages:\n  a: { kind: say, text: '${params.t}' }\n";
+    let ran = kitchen.run(
+        recipe,
+        &Told {
+            set: vec!["params.t=Rye", "a.mood=loud"],
+            ..Told::default()
+        },
+    );
     assert_eq!(kitchen.text(&ran.outcome, "a", "text"), "RYE");
-    same(&kitchen.plan("  a: { kind: say, text: Rye, mood: loud }\n", &Told::default()), "a cached");
+    same(
+        &kitchen.plan(
+            "  a: { kind: say, text: Rye, mood: loud }\n",
+            &Told::default(),
+        ),
+        "a cached",
+    );
     same(&kitchen.plan(recipe, &Told::default()), "a will run");
 }
 
@@ -167,10 +235,19 @@ fn preparations_are_shared_and_wait_for_no_training() {
     // Both tokenize the same rows with the tokenizer that comes from `base`: one of the two finds the other's work.
     let tokens = |ran: &Ran, name: &str| artifact(&ran.outcome, name, "tokens");
     assert_eq!(tokens(&ran, "one › tokens"), tokens(&ran, "two › tokens"));
-    assert_eq!(kitchen.text(&ran.outcome, "two", "model"), "w + 0.5 × abca + 0.5 × abca");
+    assert_eq!(
+        kitchen.text(&ran.outcome, "two", "model"),
+        "w + 0.5 × abca + 0.5 × abca"
+    );
     let session = kitchen.open(&recipe("0.5", 4), &Told::default());
-    let (two, one) = (session.plan.find("two/tokens").unwrap(), session.plan.find("one").unwrap());
-    assert!(!session.plan.needs(two).contains(&one), "tokenizing waits for a training");
+    let (two, one) = (
+        session.plan.find("two/tokens").unwrap(),
+        session.plan.find("one").unwrap(),
+    );
+    assert!(
+        !session.plan.needs(two).contains(&one),
+        "tokenizing waits for a training"
+    );
     // Another rate: nothing is tokenized again.
     check(
         &kitchen,
@@ -214,28 +291,57 @@ fn a_failure_skips_what_needs_it() {
     );
     let kitchen = Kitchen::new();
     let with = |milliseconds: u32| {
-        format!("{recipe}  e: {{ kind: lower, data: a }}\n  f: {{ kind: slow, text: y, milliseconds: {milliseconds} }}\n  g: {{ kind: lower, data: f }}\n")
+        format!(
+            "{recipe}  e: {{ kind: lower, data: a }}\n  f: {{ kind: slow, text: y, milliseconds: {milliseconds} }}\n  g: {{ kind: lower, data: f }}\n"
+        )
     };
     let other = with(10);
-    let ran = kitchen.run(&other, &Told { keep_going: true, ..Told::default() });
-    same(&ran.text(), "a done\nb failed\nc skipped\nd skipped\ne done\nf done\ng done\n! b: it fails, as it should");
+    let ran = kitchen.run(
+        &other,
+        &Told {
+            keep_going: true,
+            ..Told::default()
+        },
+    );
+    same(
+        &ran.text(),
+        "a done\nb failed\nc skipped\nd skipped\ne done\nf done\ng done\n! b: it fails, as it should",
+    );
     // Without `keep_going` what already runs may end, and nothing new begins.
     let ran = Kitchen::new().run(&with(3000), &Told::default());
     let stages = &ran.outcome.lock.stages;
-    assert_eq!((stages["b"].outcome.as_str(), stages["g"].outcome.as_str()), ("failed", "skipped"));
+    assert_eq!(
+        (stages["b"].outcome.as_str(), stages["g"].outcome.as_str()),
+        ("failed", "skipped")
+    );
     // What was done is kept for the next run.
-    same(&kitchen.plan(&other, &Told::default()), "a cached\nb will run\nc may run\nd may run\ne cached\nf cached\ng cached");
+    same(
+        &kitchen.plan(&other, &Told::default()),
+        "a cached\nb will run\nc may run\nd may run\ne cached\nf cached\ng cached",
+    );
 }
 
 #[test]
 fn a_stage_that_crashes_or_lies_fails_alone() {
     let kitchen = Kitchen::new();
     let recipe = "  a: { kind: crash }\n  b: { kind: lie }\n  c: { kind: say, text: x }\n";
-    let ran = kitchen.run(recipe, &Told { keep_going: true, ..Told::default() });
+    let ran = kitchen.run(
+        recipe,
+        &Told {
+            keep_going: true,
+            ..Told::default()
+        },
+    );
     let text = ran.text();
     assert!(text.starts_with("a failed\nb failed\nc done\n"), "{text}");
-    assert!(text.contains("! a: the stage crashed: it crashes, as it should\n"), "{text}");
-    assert!(text.contains("! b: BUG: `lie` did not make its output `text`\n"), "{text}");
+    assert!(
+        text.contains("! a: the stage crashed: it crashes, as it should\n"),
+        "{text}"
+    );
+    assert!(
+        text.contains("! b: BUG: `lie` did not make its output `text`\n"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -248,7 +354,14 @@ fn a_stage_that_waits_for_a_person_is_no_failure() {
     );
     let ran = kitchen.run(&recipe, &Told::default());
     same(&ran.text(), "a waiting\nb skipped\nc done");
-    assert_eq!((ran.outcome.failed, ran.outcome.waiting, ran.outcome.lock.complete), (0, 1, false));
+    assert_eq!(
+        (
+            ran.outcome.failed,
+            ran.outcome.waiting,
+            ran.outcome.lock.complete
+        ),
+        (0, 1, false)
+    );
     assert!(ran.events.iter().any(|e| matches!(&e.what, What::Waiting { reason } if reason == "answer `Which flour?` and run again")));
     fs::write(&answer, "RYE").unwrap();
     let ran = kitchen.run(&recipe, &Told::default());
@@ -260,22 +373,52 @@ fn a_stage_that_waits_for_a_person_is_no_failure() {
 fn targets_run_with_what_they_need_and_force_runs_what_is_cached() {
     let kitchen = Kitchen::new();
     let recipe = format!("{CHAIN}  x: {{ kind: say, text: salt }}\n");
-    let ran = kitchen.run(&recipe, &Told { targets: vec!["b"], ..Told::default() });
+    let ran = kitchen.run(
+        &recipe,
+        &Told {
+            targets: vec!["b"],
+            ..Told::default()
+        },
+    );
     same(&ran.text(), "a done\nb done");
-    same(&kitchen.plan(&recipe, &Told::default()), "a cached\nb cached\nc will run\nx will run");
-    let ran = kitchen.run(&recipe, &Told { force: vec!["a"], ..Told::default() });
+    same(
+        &kitchen.plan(&recipe, &Told::default()),
+        "a cached\nb cached\nc will run\nx will run",
+    );
+    let ran = kitchen.run(
+        &recipe,
+        &Told {
+            force: vec!["a"],
+            ..Told::default()
+        },
+    );
     same(&ran.text(), "a done\nb hit\nc done\nx done");
     let mut session = kitchen.open(&recipe, &Told::default());
-    let error = try_run(&mut session, &Told { targets: vec!["bb"], ..Told::default() }).err().unwrap();
-    assert_eq!(error.to_string(), "there is no stage `bb`; did you mean `b`?");
+    let error = try_run(
+        &mut session,
+        &Told {
+            targets: vec!["bb"],
+            ..Told::default()
+        },
+    )
+    .err()
+    .unwrap();
+    assert_eq!(
+        error.to_string(),
+        "there is no stage `bb`; did you mean `b`?"
+    );
 }
 
 #[test]
 fn a_run_stops_when_asked_to() {
     let kitchen = Kitchen::new();
-    let recipe = "  a: { kind: slow, text: x, milliseconds: 60000 }\n  b: { kind: lower, data: a }\n";
+    let recipe =
+        "  a: { kind: slow, text: x, milliseconds: 60000 }\n  b: { kind: lower, data: a }\n";
     let stop = Arc::new(AtomicBool::new(false));
-    let told = Told { stop: stop.clone(), ..Told::default() };
+    let told = Told {
+        stop: stop.clone(),
+        ..Told::default()
+    };
     let ran = std::thread::scope(|scope| {
         scope.spawn(|| {
             std::thread::sleep(Duration::from_millis(200));
@@ -285,7 +428,13 @@ fn a_run_stops_when_asked_to() {
     });
     same(&ran.text(), "a skipped\nb skipped");
     assert!(ran.outcome.cancelled && ran.outcome.failed == 0);
-    same(&kitchen.plan(recipe, &Told::default()), "a will run\nb may run");
-    assert_eq!(kitchen.files("leases").len() + kitchen.files("tmp").len(), 0, "a stopped run leaves something behind");
+    same(
+        &kitchen.plan(recipe, &Told::default()),
+        "a will run\nb may run",
+    );
+    assert_eq!(
+        kitchen.files("leases").len() + kitchen.files("tmp").len(),
+        0,
+        "a stopped run leaves something behind"
+    );
 }
-

@@ -30,9 +30,23 @@ fn vectors() -> Vec<Vector> {
 #[test]
 fn records_are_encoded_as_written_down() {
     for vector in vectors() {
-        let encoding: String = vector.record.encode().iter().map(|b| format!("{b:02x}")).collect();
-        assert_eq!(encoding, vector.encoding, "the encoding of `{}`", vector.name);
-        assert_eq!(vector.record.key().to_string(), vector.key, "the key of `{}`", vector.name);
+        let encoding: String = vector
+            .record
+            .encode()
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect();
+        assert_eq!(
+            encoding, vector.encoding,
+            "the encoding of `{}`",
+            vector.name
+        );
+        assert_eq!(
+            vector.record.key().to_string(),
+            vector.key,
+            "the key of `{}`",
+            vector.name
+        );
     }
 }
 
@@ -43,7 +57,13 @@ fn no_two_of_them_share_a_key_unless_they_say_so() {
         for other in &all[index + 1..] {
             let group = |name: &str| name.split_once(" = ").map(|(_, g)| g.to_owned());
             let alike = group(&one.name).is_some() && group(&one.name) == group(&other.name);
-            assert_eq!(one.key == other.key, alike, "`{}` and `{}`", one.name, other.name);
+            assert_eq!(
+                one.key == other.key,
+                alike,
+                "`{}` and `{}`",
+                one.name,
+                other.name
+            );
         }
     }
 }

@@ -329,36 +329,3 @@ fn an_adapter_of_peft_is_read_and_written_alike() {
         "{message}"
     );
 }
-
-/// Run with the path of SmolLM2-135M-Instruct.Q4_1.gguf in LEVAIN_SMOLLM2_GGUF.
-#[test]
-#[ignore = "needs the 98 MB file that LEVAIN_SMOLLM2_GGUF names"]
-fn the_real_smollm2_is_that_of_transformers() {
-    let path = std::env::var("LEVAIN_SMOLLM2_GGUF").expect("LEVAIN_SMOLLM2_GGUF is not set");
-    let expected = golden_json("smollm2.json");
-    let weights = Weights::open(Path::new(&path)).unwrap();
-    let digests = expected["sha256"].as_object().unwrap();
-    assert_eq!(weights.len(), digests.len());
-    for (name, digest) in digests {
-        let numbers = weights.read_f32(name).unwrap();
-        let mut hasher = Sha256::new();
-        for number in numbers {
-            hasher.update(number.to_le_bytes());
-        }
-        assert_eq!(*digest, hexadecimal(hasher.finalize()), "{name}");
-    }
-    let file = weights.gguf().unwrap();
-    let config = LlamaConfig::from_gguf(file).unwrap();
-    let theirs = expected["config"].to_string();
-    assert_eq!(
-        config,
-        LlamaConfig::from_json(&theirs, Path::new("config.json")).unwrap()
-    );
-    config.check(&weights).unwrap();
-    assert_eq!(config.parameter_count(), 134_515_008);
-    check_tokens(
-        &TokenizerFiles::from_gguf(file).unwrap(),
-        &expected,
-        "smollm2",
-    );
-}

@@ -1,10 +1,16 @@
 //! `evaluate`: how well models predict rows, and what they answer.
 
 use engine::artifact::ArtifactType;
-use engine::contract::{Arity, Contract, FieldType, From, Literal, Need, Output, Pool, Port, Preparation, Repeatable, no_check};
+use engine::contract::{
+    Arity, Contract, FieldType, From, Literal, Need, Output, Pool, Port, Preparation, Repeatable,
+    no_check,
+};
 use serde::Deserialize;
 
-use crate::words::{LOSS_ON, MAX_LENGTH, MAX_NEW_TOKENS, MICRO_BATCH, TEMPERATURE, TOKENIZE_FIELDS, TRUNCATION, count, field};
+use crate::words::{
+    LOSS_ON, MAX_LENGTH, MAX_NEW_TOKENS, MICRO_BATCH, TEMPERATURE, TOKENIZE_FIELDS, TRUNCATION,
+    count, field,
+};
 
 /// The parameters.
 #[derive(Clone, Debug, Deserialize)]

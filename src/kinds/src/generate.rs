@@ -1,7 +1,9 @@
 //! `generate`: prompts → completions by a model.
 
 use engine::artifact::ArtifactType;
-use engine::contract::{Arity, Contract, FieldType, Literal, Need, Output, Pool, Port, Repeatable, no_check};
+use engine::contract::{
+    Arity, Contract, FieldType, Literal, Need, Output, Pool, Port, Repeatable, no_check,
+};
 use serde::Deserialize;
 
 use crate::words::{FRACTION, MAX_NEW_TOKENS, TEMPERATURE, count, field, numeric};

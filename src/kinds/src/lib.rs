@@ -45,7 +45,10 @@ mod tests {
                 (Need::Default(literal), _) => literal.value(),
                 (Need::Optional, _) => Value::Null,
                 (Need::Required, FieldType::Source) => json!("file"),
-                (Need::Required, _) => panic!("{}: give `{}` a value in this test", contract.kind, field.name),
+                (Need::Required, _) => panic!(
+                    "{}: give `{}` a value in this test",
+                    contract.kind, field.name
+                ),
             };
             params.insert(field.name.to_owned(), value);
         }
@@ -63,7 +66,11 @@ mod tests {
             let value = fewer.remove(name).unwrap();
             // An absent option reads as none; anything else that is missing must be missed.
             let read = serde_json::from_value::<T>(Value::Object(fewer));
-            assert!(read.is_err() || value.is_null() || name == "source", "{}: nobody reads `{name}`", contract.kind);
+            assert!(
+                read.is_err() || value.is_null() || name == "source",
+                "{}: nobody reads `{name}`",
+                contract.kind
+            );
         }
     }
 
@@ -88,18 +95,49 @@ mod tests {
             words.sort_unstable();
             let count = words.len();
             words.dedup();
-            assert_eq!(words.len(), count, "{}: a word is used twice", contract.kind);
-            assert!(!contract.outputs.is_empty(), "{}: makes nothing", contract.kind);
+            assert_eq!(
+                words.len(),
+                count,
+                "{}: a word is used twice",
+                contract.kind
+            );
+            assert!(
+                !contract.outputs.is_empty(),
+                "{}: makes nothing",
+                contract.kind
+            );
             for preparation in contract.preparations {
-                let hidden = contracts.any(preparation.kind).expect("a preparation names a kind");
+                let hidden = contracts
+                    .any(preparation.kind)
+                    .expect("a preparation names a kind");
                 for field in preparation.fields {
-                    assert!(contract.field(field).is_some() && hidden.field(field).is_some(), "{}: `{field}`", contract.kind);
+                    assert!(
+                        contract.field(field).is_some() && hidden.field(field).is_some(),
+                        "{}: `{field}`",
+                        contract.kind
+                    );
                 }
-                assert!(hidden.fields.iter().all(|f| preparation.fields.contains(&f.name)), "{}: a field is not handed on", contract.kind);
-                assert!(preparation.replaces.iter().all(|p| contract.port(p).is_some()));
+                assert!(
+                    hidden
+                        .fields
+                        .iter()
+                        .all(|f| preparation.fields.contains(&f.name)),
+                    "{}: a field is not handed on",
+                    contract.kind
+                );
+                assert!(
+                    preparation
+                        .replaces
+                        .iter()
+                        .all(|p| contract.port(p).is_some())
+                );
             }
             for output in contract.outputs {
-                assert!(output.keeps_tokenizer_of.is_none_or(|p| contract.port(p).is_some()));
+                assert!(
+                    output
+                        .keeps_tokenizer_of
+                        .is_none_or(|p| contract.port(p).is_some())
+                );
             }
         }
     }

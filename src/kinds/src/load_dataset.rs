@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use engine::artifact::ArtifactType;
-use engine::contract::{Choice, Contract, FieldType, Literal, Need, Output, Pool, Repeatable, no_check};
+use engine::contract::{
+    Choice, Contract, FieldType, Literal, Need, Output, Pool, Repeatable, no_check,
+};
 use serde::Deserialize;
 
 use crate::words::{count, field};

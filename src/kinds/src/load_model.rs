@@ -1,7 +1,9 @@
 //! `load_model`: a model's files outside → a model in the cache.
 
 use engine::artifact::ArtifactType;
-use engine::contract::{Choice, Contract, FieldType, Literal, Need, Output, Pool, Repeatable, no_check};
+use engine::contract::{
+    Choice, Contract, FieldType, Literal, Need, Output, Pool, Repeatable, no_check,
+};
 use serde::Deserialize;
 
 use crate::words::field;

@@ -1,7 +1,9 @@
 //! `lora`: a model → the same model with a low-rank adapter to train.
 
 use engine::artifact::ArtifactType;
-use engine::contract::{Arity, Contract, FieldType, Literal, Need, Output, Pool, Port, Repeatable, no_check};
+use engine::contract::{
+    Arity, Contract, FieldType, Literal, Need, Output, Pool, Port, Repeatable, no_check,
+};
 use serde::Deserialize;
 
 use crate::words::{POSITIVE, field};

@@ -36,8 +36,17 @@ impl<'a> ModelParts<'a> {
             at = base;
         }
         adapters.reverse();
-        let dtype = at.summary.get("dtype").and_then(Value::as_str).context("the model does not say its dtype")?;
-        Ok(Self { base: at, adapters, tokenizer: model.reference("tokenizer")?, dtype: dtype.to_owned() })
+        let dtype = at
+            .summary
+            .get("dtype")
+            .and_then(Value::as_str)
+            .context("the model does not say its dtype")?;
+        Ok(Self {
+            base: at,
+            adapters,
+            tokenizer: model.reference("tokenizer")?,
+            dtype: dtype.to_owned(),
+        })
     }
 
     /// The files of weights and configuration: (name, path).
@@ -47,7 +56,11 @@ impl<'a> ModelParts<'a> {
 }
 
 /// The draft of `model` with an adapter of its own; `inner` is the artifact that the adapter is made for.
-pub fn adapter_draft(inner: &ArtifactView, files: Vec<(String, PathBuf)>, summary: BTreeMap<String, Value>) -> Result<Draft> {
+pub fn adapter_draft(
+    inner: &ArtifactView,
+    files: Vec<(String, PathBuf)>,
+    summary: BTreeMap<String, Value>,
+) -> Result<Draft> {
     let tokenizer = inner.reference("tokenizer")?.digest;
     Ok(Draft {
         artifact: engine::artifact::ArtifactType::Model,

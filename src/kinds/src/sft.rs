@@ -1,11 +1,15 @@
 //! `sft`: supervised fine-tuning.
 
 use engine::artifact::ArtifactType;
-use engine::contract::{Arity, Choice, Contract, Field, FieldType, From, Literal, Need, Output, Pool, Port, Preparation, Repeatable, no_check};
+use engine::contract::{
+    Arity, Choice, Contract, Field, FieldType, From, Literal, Need, Output, Pool, Port,
+    Preparation, Repeatable, no_check,
+};
 use serde::Deserialize;
 
 use crate::words::{
-    FRACTION, LOSS_ON, MAX_LENGTH, MICRO_BATCH, NOT_NEGATIVE, POSITIVE, TOKENIZE_FIELDS, TRUNCATION, count, execution, field, numeric,
+    FRACTION, LOSS_ON, MAX_LENGTH, MICRO_BATCH, NOT_NEGATIVE, POSITIVE, TOKENIZE_FIELDS,
+    TRUNCATION, count, execution, field, numeric,
 };
 
 /// The parameters.
@@ -51,13 +55,31 @@ pub struct Sft {
 }
 
 const SCHEDULES: &[Choice] = &[
-    Choice { word: "linear", doc: "falls to 0 in a line" },
-    Choice { word: "cosine", doc: "falls to 0 along half a cosine" },
-    Choice { word: "constant", doc: "stays" },
+    Choice {
+        word: "linear",
+        doc: "falls to 0 in a line",
+    },
+    Choice {
+        word: "cosine",
+        doc: "falls to 0 along half a cosine",
+    },
+    Choice {
+        word: "constant",
+        doc: "stays",
+    },
 ];
 
 const fn below_one(name: &'static str, default: f64, doc: &'static str) -> Field {
-    field(name, FieldType::Number { min: 0.0, max: 0.999_999_999, above: false }, Need::Default(Literal::Number(default)), doc)
+    field(
+        name,
+        FieldType::Number {
+            min: 0.0,
+            max: 0.999_999_999,
+            above: false,
+        },
+        Need::Default(Literal::Number(default)),
+        doc,
+    )
 }
 
 /// The contract.

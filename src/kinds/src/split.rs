@@ -1,7 +1,9 @@
 //! `split`: rows → training rows and held-out rows.
 
 use engine::artifact::ArtifactType;
-use engine::contract::{Arity, Contract, FieldType, Literal, Need, Output, Pool, Port, Repeatable, no_check};
+use engine::contract::{
+    Arity, Contract, FieldType, Literal, Need, Output, Pool, Port, Repeatable, no_check,
+};
 use serde::Deserialize;
 
 use crate::words::field;

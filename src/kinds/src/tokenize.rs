@@ -31,7 +31,13 @@ pub const CONTRACT: Contract = Contract {
     repeatable: Repeatable::Deterministic,
     fields: &[MAX_LENGTH, TRUNCATION, LOSS_ON],
     ports: &[
-        Port { name: "tokenizer", accepts: &[ArtifactType::Tokenizer], arity: Arity::One, layouts: &[], doc: "The tokenizer." },
+        Port {
+            name: "tokenizer",
+            accepts: &[ArtifactType::Tokenizer],
+            arity: Arity::One,
+            layouts: &[],
+            doc: "The tokenizer.",
+        },
         Port {
             name: "data",
             accepts: &[ArtifactType::Dataset],
@@ -40,7 +46,12 @@ pub const CONTRACT: Contract = Contract {
             doc: "The rows.",
         },
     ],
-    outputs: &[Output { name: "tokens", artifact: ArtifactType::Tokens, keeps_tokenizer_of: None, doc: "Ids and mask of each row." }],
+    outputs: &[Output {
+        name: "tokens",
+        artifact: ArtifactType::Tokens,
+        keeps_tokenizer_of: None,
+        doc: "Ids and mask of each row.",
+    }],
     preparations: &[],
     check: no_check,
     memory: None,

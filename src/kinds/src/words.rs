@@ -3,18 +3,57 @@
 use engine::contract::{Choice, Class, Field, FieldType, Literal, Need};
 
 /// A semantic field.
-pub(crate) const fn field(name: &'static str, ty: FieldType, need: Need, doc: &'static str) -> Field {
-    Field { name, ty, need, neutral: None, class: Class::Semantic, extendable: false, doc }
+pub(crate) const fn field(
+    name: &'static str,
+    ty: FieldType,
+    need: Need,
+    doc: &'static str,
+) -> Field {
+    Field {
+        name,
+        ty,
+        need,
+        neutral: None,
+        class: Class::Semantic,
+        extendable: false,
+        doc,
+    }
 }
 
 /// A field that changes the last bits only.
-pub(crate) const fn numeric(name: &'static str, ty: FieldType, need: Need, doc: &'static str) -> Field {
-    Field { name, ty, need, neutral: None, class: Class::Numeric, extendable: false, doc }
+pub(crate) const fn numeric(
+    name: &'static str,
+    ty: FieldType,
+    need: Need,
+    doc: &'static str,
+) -> Field {
+    Field {
+        name,
+        ty,
+        need,
+        neutral: None,
+        class: Class::Numeric,
+        extendable: false,
+        doc,
+    }
 }
 
 /// A field that changes nothing in the result.
-pub(crate) const fn execution(name: &'static str, ty: FieldType, need: Need, doc: &'static str) -> Field {
-    Field { name, ty, need, neutral: None, class: Class::Execution, extendable: false, doc }
+pub(crate) const fn execution(
+    name: &'static str,
+    ty: FieldType,
+    need: Need,
+    doc: &'static str,
+) -> Field {
+    Field {
+        name,
+        ty,
+        need,
+        neutral: None,
+        class: Class::Execution,
+        extendable: false,
+        doc,
+    }
 }
 
 /// A whole number from `min` on.
@@ -23,13 +62,25 @@ pub(crate) const fn count(min: i64) -> FieldType {
 }
 
 /// A number from 0 to 1.
-pub(crate) const FRACTION: FieldType = FieldType::Number { min: 0.0, max: 1.0, above: false };
+pub(crate) const FRACTION: FieldType = FieldType::Number {
+    min: 0.0,
+    max: 1.0,
+    above: false,
+};
 
 /// A number that is not negative.
-pub(crate) const NOT_NEGATIVE: FieldType = FieldType::Number { min: 0.0, max: f64::INFINITY, above: false };
+pub(crate) const NOT_NEGATIVE: FieldType = FieldType::Number {
+    min: 0.0,
+    max: f64::INFINITY,
+    above: false,
+};
 
 /// A number greater than 0.
-pub(crate) const POSITIVE: FieldType = FieldType::Number { min: 0.0, max: f64::INFINITY, above: true };
+pub(crate) const POSITIVE: FieldType = FieldType::Number {
+    min: 0.0,
+    max: f64::INFINITY,
+    above: true,
+};
 
 /// The words of `tokenize`, which every kind that reads tokens hands on.
 pub(crate) const TOKENIZE_FIELDS: [&str; 3] = ["max_length", "truncation", "loss_on"];
@@ -37,7 +88,10 @@ pub(crate) const TOKENIZE_FIELDS: [&str; 3] = ["max_length", "truncation", "loss
 /// The longest row, in tokens.
 pub(crate) const MAX_LENGTH: Field = field(
     "max_length",
-    FieldType::Integer { min: 2, max: 1 << 20 },
+    FieldType::Integer {
+        min: 2,
+        max: 1 << 20,
+    },
     Need::Default(Literal::Integer(1024)),
     "The longest row in tokens; what `truncation` says happens to longer ones.",
 );
@@ -46,9 +100,18 @@ pub(crate) const MAX_LENGTH: Field = field(
 pub(crate) const TRUNCATION: Field = field(
     "truncation",
     FieldType::Choice(&[
-        Choice { word: "keep_start", doc: "the end is cut off" },
-        Choice { word: "keep_end", doc: "the start is cut off" },
-        Choice { word: "drop", doc: "the row is left out" },
+        Choice {
+            word: "keep_start",
+            doc: "the end is cut off",
+        },
+        Choice {
+            word: "keep_end",
+            doc: "the start is cut off",
+        },
+        Choice {
+            word: "drop",
+            doc: "the row is left out",
+        },
     ]),
     Need::Default(Literal::Text("keep_start")),
     "What happens to rows longer than `max_length`; how many is always said.",
@@ -58,9 +121,18 @@ pub(crate) const TRUNCATION: Field = field(
 pub(crate) const LOSS_ON: Field = field(
     "loss_on",
     FieldType::Choice(&[
-        Choice { word: "completions", doc: "what the assistant says, its end-of-turn token included" },
-        Choice { word: "last_turn", doc: "only the last thing the assistant says" },
-        Choice { word: "all", doc: "every token" },
+        Choice {
+            word: "completions",
+            doc: "what the assistant says, its end-of-turn token included",
+        },
+        Choice {
+            word: "last_turn",
+            doc: "only the last thing the assistant says",
+        },
+        Choice {
+            word: "all",
+            doc: "every token",
+        },
     ]),
     Need::Default(Literal::Text("completions")),
     "Which tokens the loss is taken on. A row of plain text always counts whole.",
@@ -85,7 +157,11 @@ pub(crate) const MAX_NEW_TOKENS: Field = field(
 /// See `MAX_NEW_TOKENS`.
 pub(crate) const TEMPERATURE: Field = field(
     "temperature",
-    FieldType::Number { min: 0.0, max: 100.0, above: false },
+    FieldType::Number {
+        min: 0.0,
+        max: 100.0,
+        above: false,
+    },
     Need::Default(Literal::Number(0.0)),
     "0 takes the likeliest token every time (greedy); above, tokens are drawn from softmax(logits / temperature).",
 );

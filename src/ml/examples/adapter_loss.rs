@@ -7,8 +7,8 @@ use anyhow::{Context, Result};
 use formats::config::LlamaConfig;
 use formats::peft::{AdapterConfig, CONFIG_FILE, WEIGHTS_FILE};
 use formats::tensors::Weights;
-use levain_ml::sft::{Row, Scores, evaluate};
-use levain_ml::{Llama, Params, Pass, Place, lora, loss};
+use ml::sft::{Row, Scores, evaluate};
+use ml::{Llama, Params, Pass, Place, lora, loss};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 

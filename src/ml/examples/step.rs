@@ -1,4 +1,5 @@
-//! Measures training steps and generation on random weights in the shape of SmolLM2-135M: `step [bf16|f32] [steps] [layers]`.
+//! Measures training steps and generation on random weights in the shape of SmolLM2-135M:
+//! `step [bf16|f32] [steps] [layers] [threads]`.
 
 use anyhow::{Context, Result};
 use formats::config::LlamaConfig;
@@ -27,6 +28,24 @@ fn peak() -> String {
     )
 }
 
+/// Seconds of processor time of all threads: on a machine that does other things too, the number to compare.
+fn processor() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or("")
+        .split_whitespace()
+        .collect();
+    let ticks = |index: usize| -> f64 {
+        fields
+            .get(index)
+            .and_then(|text| text.parse::<f64>().ok())
+            .unwrap_or(0.0)
+    };
+    (ticks(11) + ticks(12)) / 100.0
+}
+
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let number = |index: usize, default: usize| -> Result<usize> {
@@ -37,7 +56,7 @@ fn main() -> Result<()> {
     let dtype = arguments.first().map_or("bf16", String::as_str);
     let (steps, layers) = (number(1, 5)?, number(2, 30)?);
     torch::keep_memory();
-    place::set_threads(std::thread::available_parallelism()?.get());
+    place::set_threads(number(3, std::thread::available_parallelism()?.get())?);
     let place = Place::parse("cpu", dtype)?;
     println!("{:?}", place::numerics());
     let config = LlamaConfig::from_json(
@@ -106,6 +125,7 @@ fn main() -> Result<()> {
         shuffle: true,
     };
     let mut seconds = Vec::new();
+    let mut before = processor();
     fit(
         &mut objective,
         &params,
@@ -114,13 +134,15 @@ fn main() -> Result<()> {
         None,
         &mut |step| {
             println!(
-                "step {} loss {:.4} norm {:.4}: {:.0} tokens/s, {}",
+                "step {} loss {:.4} norm {:.4}: {:.0} tokens/s, {:.2} s of processor, {}",
                 step.index,
                 step.loss,
                 step.grad_norm,
                 step.tokens as f64 / step.seconds,
+                processor() - before,
                 peak()
             );
+            before = processor();
             seconds.push(step.seconds);
             Ok(Next::Go)
         },
@@ -158,6 +180,7 @@ fn main() -> Result<()> {
                 ..Pass::eval()
             };
             let began = Instant::now();
+            let before = processor();
             let mut first = None;
             generate(&model, pass, &prompts, &options, &mut |_, _| {
                 first.get_or_insert_with(|| began.elapsed().as_secs_f64());
@@ -165,9 +188,10 @@ fn main() -> Result<()> {
             })?;
             let all = began.elapsed().as_secs_f64();
             println!(
-                "generation, {count} prompts, adapters {adapters}: {:.0} tokens/s, first after {:.2} s",
+                "generation, {count} prompts, adapters {adapters}: {:.0} tokens/s, first after {:.2} s, {:.2} s of processor",
                 (64 * count) as f64 / all,
-                first.unwrap_or(0.0)
+                first.unwrap_or(0.0),
+                processor() - before
             );
         }
     }

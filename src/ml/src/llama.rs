@@ -144,7 +144,9 @@ impl Llama {
         let key = extent(config.num_key_value_heads)? * extent(config.head_dim)?;
         ensure!(
             config.num_key_value_heads > 0
-                && config.num_attention_heads % config.num_key_value_heads == 0,
+                && config
+                    .num_attention_heads
+                    .is_multiple_of(config.num_key_value_heads),
             "{} query heads cannot share {} key heads evenly",
             config.num_attention_heads,
             config.num_key_value_heads

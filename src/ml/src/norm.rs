@@ -1,4 +1,4 @@
-//! RMSNorm.
+//! RMSNorm: a row divided by its root mean square, then scaled.
 
 use crate::torch;
 use anyhow::Result;

@@ -3,9 +3,9 @@
 
 mod support;
 
-use levain_ml::generate::{Generated, Options, Prompt, generate};
-use levain_ml::sample::Sampling;
-use levain_ml::{Kind, Params, Pass};
+use ml::generate::{Generated, Options, Prompt, generate};
+use ml::sample::Sampling;
+use ml::{Kind, Params, Pass};
 use serde_json::json;
 use support::{Golden, model, tokens};
 

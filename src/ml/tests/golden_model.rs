@@ -5,9 +5,9 @@ mod support;
 
 use formats::peft::AdapterConfig;
 use formats::tensors::Weights;
-use levain_ml::kv_cache::Segments;
-use levain_ml::sft::{Batch, Row};
-use levain_ml::{Inputs, Kind, Llama, Params, Pass, Tensor};
+use ml::kv_cache::Segments;
+use ml::sft::{Batch, Row};
+use ml::{Inputs, Kind, Llama, Params, Pass, Tensor};
 use serde_json::{Value, json};
 use support::{Golden, adapted, close, folder, model, tokens, tolerance};
 
@@ -91,7 +91,7 @@ fn the_loss_from_labels_is_that_of_transformers() {
         let changes = json!({"tie_word_embeddings": name == "tied"});
         let model = model(Kind::Float, changes, &mut params);
         let [rows, _] = rows(|at| at % 3 != 2);
-        let scores = levain_ml::sft::evaluate(&model, Pass::eval(), &rows[4..], 256).unwrap();
+        let scores = ml::sft::evaluate(&model, Pass::eval(), &rows[4..], 256).unwrap();
         let theirs = golden.numbers("labels_loss");
         support::near(&[scores.mean()], &theirs, tolerance::F32, name);
     }
@@ -135,7 +135,7 @@ fn bf16_is_near_the_same_weights_in_f64() {
     let ours = logits(&model, Pass::eval(), &all());
     close(&ours, golden.get("logits"), tolerance::BF16, "bf16 logits");
     let rows = &rows(|at| at % 3 != 2)[0];
-    let scores = levain_ml::sft::evaluate(&model, Pass::eval(), rows, 256).unwrap();
+    let scores = ml::sft::evaluate(&model, Pass::eval(), rows, 256).unwrap();
     let theirs = golden.numbers("loss");
     support::near(&[scores.mean()], &theirs, tolerance::BF16, "bf16 loss");
 }
@@ -166,9 +166,9 @@ fn lora_is_that_of_peft() {
             );
         }
 
-        let linear = model.linears().into_iter();
-        let linear = linear.filter(|l| l.name == "model.layers.1.self_attn.q_proj");
-        let linear = linear.last().unwrap();
+        let mut linears = model.linears().into_iter();
+        let linear = linears.find(|l| l.name == "model.layers.1.self_attn.q_proj");
+        let linear = linear.unwrap();
         let merged = linear
             .adapter
             .as_ref()
@@ -200,8 +200,7 @@ fn an_adapter_that_peft_saved_is_loaded_and_saved_again() {
     let weights = Weights::open(&stored.join("adapter_model.safetensors")).unwrap();
     let mut params = Params::new();
     let mut model = model(Kind::Float, json!({}), &mut params);
-    let chosen =
-        levain_ml::lora::attach_stored(model.linears_mut(), &config, &weights, &mut params);
+    let chosen = ml::lora::attach_stored(model.linears_mut(), &config, &weights, &mut params);
     assert_eq!(chosen.unwrap().len(), 14);
     let ours = logits(&model, Pass::eval(), &all());
     close(
@@ -213,7 +212,7 @@ fn an_adapter_that_peft_saved_is_loaded_and_saved_again() {
 
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("adapter_model.safetensors");
-    levain_ml::lora::save(&model.linears(), &path).unwrap();
+    ml::lora::save(&model.linears(), &path).unwrap();
     let again = Weights::open(&path).unwrap();
     assert_eq!(again.len(), weights.len());
     for info in weights.infos() {

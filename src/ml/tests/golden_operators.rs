@@ -3,14 +3,14 @@
 
 mod support;
 
-use levain_ml::attend::{Heads, attend};
-use levain_ml::kv_cache::Segments;
-use levain_ml::linear::Input;
-use levain_ml::loss::cross_entropy;
-use levain_ml::norm::Norm;
-use levain_ml::place::HOST;
-use levain_ml::rope::Rope;
-use levain_ml::{Kind, Linear, Pass, Place, Tensor};
+use ml::attend::{Heads, attend};
+use ml::kv_cache::Segments;
+use ml::linear::Input;
+use ml::loss::cross_entropy;
+use ml::norm::Norm;
+use ml::place::HOST;
+use ml::rope::Rope;
+use ml::{Kind, Linear, Pass, Place, Tensor};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use support::{Golden, close, config, folder, numbers, tokens, tolerance};

@@ -11,17 +11,40 @@ use engine::job::Implementation;
 /// Every kind that runs here.
 pub fn implementations() -> &'static [Implementation] {
     &[
-        Implementation { kind: "load_dataset", run: load_dataset::run },
-        Implementation { kind: "split", run: split::run },
-        Implementation { kind: "load_model", run: load_model::run },
-        Implementation { kind: "lora", run: lora::run },
-        Implementation { kind: "tokenize", run: tokenize::run },
+        Implementation {
+            kind: "load_dataset",
+            run: load_dataset::run,
+        },
+        Implementation {
+            kind: "split",
+            run: split::run,
+        },
+        Implementation {
+            kind: "load_model",
+            run: load_model::run,
+        },
+        Implementation {
+            kind: "lora",
+            run: lora::run,
+        },
+        Implementation {
+            kind: "tokenize",
+            run: tokenize::run,
+        },
     ]
 }
 
 /// The draft of a dataset at `path`: one file, `rows.arrow`, with its summary.
-fn dataset_draft(path: std::path::PathBuf, summary: &data::store::DatasetSummary) -> anyhow::Result<engine::job::Draft> {
-    let columns: Vec<_> = summary.layout.columns().iter().map(|(name, _)| *name).collect();
+fn dataset_draft(
+    path: std::path::PathBuf,
+    summary: &data::store::DatasetSummary,
+) -> anyhow::Result<engine::job::Draft> {
+    let columns: Vec<_> = summary
+        .layout
+        .columns()
+        .iter()
+        .map(|(name, _)| *name)
+        .collect();
     Ok(engine::job::Draft {
         artifact: engine::artifact::ArtifactType::Dataset,
         files: vec![("rows.arrow".to_owned(), path)],
@@ -30,7 +53,10 @@ fn dataset_draft(path: std::path::PathBuf, summary: &data::store::DatasetSummary
             ("rows".to_owned(), summary.rows.into()),
             ("layout".to_owned(), summary.layout.name().into()),
             ("columns".to_owned(), columns.into()),
-            ("characters".to_owned(), serde_json::to_value(&summary.characters)?),
+            (
+                "characters".to_owned(),
+                serde_json::to_value(summary.characters)?,
+            ),
         ]
         .into(),
     })

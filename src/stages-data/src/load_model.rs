@@ -12,12 +12,23 @@ use serde_json::{Value, json};
 
 pub(crate) fn run(job: &Job, _: &dyn Reporter) -> Result<Drafts> {
     let params: LoadModel = job.params()?;
-    let all: Vec<(String, PathBuf)> = job.source("source")?.iter().map(|f| (f.name.clone(), f.path.clone())).collect();
-    let gguf: Vec<_> = all.iter().filter(|(name, _)| name.to_lowercase().ends_with(".gguf")).cloned().collect();
+    let all: Vec<(String, PathBuf)> = job
+        .source("source")?
+        .iter()
+        .map(|f| (f.name.clone(), f.path.clone()))
+        .collect();
+    let gguf: Vec<_> = all
+        .iter()
+        .filter(|(name, _)| name.to_lowercase().ends_with(".gguf"))
+        .cloned()
+        .collect();
     let (files, config, tokenizer) = match gguf.as_slice() {
         [] => hugging_face(&all)?,
         [(_, path)] if all.len() == 1 => from_gguf(path, &job.out)?,
-        _ => bail!("a model is one `.gguf` file or a Hugging Face folder; name one file of: {}", names(&all)),
+        _ => bail!(
+            "a model is one `.gguf` file or a Hugging Face folder; name one file of: {}",
+            names(&all)
+        ),
     };
     let weights = Weights::open_files(&files)?;
     config.check(&weights)?;
@@ -27,12 +38,18 @@ pub(crate) fn run(job: &Job, _: &dyn Reporter) -> Result<Drafts> {
     let mut tokenizer_files: Vec<(String, PathBuf)> = Vec::new();
     for entry in std::fs::read_dir(&folder)? {
         let entry = entry?;
-        tokenizer_files.push((entry.file_name().to_string_lossy().into_owned(), entry.path()));
+        tokenizer_files.push((
+            entry.file_name().to_string_lossy().into_owned(),
+            entry.path(),
+        ));
     }
     let loaded = tokenizer.tokenizer()?;
     let vocabulary = loaded.get_vocab_size(true);
     if vocabulary > config.vocab_size {
-        bail!("the tokenizer has {vocabulary} tokens and the model {} embeddings: they do not belong together", config.vocab_size);
+        bail!(
+            "the tokenizer has {vocabulary} tokens and the model {} embeddings: they do not belong together",
+            config.vocab_size
+        );
     }
     let tokenizer_draft = Draft {
         artifact: ArtifactType::Tokenizer,
@@ -40,7 +57,10 @@ pub(crate) fn run(job: &Job, _: &dyn Reporter) -> Result<Drafts> {
         refs: BTreeMap::new(),
         summary: [
             ("vocabulary".to_owned(), vocabulary.into()),
-            ("chat_template".to_owned(), tokenizer.chat_template.is_some().into()),
+            (
+                "chat_template".to_owned(),
+                tokenizer.chat_template.is_some().into(),
+            ),
             ("bos".to_owned(), json!(tokenizer.bos_token)),
             ("eos".to_owned(), json!(tokenizer.eos_token)),
         ]
@@ -49,7 +69,11 @@ pub(crate) fn run(job: &Job, _: &dyn Reporter) -> Result<Drafts> {
     let draft = Draft {
         artifact: ArtifactType::Model,
         files,
-        refs: [("tokenizer".to_owned(), Reference::Inline(Box::new(tokenizer_draft)))].into(),
+        refs: [(
+            "tokenizer".to_owned(),
+            Reference::Inline(Box::new(tokenizer_draft)),
+        )]
+        .into(),
         summary: summary(&config, &weights, &params.dtype),
     };
     Ok([("model".to_owned(), draft)].into())
@@ -62,8 +86,18 @@ fn from_gguf(path: &Path, out: &Path) -> Result<Parts> {
     let config = LlamaConfig::from_gguf(&file)?;
     let tokenizer = TokenizerFiles::from_gguf(&file)?;
     let config_path = out.join("config.json");
-    std::fs::write(&config_path, serde_json::to_string_pretty(&config.to_json())?)?;
-    Ok((vec![("model.gguf".to_owned(), path.to_owned()), ("config.json".to_owned(), config_path)], config, tokenizer))
+    std::fs::write(
+        &config_path,
+        serde_json::to_string_pretty(&config.to_json())?,
+    )?;
+    Ok((
+        vec![
+            ("model.gguf".to_owned(), path.to_owned()),
+            ("config.json".to_owned(), config_path),
+        ],
+        config,
+        tokenizer,
+    ))
 }
 
 /// The files of a Hugging Face folder that a Llama needs; others, pickles among them, are left alone.
@@ -72,19 +106,30 @@ fn hugging_face(all: &[(String, PathBuf)]) -> Result<Parts> {
     let config_path = find("config.json").with_context(|| {
         format!("a model is a `.gguf` file or a folder with `config.json` and `model.safetensors`; here are: {}", names(all))
     })?;
-    let text = std::fs::read_to_string(config_path).with_context(|| format!("{} can't be read", config_path.display()))?;
+    let text = std::fs::read_to_string(config_path)
+        .with_context(|| format!("{} can't be read", config_path.display()))?;
     let config = LlamaConfig::from_json(&text, Path::new("config.json"))?;
     let tokenizer = TokenizerFiles::from_folder_files(all)?;
     let kept: Vec<_> = all
         .iter()
-        .filter(|(name, _)| name == "config.json" || name == "model.safetensors.index.json" || name.ends_with(".safetensors"))
+        .filter(|(name, _)| {
+            name == "config.json"
+                || name == "model.safetensors.index.json"
+                || name.ends_with(".safetensors")
+        })
         .cloned()
         .collect();
-    if kept.iter().any(|(name, _)| name == "adapter_model.safetensors") {
+    if kept
+        .iter()
+        .any(|(name, _)| name == "adapter_model.safetensors")
+    {
         bail!("this folder holds an adapter, not a whole model; load its base here");
     }
     if !kept.iter().any(|(name, _)| name.ends_with(".safetensors")) {
-        bail!("the folder has no `.safetensors` file (pickled weights are never loaded); here are: {}", names(all));
+        bail!(
+            "the folder has no `.safetensors` file (pickled weights are never loaded); here are: {}",
+            names(all)
+        );
     }
     Ok((kept, config, tokenizer))
 }
@@ -104,7 +149,10 @@ fn summary(config: &LlamaConfig, weights: &Weights, dtype: &str) -> BTreeMap<Str
         ("dtype", json!(dtype)),
         ("layers", json!(config.num_hidden_layers)),
         ("hidden", json!(config.hidden_size)),
-        ("heads", json!([config.num_attention_heads, config.num_key_value_heads])),
+        (
+            "heads",
+            json!([config.num_attention_heads, config.num_key_value_heads]),
+        ),
         ("vocabulary", json!(config.vocab_size)),
         ("context", json!(config.max_position_embeddings)),
         ("stored", json!(stored)),

@@ -27,24 +27,49 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let mut trainable = 0u64;
     for module in &matched {
         cx.check()?;
-        let (_, rows, columns) = linears.iter().find(|(name, ..)| name == module).context("BUG: a target is no linear layer")?;
+        let (_, rows, columns) = linears
+            .iter()
+            .find(|(name, ..)| name == module)
+            .context("BUG: a target is no linear layer")?;
         if params.r > (*rows).min(*columns) {
-            bail!("r = {} is larger than `{module}` ({rows} × {columns}); the rank is at most {}", params.r, (*rows).min(*columns));
+            bail!(
+                "r = {} is larger than `{module}` ({rows} × {columns}); the rank is at most {}",
+                params.r,
+                (*rows).min(*columns)
+            );
         }
         // Kaiming's bound with a = √5 is √(6 / ((1 + 5) · in)) = 1 / √in.
         let bound = 1.0 / (*columns as f64).sqrt();
-        let a: Vec<u8> =
-            (0..params.r * columns).flat_map(|_| (((stream.uniform() * 2.0 - 1.0) * bound) as f32).to_le_bytes()).collect();
-        tensors.push((lora_key(module, "lora_A"), Dtype::F32, vec![params.r, *columns], a));
-        tensors.push((lora_key(module, "lora_B"), Dtype::F32, vec![*rows, params.r], vec![0; rows * params.r * 4]));
+        let a: Vec<u8> = (0..params.r * columns)
+            .flat_map(|_| (((stream.uniform() * 2.0 - 1.0) * bound) as f32).to_le_bytes())
+            .collect();
+        tensors.push((
+            lora_key(module, "lora_A"),
+            Dtype::F32,
+            vec![params.r, *columns],
+            a,
+        ));
+        tensors.push((
+            lora_key(module, "lora_B"),
+            Dtype::F32,
+            vec![*rows, params.r],
+            vec![0; rows * params.r * 4],
+        ));
         trainable += (params.r * (rows + columns)) as u64;
     }
     // PEFT reads names without their path: as few as say the same.
-    let mut short: Vec<String> = matched.iter().map(|m| m.rsplit('.').next().unwrap_or(m).to_owned()).collect();
+    let mut short: Vec<String> = matched
+        .iter()
+        .map(|m| m.rsplit('.').next().unwrap_or(m).to_owned())
+        .collect();
     short.sort();
     short.dedup();
     let all_of_short = formats::peft::match_targets(&short, &names)?;
-    let target_modules = if all_of_short == matched { short } else { matched.clone() };
+    let target_modules = if all_of_short == matched {
+        short
+    } else {
+        matched.clone()
+    };
     let adapter = AdapterConfig {
         r: params.r,
         lora_alpha: params.alpha,
@@ -53,7 +78,10 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         use_rslora: params.rslora,
         ..AdapterConfig::default()
     };
-    let (weights_path, config_path) = (job.out.join("adapter_model.safetensors"), job.out.join("adapter_config.json"));
+    let (weights_path, config_path) = (
+        job.out.join("adapter_model.safetensors"),
+        job.out.join("adapter_config.json"),
+    );
     formats::safetensors::write_file(&weights_path, &tensors, &[("format", "pt")])?;
     adapter.save(&config_path)?;
     let summary = [
@@ -68,5 +96,9 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         ("adapter_model.safetensors".to_owned(), weights_path),
         ("adapter_config.json".to_owned(), config_path),
     ];
-    Ok([("model".to_owned(), adapter_draft(model, files, summary.into())?)].into())
+    Ok([(
+        "model".to_owned(),
+        adapter_draft(model, files, summary.into())?,
+    )]
+    .into())
 }

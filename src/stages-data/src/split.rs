@@ -9,7 +9,11 @@ use kinds::split::Split;
 
 pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let params: Split = job.params()?;
-    let portion = if params.test < 1.0 { Portion::Fraction(params.test) } else { Portion::Count(params.test as u64) };
+    let portion = if params.test < 1.0 {
+        Portion::Fraction(params.test)
+    } else {
+        Portion::Count(params.test as u64)
+    };
     let dataset = Dataset::open(job.input("data")?.file("rows.arrow")?)?;
     let (train, test) = (job.out.join("train.arrow"), job.out.join("test.arrow"));
     let report = split_dataset(&dataset, portion, params.seed, &train, &test)?;
@@ -21,7 +25,10 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         cx.note(Level::Warning, &text);
     }
     Ok([
-        ("train".to_owned(), crate::dataset_draft(train, &report.train)?),
+        (
+            "train".to_owned(),
+            crate::dataset_draft(train, &report.train)?,
+        ),
         ("test".to_owned(), crate::dataset_draft(test, &report.test)?),
     ]
     .into())

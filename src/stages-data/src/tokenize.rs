@@ -32,19 +32,45 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         threads: Some(job.threads),
     };
     // No date: a template that writes one would give other tokens tomorrow.
-    let encoder = Encoder::from_files(&TokenizerFiles::from_folder_files(&job.input("tokenizer")?.files)?, None)?;
+    let encoder = Encoder::from_files(
+        &TokenizerFiles::from_folder_files(&job.input("tokenizer")?.files)?,
+        None,
+    )?;
     let dataset = Dataset::open(job.input("data")?.file("rows.arrow")?)?;
     let path = job.out.join("tokens.arrow");
     let start = Instant::now();
-    let report = tokenize(&dataset, &encoder, &options, TokensWriter::create(&path)?, &mut |done, total| {
-        let rate = (done as f64 / start.elapsed().as_secs_f64().max(1e-9), "rows/s".to_owned());
-        cx.emit(What::Progress { done, total, unit: "rows".to_owned(), rate: Some(rate) });
-    })?;
+    let report = tokenize(
+        &dataset,
+        &encoder,
+        &options,
+        TokensWriter::create(&path)?,
+        &mut |done, total| {
+            let rate = (
+                done as f64 / start.elapsed().as_secs_f64().max(1e-9),
+                "rows/s".to_owned(),
+            );
+            cx.emit(What::Progress {
+                done,
+                total,
+                unit: "rows".to_owned(),
+                rate: Some(rate),
+            });
+        },
+    )?;
     cx.check()?;
-    let text = format!("{} rows, {} tokens, {} of them trained", report.tokens.rows, report.tokens.tokens, report.tokens.trained);
+    let text = format!(
+        "{} rows, {} tokens, {} of them trained",
+        report.tokens.rows, report.tokens.tokens, report.tokens.trained
+    );
     cx.note(Level::Info, &text);
     if report.truncated > 0 {
-        cx.note(Level::Warning, &format!("{} rows are longer than max_length {} and were cut", report.truncated, options.max_length));
+        cx.note(
+            Level::Warning,
+            &format!(
+                "{} rows are longer than max_length {} and were cut",
+                report.truncated, options.max_length
+            ),
+        );
     }
     for lint in &report.lints {
         cx.note(Level::Warning, lint);
@@ -57,7 +83,10 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
             ("rows".to_owned(), report.tokens.rows.into()),
             ("tokens".to_owned(), report.tokens.tokens.into()),
             ("trained".to_owned(), report.tokens.trained.into()),
-            ("lengths".to_owned(), serde_json::to_value(&report.tokens.lengths)?),
+            (
+                "lengths".to_owned(),
+                serde_json::to_value(report.tokens.lengths)?,
+            ),
             ("truncated".to_owned(), report.truncated.into()),
             ("dropped".to_owned(), serde_json::to_value(&report.dropped)?),
             ("loss_on".to_owned(), params.loss_on.into()),

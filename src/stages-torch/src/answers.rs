@@ -22,7 +22,11 @@ pub(crate) struct Manner {
 impl Manner {
     pub(crate) fn options(&self, loaded: &Loaded) -> Options {
         Options {
-            sampling: Sampling { temperature: self.temperature, top_k: self.top_k, top_p: self.top_p },
+            sampling: Sampling {
+                temperature: self.temperature,
+                top_k: self.top_k,
+                top_p: self.top_p,
+            },
             seed: self.seed,
             max_new_tokens: self.max_new_tokens,
             eos: loaded.end_tokens(),
@@ -53,28 +57,54 @@ pub(crate) fn question(loaded: &Loaded, dataset: &Dataset, index: usize) -> Resu
     let text = match &row {
         Row::Text { text } => text.clone(),
         Row::PromptCompletion { prompt, .. } => prompt.clone(),
-        Row::Messages { messages } => {
-            messages.iter().rfind(|m| m.role == "user").or(messages.first()).map(|m| m.content.clone()).unwrap_or_default()
-        }
+        Row::Messages { messages } => messages
+            .iter()
+            .rfind(|m| m.role == "user")
+            .or(messages.first())
+            .map(|m| m.content.clone())
+            .unwrap_or_default(),
     };
-    Ok(Question { tokens: ids.into_iter().map(i64::from).collect(), text, reference })
+    Ok(Question {
+        tokens: ids.into_iter().map(i64::from).collect(),
+        text,
+        reference,
+    })
 }
 
 /// Generates, saying how far it is, in the unit of tokens; stops when the run does.
-pub(crate) fn answer(loaded: &Loaded, prompts: &[Prompt], options: &Options, cx: &dyn Reporter) -> Result<Vec<Generated>> {
+pub(crate) fn answer(
+    loaded: &Loaded,
+    prompts: &[Prompt],
+    options: &Options,
+    cx: &dyn Reporter,
+) -> Result<Vec<Generated>> {
     let start = std::time::Instant::now();
     let (mut tokens, mut said) = (0u64, start);
     let total = (prompts.len() * options.max_new_tokens) as u64;
-    let results = generate(&loaded.model, Pass::eval(), prompts, options, &mut |_, _| {
-        tokens += 1;
-        if said.elapsed().as_millis() > 200 {
-            said = std::time::Instant::now();
-            let rate = Some((tokens as f64 / start.elapsed().as_secs_f64(), "tokens/s".to_owned()));
-            let what = engine::event::What::Progress { done: tokens.min(total), total, unit: "tokens".to_owned(), rate };
-            cx.emit(what);
-        }
-        !cx.cancelled()
-    })?;
+    let results = generate(
+        &loaded.model,
+        Pass::eval(),
+        prompts,
+        options,
+        &mut |_, _| {
+            tokens += 1;
+            if said.elapsed().as_millis() > 200 {
+                said = std::time::Instant::now();
+                let rate = Some((
+                    tokens as f64 / start.elapsed().as_secs_f64(),
+                    "tokens/s".to_owned(),
+                ));
+                let what = engine::event::What::Progress {
+                    done: tokens.min(total),
+                    total,
+                    unit: "tokens".to_owned(),
+                    rate,
+                };
+                cx.emit(what);
+            }
+            !cx.cancelled()
+        },
+    )?;
     if cx.cancelled() {
         return Err(Cancelled.into());
     }
@@ -83,11 +113,18 @@ pub(crate) fn answer(loaded: &Loaded, prompts: &[Prompt], options: &Options, cx:
 
 /// The text of an answer, without the token that ended it.
 pub(crate) fn text(loaded: &Loaded, generated: &Generated) -> Result<String> {
-    let ids: Vec<u32> = generated.tokens.iter().map(|t| u32::try_from(*t).context("a token is not negative")).collect::<Result<_>>()?;
+    let ids: Vec<u32> = generated
+        .tokens
+        .iter()
+        .map(|t| u32::try_from(*t).context("a token is not negative"))
+        .collect::<Result<_>>()?;
     loaded.encoder.decode(&ids, true)
 }
 
 /// The longest prompt that leaves room for an answer, in tokens.
 pub(crate) fn room(model: &Llama, max_new_tokens: usize) -> usize {
-    model.config.max_position_embeddings.saturating_sub(max_new_tokens)
+    model
+        .config
+        .max_position_embeddings
+        .saturating_sub(max_new_tokens)
 }

@@ -19,14 +19,26 @@ use crate::sft::row;
 
 pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let params: Evaluate = job.params()?;
-    let tokens: BTreeMap<_, _> = job.inputs_of("tokens")?.iter().map(|(name, view)| (name.as_str(), view)).collect();
+    let tokens: BTreeMap<_, _> = job
+        .inputs_of("tokens")?
+        .iter()
+        .map(|(name, view)| (name.as_str(), view))
+        .collect();
     let dataset = Dataset::open(job.input("data")?.file("rows.arrow")?)?;
     let mut models = Map::new();
     let mut samples: Vec<Map<String, Value>> = Vec::new();
     for (name, view) in job.inputs_of("models")? {
-        let Some(rows) = tokens.get(name.as_str()) else { bail!("BUG: the model `{name}` has no tokens") };
+        let Some(rows) = tokens.get(name.as_str()) else {
+            bail!("BUG: the model `{name}` has no tokens")
+        };
         let loaded = load(view, job)?;
-        let scores = measure(&loaded, &Tokens::open(rows.file("tokens.arrow")?)?, &params, name, cx)?;
+        let scores = measure(
+            &loaded,
+            &Tokens::open(rows.file("tokens.arrow")?)?,
+            &params,
+            name,
+            cx,
+        )?;
         cx.emit(What::Metrics {
             step: 0,
             values: [
@@ -46,38 +58,73 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         ml::torch::release_memory();
     }
     let path = job.out.join("metrics.json");
-    std::fs::write(&path, serde_json::to_vec_pretty(&json!({ "models": models }))?)?;
+    std::fs::write(
+        &path,
+        serde_json::to_vec_pretty(&json!({ "models": models }))?,
+    )?;
     let mut files = vec![("metrics.json".to_owned(), path)];
     if params.samples > 0 {
         let path = job.out.join("samples.jsonl");
-        let lines: String = samples.into_iter().map(|s| Value::Object(s).to_string() + "\n").collect();
+        let lines: String = samples
+            .into_iter()
+            .map(|s| Value::Object(s).to_string() + "\n")
+            .collect();
         std::fs::write(&path, lines)?;
         files.push(("samples.jsonl".to_owned(), path));
     }
     let summary = models.into_iter().collect();
-    Ok([("metrics".to_owned(), Draft { artifact: ArtifactType::Metrics, files, refs: BTreeMap::new(), summary })].into())
+    Ok([(
+        "metrics".to_owned(),
+        Draft {
+            artifact: ArtifactType::Metrics,
+            files,
+            refs: BTreeMap::new(),
+            summary,
+        },
+    )]
+    .into())
 }
 
 /// (mean loss, token accuracy, tokens counted).
-fn measure(loaded: &Loaded, tokens: &Tokens, params: &Evaluate, name: &str, cx: &dyn Reporter) -> Result<(f64, f64, u64)> {
+fn measure(
+    loaded: &Loaded,
+    tokens: &Tokens,
+    params: &Evaluate,
+    name: &str,
+    cx: &dyn Reporter,
+) -> Result<(f64, f64, u64)> {
     let mut total: Option<ml::sft::Scores> = None;
     let start = Instant::now();
     let mut seen = 0usize;
     for first in (0..tokens.len()).step_by(params.micro_batch) {
         cx.check()?;
         let last = (first + params.micro_batch).min(tokens.len());
-        let rows = (first..last).map(|i| row(tokens, i)).collect::<Result<Vec<_>>>()?;
+        let rows = (first..last)
+            .map(|i| row(tokens, i))
+            .collect::<Result<Vec<_>>>()?;
         seen += rows.iter().map(|r| r.tokens.len()).sum::<usize>();
         let scores = ml::sft::evaluate(&loaded.model, Pass::eval(), &rows, ml::loss::CHUNK)?;
         match &mut total {
             Some(total) => total.add(scores),
             None => total = Some(scores),
         }
-        let rate = Some((seen as f64 / start.elapsed().as_secs_f64().max(1e-9), "tokens/s".to_owned()));
-        cx.emit(What::Progress { done: last as u64, total: tokens.len() as u64, unit: format!("rows of {name}"), rate });
+        let rate = Some((
+            seen as f64 / start.elapsed().as_secs_f64().max(1e-9),
+            "tokens/s".to_owned(),
+        ));
+        cx.emit(What::Progress {
+            done: last as u64,
+            total: tokens.len() as u64,
+            unit: format!("rows of {name}"),
+            rate,
+        });
     }
     match total {
-        Some(s) if s.count > 0 => Ok((s.loss / s.count as f64, s.correct as f64 / s.count as f64, s.count as u64)),
+        Some(s) if s.count > 0 => Ok((
+            s.loss / s.count as f64,
+            s.correct as f64 / s.count as f64,
+            s.count as u64,
+        )),
         _ => bail!("no token of the rows counts: there is nothing to measure"),
     }
 }
@@ -99,12 +146,24 @@ fn sample(
         max_new_tokens: params.max_new_tokens,
         batch: 16,
     };
-    let questions = (0..count).map(|i| question(loaded, dataset, i)).collect::<Result<Vec<_>>>()?;
-    let prompts: Vec<_> = questions.iter().enumerate().map(|(i, q)| Prompt { tokens: q.tokens.clone(), draw: i as u64 }).collect();
+    let questions = (0..count)
+        .map(|i| question(loaded, dataset, i))
+        .collect::<Result<Vec<_>>>()?;
+    let prompts: Vec<_> = questions
+        .iter()
+        .enumerate()
+        .map(|(i, q)| Prompt {
+            tokens: q.tokens.clone(),
+            draw: i as u64,
+        })
+        .collect();
     let answers = answer(loaded, &prompts, &manner.options(loaded), cx)?;
     for (index, (question, answer)) in questions.iter().zip(&answers).enumerate() {
         let answer = text(loaded, answer)?;
-        cx.emit(What::Sample { title: format!("{name}: {}", question.text), text: answer.clone() });
+        cx.emit(What::Sample {
+            title: format!("{name}: {}", question.text),
+            text: answer.clone(),
+        });
         if samples.len() <= index {
             let mut entry = Map::new();
             entry.insert("prompt".to_owned(), json!(question.text));

@@ -32,7 +32,10 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
             );
         }
         for take in 0..params.n {
-            prompts.push(Prompt { tokens: question.tokens.clone(), draw: (index * params.n + take) as u64 });
+            prompts.push(Prompt {
+                tokens: question.tokens.clone(),
+                draw: (index * params.n + take) as u64,
+            });
         }
     }
     let manner = Manner {
@@ -46,7 +49,11 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let answers = answer(&loaded, &prompts, &manner.options(&loaded), cx)?;
     let unfinished = answers.iter().filter(|a| !a.finished).count();
     if unfinished > 0 {
-        let text = format!("{unfinished} of {} completions were cut off at max_new_tokens {}", answers.len(), params.max_new_tokens);
+        let text = format!(
+            "{unfinished} of {} completions were cut off at max_new_tokens {}",
+            answers.len(),
+            params.max_new_tokens
+        );
         cx.note(Level::Info, &text);
     }
     let layout = match dataset.layout() {
@@ -56,7 +63,10 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let path = job.out.join("rows.arrow");
     let mut writer = DatasetWriter::create(&path, layout)?;
     for (index, generated) in answers.iter().enumerate() {
-        writer.push(&completed(dataset.row(index / params.n)?, text(&loaded, generated)?))?;
+        writer.push(&completed(
+            dataset.row(index / params.n)?,
+            text(&loaded, generated)?,
+        ))?;
     }
     let summary = writer.finish()?;
     let draft = Draft {
@@ -66,9 +76,15 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         summary: [
             ("rows".to_owned(), json!(summary.rows)),
             ("layout".to_owned(), json!(summary.layout.name())),
-            ("characters".to_owned(), serde_json::to_value(&summary.characters)?),
+            (
+                "characters".to_owned(),
+                serde_json::to_value(summary.characters)?,
+            ),
             ("unfinished".to_owned(), json!(unfinished)),
-            ("tokens".to_owned(), json!(answers.iter().map(|a| a.tokens.len()).sum::<usize>())),
+            (
+                "tokens".to_owned(),
+                json!(answers.iter().map(|a| a.tokens.len()).sum::<usize>()),
+            ),
         ]
         .into(),
     };
@@ -78,10 +94,20 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
 /// The row with `answer` in the place of its last answer, or after its question.
 fn completed(row: Row, answer: String) -> Row {
     match row {
-        Row::Text { text } => Row::PromptCompletion { prompt: text, completion: answer },
-        Row::PromptCompletion { prompt, .. } => Row::PromptCompletion { prompt, completion: answer },
+        Row::Text { text } => Row::PromptCompletion {
+            prompt: text,
+            completion: answer,
+        },
+        Row::PromptCompletion { prompt, .. } => Row::PromptCompletion {
+            prompt,
+            completion: answer,
+        },
         Row::Messages { mut messages } => {
-            if let Some(at) = messages.iter().rposition(|m| m.role == "assistant").filter(|at| *at > 0) {
+            if let Some(at) = messages
+                .iter()
+                .rposition(|m| m.role == "assistant")
+                .filter(|at| *at > 0)
+            {
                 messages.truncate(at);
             }
             messages.push(Message::new("assistant", answer));

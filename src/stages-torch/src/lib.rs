@@ -15,9 +15,18 @@ use engine::worker::{Hello, PROTOCOL, Service, build_id};
 /// Every kind that runs here.
 pub fn implementations() -> &'static [Implementation] {
     &[
-        Implementation { kind: "sft", run: sft::run },
-        Implementation { kind: "evaluate", run: evaluate::run },
-        Implementation { kind: "generate", run: generate::run },
+        Implementation {
+            kind: "sft",
+            run: sft::run,
+        },
+        Implementation {
+            kind: "evaluate",
+            run: evaluate::run,
+        },
+        Implementation {
+            kind: "generate",
+            run: generate::run,
+        },
     ]
 }
 
@@ -25,7 +34,11 @@ pub fn implementations() -> &'static [Implementation] {
 pub fn service() -> Service {
     // First of all: an allocator that gives large blocks back after every step costs a third of the speed.
     ml::torch::keep_memory();
-    Service { implementations: implementations(), hello, talk: talk::talk }
+    Service {
+        implementations: implementations(),
+        hello,
+        talk: talk::talk,
+    }
 }
 
 fn hello() -> Hello {
@@ -41,6 +54,10 @@ fn hello() -> Hello {
         ]
         .into(),
         devices: model::devices(),
-        dtypes: if numerics.native_bf16 { vec!["bf16".to_owned(), "f32".to_owned()] } else { vec!["f32".to_owned()] },
+        dtypes: if numerics.native_bf16 {
+            vec!["bf16".to_owned(), "f32".to_owned()]
+        } else {
+            vec!["f32".to_owned()]
+        },
     }
 }

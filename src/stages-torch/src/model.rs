@@ -28,10 +28,16 @@ pub(crate) fn load_on(view: &ArtifactView, device: &str, threads: usize) -> Resu
     let parts = ModelParts::of(view)?;
     let place = Place::parse(device, &parts.dtype)?;
     let config_path = parts.base.file("config.json")?;
-    let text = std::fs::read_to_string(config_path).context("the model's config.json can't be read")?;
+    let text =
+        std::fs::read_to_string(config_path).context("the model's config.json can't be read")?;
     let config = LlamaConfig::from_json(&text, config_path)?;
     let mut params = Params::new();
-    let mut model = Llama::load(&config, &Weights::open_files(parts.base_files())?, place, &mut params)?;
+    let mut model = Llama::load(
+        &config,
+        &Weights::open_files(parts.base_files())?,
+        place,
+        &mut params,
+    )?;
     let mut adapter = None;
     for view in &parts.adapters {
         let found = AdapterConfig::open(view.file("adapter_config.json")?)?;
@@ -41,14 +47,28 @@ pub(crate) fn load_on(view: &ArtifactView, device: &str, threads: usize) -> Resu
         adapter = Some(found);
     }
     params.train(|_| false);
-    let encoder = Encoder::from_files(&TokenizerFiles::from_folder_files(&parts.tokenizer.files)?, None)?;
-    Ok(Loaded { model, params, encoder, adapter })
+    let encoder = Encoder::from_files(
+        &TokenizerFiles::from_folder_files(&parts.tokenizer.files)?,
+        None,
+    )?;
+    Ok(Loaded {
+        model,
+        params,
+        encoder,
+        adapter,
+    })
 }
 
 impl Loaded {
     /// The tokens at which an answer ends: those of the model's configuration and the tokenizer's end of text.
     pub(crate) fn end_tokens(&self) -> Vec<i64> {
-        let mut ends: Vec<i64> = self.model.config.eos_token_ids.iter().map(|id| i64::from(*id)).collect();
+        let mut ends: Vec<i64> = self
+            .model
+            .config
+            .eos_token_ids
+            .iter()
+            .map(|id| i64::from(*id))
+            .collect();
         ends.extend(self.encoder.eos().map(i64::from));
         ends.sort_unstable();
         ends.dedup();

@@ -43,16 +43,27 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     loaded.params.train(|name| full || is_adapter(name));
     let (trained, all) = loaded.params.count();
     let part = 100.0 * trained as f64 / all as f64;
-    cx.note(Level::Info, &format!("{trained} of {all} parameters are trained ({part:.2}%)"));
+    cx.note(
+        Level::Info,
+        &format!("{trained} of {all} parameters are trained ({part:.2}%)"),
+    );
 
     let plan = plan(&params, tokens.len());
     let mut updater = updater(&params, &loaded, plan.steps(tokens.len()))?;
-    let mut snapshots = Snapshots::new(job.snapshots.as_deref().context("a training has a place for snapshots")?);
+    let mut snapshots = Snapshots::new(
+        job.snapshots
+            .as_deref()
+            .context("a training has a place for snapshots")?,
+    );
     let resume = snapshots.newest();
     let mut rows: Vec<StepRow> = match &resume {
         Some(folder) => {
-            let rows: Vec<StepRow> = serde_json::from_slice(&std::fs::read(folder.join("steps.json"))?)?;
-            cx.note(Level::Info, &format!("goes on from the snapshot after step {}", rows.len()));
+            let rows: Vec<StepRow> =
+                serde_json::from_slice(&std::fs::read(folder.join("steps.json"))?)?;
+            cx.note(
+                Level::Info,
+                &format!("goes on from the snapshot after step {}", rows.len()),
+            );
             rows
         }
         None => Vec::new(),
@@ -67,28 +78,35 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let mut written: Option<PathBuf> = None;
     let mut stopped = false;
     let every = Duration::from_secs(params.snapshot_seconds);
-    fit(&mut objective, &loaded.params, &mut updater, &plan, resume.as_deref(), &mut |step: &Step| {
-        // The snapshot that the step before asked for is whole by now.
-        if let Some(folder) = written.take() {
-            save_steps(&folder, &rows)?;
-            snapshots.finish()?;
-            last = Instant::now();
-        }
-        report(cx, step);
-        rows.push(step_row(step));
-        stopped = cx.cancelled();
-        if stopped && step.index < step.of {
-            let folder = snapshots.begin(step.index);
-            written = Some(folder.clone());
-            return Ok(Next::SnapshotAndStop(folder));
-        }
-        if last.elapsed() >= every && step.index < step.of {
-            let folder = snapshots.begin(step.index);
-            written = Some(folder.clone());
-            return Ok(Next::Snapshot(folder));
-        }
-        Ok(Next::Go)
-    })?;
+    fit(
+        &mut objective,
+        &loaded.params,
+        &mut updater,
+        &plan,
+        resume.as_deref(),
+        &mut |step: &Step| {
+            // The snapshot that the step before asked for is whole by now.
+            if let Some(folder) = written.take() {
+                save_steps(&folder, &rows)?;
+                snapshots.finish()?;
+                last = Instant::now();
+            }
+            report(cx, step);
+            rows.push(step_row(step));
+            stopped = cx.cancelled();
+            if stopped && step.index < step.of {
+                let folder = snapshots.begin(step.index);
+                written = Some(folder.clone());
+                return Ok(Next::SnapshotAndStop(folder));
+            }
+            if last.elapsed() >= every && step.index < step.of {
+                let folder = snapshots.begin(step.index);
+                written = Some(folder.clone());
+                return Ok(Next::Snapshot(folder));
+            }
+            Ok(Next::Go)
+        },
+    )?;
     drop(objective);
     if let Some(folder) = written.take() {
         save_steps(&folder, &rows)?;
@@ -98,7 +116,11 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         return Err(Cancelled.into());
     }
     let metrics = metrics(job, &rows)?;
-    let model = if full { whole_model(job, view, &loaded)? } else { adapter(job, view, &loaded)? };
+    let model = if full {
+        whole_model(job, view, &loaded)?
+    } else {
+        adapter(job, view, &loaded)?
+    };
     ml::torch::release_memory();
     Ok([("model".to_owned(), model), ("metrics".to_owned(), metrics)].into())
 }
@@ -133,12 +155,20 @@ fn updater(params: &Sft, loaded: &Loaded, total: usize) -> Result<Updater> {
         beta2: params.beta2,
         eps: params.epsilon,
         weight_decay: params.weight_decay,
-        ..Options::default()
     };
-    let undecayed = loaded.params.iter().map(|(n, _)| n).filter(|n| n.contains("norm") || n.ends_with(".bias"));
+    let undecayed = loaded
+        .params
+        .iter()
+        .map(|(n, _)| n)
+        .filter(|n| n.contains("norm") || n.ends_with(".bias"));
     Ok(Updater {
         optimizer: AdamW::new(options, undecayed.map(str::to_owned).collect()),
-        schedule: Schedule { shape, peak: params.learning_rate, warmup: (total as f64 * params.warmup).ceil() as usize, total },
+        schedule: Schedule {
+            shape,
+            peak: params.learning_rate,
+            warmup: (total as f64 * params.warmup).ceil() as usize,
+            total,
+        },
         clip: (params.max_grad_norm > 0.0).then_some(params.max_grad_norm),
     })
 }
@@ -146,11 +176,19 @@ fn updater(params: &Sft, loaded: &Loaded, total: usize) -> Result<Updater> {
 /// Row `index` of the tokens.
 pub(crate) fn row(tokens: &Tokens, index: usize) -> Result<ml::sft::Row> {
     let row = tokens.row(index)?;
-    Ok(ml::sft::Row { tokens: row.ids.iter().map(|id| i64::from(*id)).collect(), trained: row.mask(), documents: Vec::new() })
+    Ok(ml::sft::Row {
+        tokens: row.ids.iter().map(|id| i64::from(*id)).collect(),
+        trained: row.mask(),
+        documents: Vec::new(),
+    })
 }
 
 fn report(cx: &dyn Reporter, step: &Step) {
-    let mut values: BTreeMap<String, f64> = step.means.iter().map(|(n, v)| ((*n).to_owned(), *v)).collect();
+    let mut values: BTreeMap<String, f64> = step
+        .means
+        .iter()
+        .map(|(n, v)| ((*n).to_owned(), *v))
+        .collect();
     let speed = step.tokens as f64 / step.seconds.max(1e-9);
     values.extend([
         ("loss".to_owned(), step.loss),
@@ -159,9 +197,17 @@ fn report(cx: &dyn Reporter, step: &Step) {
         ("tokens_per_second".to_owned(), speed),
         ("epoch".to_owned(), step.epoch),
     ]);
-    cx.emit(What::Metrics { step: step.index as u64, values });
+    cx.emit(What::Metrics {
+        step: step.index as u64,
+        values,
+    });
     let rate = Some((speed, "tokens/s".to_owned()));
-    cx.emit(What::Progress { done: step.index as u64, total: step.of as u64, unit: "steps".to_owned(), rate });
+    cx.emit(What::Progress {
+        done: step.index as u64,
+        total: step.of as u64,
+        unit: "steps".to_owned(),
+        rate,
+    });
 }
 
 fn step_row(step: &Step) -> StepRow {
@@ -173,7 +219,11 @@ fn step_row(step: &Step) -> StepRow {
         grad_norm: step.grad_norm,
         tokens: step.tokens,
         trained_tokens: step.weight,
-        means: step.means.iter().map(|(n, v)| ((*n).to_owned(), *v)).collect(),
+        means: step
+            .means
+            .iter()
+            .map(|(n, v)| ((*n).to_owned(), *v))
+            .collect(),
     }
 }
 
@@ -185,7 +235,10 @@ fn save_steps(folder: &Path, rows: &[StepRow]) -> Result<()> {
 fn metrics(job: &Job, rows: &[StepRow]) -> Result<Draft> {
     let path = job.out.join("metrics.json");
     std::fs::write(&path, serde_json::to_vec_pretty(&json!({ "steps": rows }))?)?;
-    let (first, last) = (rows.first().context("no step was taken")?, rows.last().context("no step was taken")?);
+    let (first, last) = (
+        rows.first().context("no step was taken")?,
+        rows.last().context("no step was taken")?,
+    );
     Ok(Draft {
         artifact: ArtifactType::Metrics,
         files: vec![("metrics.json".to_owned(), path)],
@@ -194,7 +247,10 @@ fn metrics(job: &Job, rows: &[StepRow]) -> Result<Draft> {
             ("steps".to_owned(), json!(rows.len())),
             ("first_loss".to_owned(), json!(first.loss)),
             ("last_loss".to_owned(), json!(last.loss)),
-            ("tokens".to_owned(), json!(rows.iter().map(|r| r.tokens).sum::<usize>())),
+            (
+                "tokens".to_owned(),
+                json!(rows.iter().map(|r| r.tokens).sum::<usize>()),
+            ),
         ]
         .into(),
     })
@@ -205,18 +261,28 @@ fn adapter(job: &Job, view: &ArtifactView, loaded: &Loaded) -> Result<Draft> {
     let path = job.out.join("adapter_model.safetensors");
     ml::lora::save(&loaded.model.linears(), &path)?;
     let config = view.file("adapter_config.json")?.clone();
-    let files = vec![("adapter_model.safetensors".to_owned(), path), ("adapter_config.json".to_owned(), config)];
+    let files = vec![
+        ("adapter_model.safetensors".to_owned(), path),
+        ("adapter_config.json".to_owned(), config),
+    ];
     adapter_draft(view.reference("base")?, files, view.summary.clone())
 }
 
 /// Every weight, in the model's own dtype, as a Hugging Face folder has them.
 fn whole_model(job: &Job, view: &ArtifactView, loaded: &Loaded) -> Result<Draft> {
     let path = job.out.join("model.safetensors");
-    let tensors: Vec<_> = loaded.params.iter().map(|(name, p)| (name.to_owned(), p.tensor.detach())).collect();
+    let tensors: Vec<_> = loaded
+        .params
+        .iter()
+        .map(|(name, p)| (name.to_owned(), p.tensor.detach()))
+        .collect();
     ml::tensors::write(&path, &tensors, &[("format", "pt")])?;
     let mut summary = view.summary.clone();
     summary.remove("stored");
-    let files = vec![("model.safetensors".to_owned(), path), ("config.json".to_owned(), view.file("config.json")?.clone())];
+    let files = vec![
+        ("model.safetensors".to_owned(), path),
+        ("config.json".to_owned(), view.file("config.json")?.clone()),
+    ];
     let tokenizer = view.reference("tokenizer")?.digest;
     Ok(Draft {
         artifact: ArtifactType::Model,

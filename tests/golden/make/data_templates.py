@@ -138,6 +138,7 @@ count={{ ns.count }} last={{ ns.last[-5:] }} rev={{ messages[::-1][0].role }} tw
 {{ 'a' if messages | length > 2 else 'b' }} {{ ['b', 'a', 'C'] | sort | join }} {{ range(3) | list }} {{ 'ab' * 2 }} {{ [1] + [2] }}
 {{ messages | map(attribute='role') | unique | join(',') }} {{ messages | selectattr('role', 'equalto', 'user') | list | length }}
 {{ (messages | last).role }} {{ (messages | first)['role'] }} {{ 'x' | string }} {{ '%s-%d' | format('a', 3) }} {{ 5 is odd }}
+{{ none is iterable }} {{ 'a' is iterable }} {{ 3 is iterable }} {{ missing is iterable }} {{ {} is iterable }} {{ none is sequence }} {{ 'a' is sequence }} {{ {} is sequence }} {{ messages is sequence }} {{ missing is sequence }} {{ messages[0] is mapping }} {{ true is number }} {{ true is integer }}
 {{ '  pad  ' | trim }}|{{ ' \\x1f x\\x1f ' | trim }}|{{ 'xxabxx'.strip('x') }}|{{ 'a\\r\\nb\\x0bc'.splitlines() | join('+') }}|{{ 'pre-x'.removeprefix('pre-') }}
 {%- if add_generation_prompt +%}
     {{- 'GO' -}}

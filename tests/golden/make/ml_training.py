@@ -10,7 +10,7 @@ import tempfile
 
 import torch
 import transformers
-from ml_common import agree, config, llama, numbers, tokens, write
+from ml_common import agree, config, llama, numbers, relative, tokens, write
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 
@@ -122,6 +122,11 @@ golden.update({f"lora.{key}": value for key, value in train(model, 1.0, 0.0).ite
 for name, parameter in model.named_parameters():
     if "lora_" in name:
         golden["lora.final." + name.removeprefix("base_model.model.").replace(".default", "")] = parameter
+# How far the same loop in f32 is from it.
+single = lora(torch.float32)
+train(single, 1.0, 0.0)
+pairs = [(a, b) for (name, a), b in zip(single.named_parameters(), model.parameters()) if "lora_" in name]
+golden["lora.single"] = torch.tensor(max(relative(a, b) for a, b in pairs), dtype=torch.float64)
 
 model = full(torch.float64)
 golden.update({f"full.{key}": value for key, value in train(model, 1.0, 0.05).items()})

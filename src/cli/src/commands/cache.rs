@@ -36,7 +36,10 @@ enum CacheCommand {
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     match &args.command {
         CacheCommand::Path => {
-            context.print(&format!("{}\n", context.cache_folder(std::path::Path::new(".")).display()))?;
+            context.print(&format!(
+                "{}\n",
+                context.cache_folder(std::path::Path::new(".")).display()
+            ))?;
             Ok(Status::Done)
         }
         CacheCommand::Size { json } => print_size(*json, context),
@@ -49,17 +52,41 @@ fn print_size(as_json: bool, context: &Context) -> Result<Status> {
     let cache = context.existing_cache()?;
     let size = size::of(cache.root());
     if as_json {
-        let folders: serde_json::Map<_, _> =
-            size.folders.iter().map(|(name, count, bytes)| ((*name).to_owned(), json!({ "files": count, "bytes": bytes }))).collect();
-        context.print_json(&json!({ "path": cache.root(), "bytes": size.total(), "folders": folders }))?;
+        let folders: serde_json::Map<_, _> = size
+            .folders
+            .iter()
+            .map(|(name, count, bytes)| {
+                (
+                    (*name).to_owned(),
+                    json!({ "files": count, "bytes": bytes }),
+                )
+            })
+            .collect();
+        context.print_json(
+            &json!({ "path": cache.root(), "bytes": size.total(), "folders": folders }),
+        )?;
         return Ok(Status::Done);
     }
     let mut rows: Vec<Vec<String>> = size
         .folders
         .iter()
-        .map(|(name, count, bytes)| vec![(*name).to_owned(), units::plural(*count, "file"), units::bytes(*bytes)])
+        .map(|(name, count, bytes)| {
+            vec![
+                (*name).to_owned(),
+                units::plural(*count, "file"),
+                units::bytes(*bytes),
+            ]
+        })
         .collect();
-    rows.push(vec![context.out.bold("in all"), String::new(), context.out.bold(&units::bytes(size.total()))]);
-    context.print(&format!("{}\n{}", cache.root().display(), table::columns(&rows, &[1, 2], "  ")))?;
+    rows.push(vec![
+        context.out.bold("in all"),
+        String::new(),
+        context.out.bold(&units::bytes(size.total())),
+    ]);
+    context.print(&format!(
+        "{}\n{}",
+        cache.root().display(),
+        table::columns(&rows, &[1, 2], "  ")
+    ))?;
     Ok(Status::Done)
 }

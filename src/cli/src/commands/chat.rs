@@ -54,7 +54,10 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     let (_, digest) = artifact(&session, &args.stage)?;
     let model = session.cache.view(digest)?;
     if model.artifact != ArtifactType::Model {
-        return Err(Failure::usage(format_args!("`{}` is a {}; only a model can be talked to", args.stage, model.artifact)));
+        return Err(Failure::usage(format_args!(
+            "`{}` is a {}; only a model can be talked to",
+            args.stage, model.artifact
+        )));
     }
     let mut params = serde_json::Map::new();
     params.insert("temperature".to_owned(), json!(args.temperature));
@@ -63,16 +66,31 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     if let Some(system) = &args.system {
         params.insert("system".to_owned(), json!(system));
     }
-    let device = args.device.clone().or_else(|| session.recipe.device.clone()).unwrap_or_else(|| "cpu".to_owned());
-    let threads = session.recipe.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let device = args
+        .device
+        .clone()
+        .or_else(|| session.recipe.device.clone())
+        .unwrap_or_else(|| "cpu".to_owned());
+    let threads = session
+        .recipe
+        .threads
+        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let worker = Worker::start(&locate(), &context.contracts().versions(Pool::Torch))?;
-    let mut talk = worker.talk(&Talk { model, device, threads, params })?;
+    let mut talk = worker.talk(&Talk {
+        model,
+        device,
+        threads,
+        params,
+    })?;
 
     interrupt::watch();
     let input = std::io::stdin();
     let live = input.is_terminal();
     if live {
-        context.say(&format!("Talking to `{}`. Ctrl-C stops an answer, Ctrl-D leaves.\n", args.stage));
+        context.say(&format!(
+            "Talking to `{}`. Ctrl-C stops an answer, Ctrl-D leaves.\n",
+            args.stage
+        ));
     }
     let mut line = String::new();
     loop {
@@ -80,7 +98,10 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
             prompt(context)?;
         }
         line.clear();
-        let read = input.lock().read_line(&mut line).context("standard input can't be read")?;
+        let read = input
+            .lock()
+            .read_line(&mut line)
+            .context("standard input can't be read")?;
         if read == 0 {
             break;
         }
@@ -107,5 +128,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
 
 fn prompt(context: &Context) -> Result<()> {
     let mut err = std::io::stderr().lock();
-    write!(err, "{} ", context.err.cyan("›")).and_then(|()| err.flush()).context("standard error can't be written")
+    write!(err, "{} ", context.err.cyan("›"))
+        .and_then(|()| err.flush())
+        .context("standard error can't be written")
 }

@@ -24,7 +24,12 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     let session = match context.open(&args.recipe) {
         Ok(session) => session,
         Err(error) => {
-            let Some(problems) = error.downcast_ref::<engine::diagnostic::Problems>().filter(|_| args.json) else { return Err(error) };
+            let Some(problems) = error
+                .downcast_ref::<engine::diagnostic::Problems>()
+                .filter(|_| args.json)
+            else {
+                return Err(error);
+            };
             context.print_json(&problems.to_json())?;
             return Ok(status_of(&error));
         }
@@ -50,11 +55,22 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     if !session.recipe.outputs.is_empty() {
         counts.push(units::plural(session.recipe.outputs.len(), "output"));
     }
-    let mut text = format!("{} {}: {}\n", context.out.green("OK"), session.recipe.path.display(), counts.join(", "));
+    let mut text = format!(
+        "{} {}: {}\n",
+        context.out.green("OK"),
+        session.recipe.path.display(),
+        counts.join(", ")
+    );
     if !missing.is_empty() {
-        let unknown = if missing.len() == 1 { "1 source is" } else { &format!("{} sources are", missing.len()) };
+        let unknown = if missing.len() == 1 {
+            "1 source is"
+        } else {
+            &format!("{} sources are", missing.len())
+        };
         text.push_str(&format!("{unknown} not here yet, so what they hold is unknown; `levain fetch` or `levain run` fetches:\n"));
-        missing.iter().for_each(|source| text.push_str(&format!("  {source}\n")));
+        missing
+            .iter()
+            .for_each(|source| text.push_str(&format!("  {source}\n")));
     }
     context.print(&text)?;
     Ok(Status::Done)

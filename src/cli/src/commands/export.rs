@@ -49,7 +49,9 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     let occupied = match std::fs::read_dir(folder) {
         Ok(mut entries) => entries.next().is_some(),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
-        Err(error) => return Err(error).with_context(|| format!("{} can't be read", folder.display())),
+        Err(error) => {
+            return Err(error).with_context(|| format!("{} can't be read", folder.display()));
+        }
     };
     if occupied && !args.force {
         return Err(Failure::usage(format_args!(
@@ -62,13 +64,22 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
         Format::Peft => engine::recipe::Format::Peft,
     };
     let view = session.cache.view(digest)?;
-    let files = engine::export::files(&view, format).map_err(|error| Failure::usage(format_args!("`{}`: {error:#}", args.stage)))?;
+    let files = engine::export::files(&view, format)
+        .map_err(|error| Failure::usage(format_args!("`{}`: {error:#}", args.stage)))?;
     let written = engine::export::restore(&session.cache, digest, format, folder)?;
     if args.json {
         let names: Vec<_> = files.keys().collect();
-        context.print_json(&json!({ "artifact": digest, "folder": folder, "files": names, "written": written }))?;
+        context.print_json(
+            &json!({ "artifact": digest, "folder": folder, "files": names, "written": written }),
+        )?;
         return Ok(Status::Done);
     }
-    context.print(&format!("{}: {} of {} {}\n", folder.display(), units::plural(files.len(), "file"), view.artifact, digest.short()))?;
+    context.print(&format!(
+        "{}: {} of {} {}\n",
+        folder.display(),
+        units::plural(files.len(), "file"),
+        view.artifact,
+        digest.short()
+    ))?;
     Ok(Status::Done)
 }

@@ -31,17 +31,38 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     let mut session = context.open(&args.recipe)?;
     let missing = session.missing();
     fetch(&mut session, context, false)?;
-    let mut sources: Vec<_> = session.sources.values().map(|r| (r.location.clone(), r.digest, r.files.iter().map(|f| f.size).sum::<u64>())).collect();
+    let mut sources: Vec<_> = session
+        .sources
+        .values()
+        .map(|r| {
+            (
+                r.location.clone(),
+                r.digest,
+                r.files.iter().map(|f| f.size).sum::<u64>(),
+            )
+        })
+        .collect();
     sources.sort();
     sources.dedup();
     if args.json {
-        let list: Vec<_> = sources.iter().map(|(place, digest, size)| json!({ "source": place, "digest": digest, "bytes": size })).collect();
+        let list: Vec<_> = sources
+            .iter()
+            .map(
+                |(place, digest, size)| json!({ "source": place, "digest": digest, "bytes": size }),
+            )
+            .collect();
         context.print_json(&json!({ "fetched": missing, "sources": list }))?;
         return Ok(Status::Done);
     }
     let rows: Vec<Vec<String>> = sources
         .iter()
-        .map(|(place, digest, size)| vec![context.out.dim(&digest.short()), units::bytes(*size), place.clone()])
+        .map(|(place, digest, size)| {
+            vec![
+                context.out.dim(&digest.short()),
+                units::bytes(*size),
+                place.clone(),
+            ]
+        })
         .collect();
     let mut text = crate::table::columns(&rows, &[1], "");
     text.push_str(&match missing.len() {
@@ -79,15 +100,27 @@ impl<'a> Meter<'a> {
         if live {
             go_live();
         }
-        Self { context, live, bars: Mutex::default(), told: Mutex::default() }
+        Self {
+            context,
+            live,
+            bars: Mutex::default(),
+            told: Mutex::default(),
+        }
     }
 
     fn update(&self, progress: &Progress<'_>) {
-        if self.live { self.bar(progress) } else { self.line(progress) }
+        if self.live {
+            self.bar(progress)
+        } else {
+            self.line(progress)
+        }
     }
 
     fn bar(&self, progress: &Progress<'_>) {
-        let mut bars = self.bars.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut bars = self
+            .bars
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         let bar = bars.entry(progress.location.to_owned()).or_insert_with(|| {
             let bar = BARS.add(ProgressBar::no_length());
             let text = "  {wide_msg} {bytes:>10} of {total_bytes:>10} {bytes_per_sec:>12} {eta:>4} {bar:16.cyan/dim}";
@@ -109,29 +142,54 @@ impl<'a> Meter<'a> {
         if self.context.quiet {
             return;
         }
-        let mut told = self.told.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut told = self
+            .told
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         let now = Instant::now();
-        let due = told.get(progress.location).is_none_or(|(last, _)| now.duration_since(*last) >= Duration::from_secs(5));
+        let due = told
+            .get(progress.location)
+            .is_none_or(|(last, _)| now.duration_since(*last) >= Duration::from_secs(5));
         if !due {
             return;
         }
         let before = told.insert(progress.location.to_owned(), (now, progress.done));
-        let total = progress.total.map(|t| format!(" of {}", units::bytes(t))).unwrap_or_default();
+        let total = progress
+            .total
+            .map(|t| format!(" of {}", units::bytes(t)))
+            .unwrap_or_default();
         let rate = before.map(|(then, done)| {
             let seconds = now.duration_since(then).as_secs_f64().max(1e-3);
-            format!(", {}/s", units::bytes((progress.done.saturating_sub(done) as f64 / seconds) as u64))
+            format!(
+                ", {}/s",
+                units::bytes((progress.done.saturating_sub(done) as f64 / seconds) as u64)
+            )
         });
-        say(&format!("  fetching {}: {}{total}{}\n", progress.location, units::bytes(progress.done), rate.unwrap_or_default()));
+        say(&format!(
+            "  fetching {}: {}{total}{}\n",
+            progress.location,
+            units::bytes(progress.done),
+            rate.unwrap_or_default()
+        ));
     }
 
     fn end(&self, fine: bool) {
-        let bars = std::mem::take(&mut *self.bars.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+        let bars = std::mem::take(
+            &mut *self
+                .bars
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner),
+        );
         for (location, bar) in bars {
             let size = bar.position();
             bar.finish_and_clear();
             BARS.remove(&bar);
             if fine {
-                self.context.say(&format!("{} fetched {location} ({})\n", self.context.err.green("✓"), units::bytes(size)));
+                self.context.say(&format!(
+                    "{} fetched {location} ({})\n",
+                    self.context.err.green("✓"),
+                    units::bytes(size)
+                ));
             }
         }
     }

@@ -74,7 +74,14 @@ impl Graph {
             .order
             .iter()
             .filter(|i| drawn(**i))
-            .map(|&i| (i, plan.nodes[i].name.clone(), plan.nodes[i].contract.kind, verdicts.as_ref().map(|v| v[i].verdict)))
+            .map(|&i| {
+                (
+                    i,
+                    plan.nodes[i].name.clone(),
+                    plan.nodes[i].contract.kind,
+                    verdicts.as_ref().map(|v| v[i].verdict),
+                )
+            })
             .collect();
         let mut edges = Vec::new();
         for &to in plan.order.iter().filter(|i| drawn(**i)) {
@@ -92,17 +99,30 @@ impl Graph {
     fn mermaid(&self) -> String {
         let mut out = "flowchart TD\n".to_owned();
         for (index, name, kind, verdict) in &self.nodes {
-            let class = verdict.map(|v| format!(":::{}", word(v))).unwrap_or_default();
-            let _ = writeln!(out, "  n{index}[\"{name}<br/><small>{kind}</small>\"]{class}");
+            let class = verdict
+                .map(|v| format!(":::{}", word(v)))
+                .unwrap_or_default();
+            let _ = writeln!(
+                out,
+                "  n{index}[\"{name}<br/><small>{kind}</small>\"]{class}"
+            );
         }
         for (from, to, label) in &self.edges {
-            let arrow = if label.is_empty() { "-->".to_owned() } else { format!("-->|{label}|") };
+            let arrow = if label.is_empty() {
+                "-->".to_owned()
+            } else {
+                format!("-->|{label}|")
+            };
             let _ = writeln!(out, "  n{from} {arrow} n{to}");
         }
         if self.nodes.iter().any(|n| n.3.is_some()) {
             for verdict in [Verdict::Cached, Verdict::WillRun, Verdict::MayRun] {
                 let (fill, line) = colors(verdict);
-                let _ = writeln!(out, "  classDef {} fill:{fill},stroke:{line},color:#000", word(verdict));
+                let _ = writeln!(
+                    out,
+                    "  classDef {} fill:{fill},stroke:{line},color:#000",
+                    word(verdict)
+                );
             }
         }
         out
@@ -110,13 +130,26 @@ impl Graph {
 
     fn dot(&self, name: &str) -> String {
         let quote = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"");
-        let mut out = format!("digraph \"{}\" {{\n  node [shape=box, style=\"rounded,filled\", fillcolor=\"#ffffff\"];\n", quote(name));
+        let mut out = format!(
+            "digraph \"{}\" {{\n  node [shape=box, style=\"rounded,filled\", fillcolor=\"#ffffff\"];\n",
+            quote(name)
+        );
         for (index, name, kind, verdict) in &self.nodes {
-            let color = verdict.map(|v| format!(", fillcolor=\"{}\", color=\"{}\"", colors(v).0, colors(v).1)).unwrap_or_default();
-            let _ = writeln!(out, "  n{index} [label=\"{}\\n{kind}\"{color}];", quote(name));
+            let color = verdict
+                .map(|v| format!(", fillcolor=\"{}\", color=\"{}\"", colors(v).0, colors(v).1))
+                .unwrap_or_default();
+            let _ = writeln!(
+                out,
+                "  n{index} [label=\"{}\\n{kind}\"{color}];",
+                quote(name)
+            );
         }
         for (from, to, label) in &self.edges {
-            let label = if label.is_empty() { String::new() } else { format!(" [label=\"{}\"]", quote(label)) };
+            let label = if label.is_empty() {
+                String::new()
+            } else {
+                format!(" [label=\"{}\"]", quote(label))
+            };
             let _ = writeln!(out, "  n{from} -> n{to}{label};");
         }
         out.push_str("}\n");
@@ -125,18 +158,34 @@ impl Graph {
 }
 
 /// An edge into `to`; one out of a node that is not drawn is replaced by what feeds that node.
-fn add(session: &Session, edge: &Edge, to: usize, drawn: &dyn Fn(usize) -> bool, edges: &mut Vec<(usize, usize, String)>) {
+fn add(
+    session: &Session,
+    edge: &Edge,
+    to: usize,
+    drawn: &dyn Fn(usize) -> bool,
+    edges: &mut Vec<(usize, usize, String)>,
+) {
     let plan = &session.plan;
     let node = &plan.nodes[edge.node];
     if !drawn(edge.node) {
-        node.inputs.values().flat_map(Feed::edges).for_each(|inner| add(session, inner, to, drawn, edges));
+        node.inputs
+            .values()
+            .flat_map(Feed::edges)
+            .for_each(|inner| add(session, inner, to, drawn, edges));
         return;
     }
-    let mut label = if node.contract.outputs.len() > 1 { edge.output.to_owned() } else { String::new() };
+    let mut label = if node.contract.outputs.len() > 1 {
+        edge.output.to_owned()
+    } else {
+        String::new()
+    };
     if edge.tokenizer {
         label = "tokenizer".to_owned();
         // The model itself says more than its tokenizer.
-        if edges.iter().any(|(from, other, _)| *from == edge.node && *other == to) {
+        if edges
+            .iter()
+            .any(|(from, other, _)| *from == edge.node && *other == to)
+        {
             return;
         }
     }

@@ -32,8 +32,14 @@ enum Bundle {
 impl Bundle {
     fn file(self) -> (&'static str, &'static str) {
         match self {
-            Self::Quickstart => ("quickstart.yaml", include_str!("../../../../recipes/quickstart.yaml")),
-            Self::CacheTour => ("cache-tour.yaml", include_str!("../../../../recipes/cache-tour.yaml")),
+            Self::Quickstart => (
+                "quickstart.yaml",
+                include_str!("../../../../recipes/quickstart.yaml"),
+            ),
+            Self::CacheTour => (
+                "cache-tour.yaml",
+                include_str!("../../../../recipes/cache-tour.yaml"),
+            ),
         }
     }
 }
@@ -48,7 +54,8 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
             path.display()
         )));
     }
-    std::fs::create_dir_all(folder).with_context(|| format!("{} can't be made", folder.display()))?;
+    std::fs::create_dir_all(folder)
+        .with_context(|| format!("{} can't be made", folder.display()))?;
     engine::lock::write_whole(&path, &with_schema_beside(text))?;
     let schema_path = folder.join(schema::FILE);
     if !schema_path.exists() {
@@ -82,7 +89,12 @@ mod tests {
     fn bundled_recipes_have_no_mistakes_that_their_text_shows() {
         for bundle in Bundle::value_variants() {
             let (name, text) = bundle.file();
-            let read = engine::recipe::check_text(name.as_ref(), with_schema_beside(text), &[], ::kinds::contracts());
+            let read = engine::recipe::check_text(
+                name.as_ref(),
+                with_schema_beside(text),
+                &[],
+                ::kinds::contracts(),
+            );
             assert!(read.is_ok(), "{}", read.unwrap_err());
         }
     }

@@ -30,17 +30,35 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     }
     let Some(name) = &args.kind else {
         if args.json {
-            context.print_json(&contracts.kinds.iter().map(|c| manual::to_json(c)).collect::<Value>())?;
+            context.print_json(
+                &contracts
+                    .kinds
+                    .iter()
+                    .map(|c| manual::to_json(c))
+                    .collect::<Value>(),
+            )?;
             return Ok(Status::Done);
         }
-        let rows: Vec<_> = contracts.kinds.iter().map(|c| vec![context.out.bold(c.kind), c.about.to_owned()]).collect();
-        context.print(&format!("{}\n`levain kinds KIND` prints the manual of one.\n", table::columns(&rows, &[], "")))?;
+        let rows: Vec<_> = contracts
+            .kinds
+            .iter()
+            .map(|c| vec![context.out.bold(c.kind), c.about.to_owned()])
+            .collect();
+        context.print(&format!(
+            "{}\n`levain kinds KIND` prints the manual of one.\n",
+            table::columns(&rows, &[], "")
+        ))?;
         return Ok(Status::Done);
     };
     let Some(contract) = contracts.any(name) else {
         let near = engine::diagnostic::nearest(name, contracts.kinds.iter().map(|c| c.kind));
-        let help = near.map_or_else(|| "`levain kinds` lists them".to_owned(), |w| format!("did you mean `{w}`?"));
-        return Err(Failure::usage(format_args!("there is no kind `{name}`; {help}")));
+        let help = near.map_or_else(
+            || "`levain kinds` lists them".to_owned(),
+            |w| format!("did you mean `{w}`?"),
+        );
+        return Err(Failure::usage(format_args!(
+            "there is no kind `{name}`; {help}"
+        )));
     };
     if args.json {
         context.print_json(&manual::to_json(contract))?;

@@ -28,7 +28,11 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     let session = context.open(&args.recipe)?;
     if args.resolved {
-        let text = if args.json { format!("{:#}\n", resolved_json(&session)) } else { resolved(&session) };
+        let text = if args.json {
+            format!("{:#}\n", resolved_json(&session))
+        } else {
+            resolved(&session)
+        };
         context.print(&text)?;
         return Ok(Status::Done);
     }
@@ -41,8 +45,17 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     let mut rows = Vec::new();
     for &index in &session.plan.order {
         let (node, standing) = (&session.plan.nodes[index], &standings[index]);
-        let key = standing.record.as_ref().map_or_else(|| "·".to_owned(), |r| r.key().short());
-        let dim = |text: &str| if node.owner.is_some() { style.dim(text) } else { text.to_owned() };
+        let key = standing
+            .record
+            .as_ref()
+            .map_or_else(|| "·".to_owned(), |r| r.key().short());
+        let dim = |text: &str| {
+            if node.owner.is_some() {
+                style.dim(text)
+            } else {
+                text.to_owned()
+            }
+        };
         rows.push(vec![
             style.verdict(standing.verdict, verdict_words(standing.verdict)),
             dim(&node.name),
@@ -53,7 +66,11 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     }
     let mut text = table::columns(&rows, &[], "");
     let counted = |verdict| standings.iter().filter(|s| s.verdict == verdict).count();
-    let (cached, will, may) = (counted(Verdict::Cached), counted(Verdict::WillRun), counted(Verdict::MayRun));
+    let (cached, will, may) = (
+        counted(Verdict::Cached),
+        counted(Verdict::WillRun),
+        counted(Verdict::MayRun),
+    );
     text.push_str(&format!(
         "\n{}: {} cached, {} will run, {} may run\n",
         units::plural(standings.len(), "node"),
@@ -64,7 +81,9 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     let missing = session.missing();
     if !missing.is_empty() {
         text.push_str("to be fetched first:\n");
-        missing.iter().for_each(|source| text.push_str(&format!("  {source}\n")));
+        missing
+            .iter()
+            .for_each(|source| text.push_str(&format!("  {source}\n")));
     }
     context.print(&text)?;
     Ok(Status::Done)
@@ -75,8 +94,15 @@ fn reason(plan: &Plan, standings: &[Standing], index: usize) -> String {
     if standings[index].verdict != Verdict::MayRun {
         return standings[index].reason.clone();
     }
-    let open: Vec<_> = plan.needs(index).into_iter().filter(|n| standings[*n].verdict != Verdict::Cached).collect();
-    let names: Vec<_> = open.iter().map(|n| format!("`{}`", plan.nodes[*n].name)).collect();
+    let open: Vec<_> = plan
+        .needs(index)
+        .into_iter()
+        .filter(|n| standings[*n].verdict != Verdict::Cached)
+        .collect();
+    let names: Vec<_> = open
+        .iter()
+        .map(|n| format!("`{}`", plan.nodes[*n].name))
+        .collect();
     format!("depends on {}", names.join(", "))
 }
 
@@ -106,12 +132,24 @@ pub(crate) fn plan_json(session: &Session, standings: &[Standing]) -> Value {
 fn binding(stages: &[Stage], binding: &Binding) -> Value {
     let name = |target: &engine::recipe::Target| {
         let stage = &stages[target.stage];
-        let first = stage.contract.outputs.first().is_some_and(|o| o.name == target.output);
-        if first && stage.contract.outputs.len() == 1 { stage.name.clone() } else { format!("{}.{}", stage.name, target.output) }
+        let first = stage
+            .contract
+            .outputs
+            .first()
+            .is_some_and(|o| o.name == target.output);
+        if first && stage.contract.outputs.len() == 1 {
+            stage.name.clone()
+        } else {
+            format!("{}.{}", stage.name, target.output)
+        }
     };
     match binding {
         Binding::One(target) => name(target).into(),
-        Binding::Many(list) => Value::Object(list.iter().map(|(n, t)| (n.clone(), name(t).into())).collect()),
+        Binding::Many(list) => Value::Object(
+            list.iter()
+                .map(|(n, t)| (n.clone(), name(t).into()))
+                .collect(),
+        ),
     }
 }
 
@@ -126,7 +164,13 @@ fn resolved_json(session: &Session) -> Value {
             for (port, bound) in &stage.inputs {
                 words.insert((*port).to_owned(), binding(&recipe.stages, bound));
             }
-            words.extend(stage.params.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), v.clone())));
+            words.extend(
+                stage
+                    .params
+                    .iter()
+                    .filter(|(_, v)| !v.is_null())
+                    .map(|(k, v)| (k.clone(), v.clone())),
+            );
             (stage.name.clone(), Value::Object(words))
         })
         .collect();
@@ -136,7 +180,10 @@ fn resolved_json(session: &Session) -> Value {
 /// The same as YAML: values in flow style, which is JSON.
 fn resolved(session: &Session) -> String {
     let value = resolved_json(session);
-    let mut text = format!("levain: 1\nname: {}\nseed: {}\nstages:\n", value["name"], value["seed"]);
+    let mut text = format!(
+        "levain: 1\nname: {}\nseed: {}\nstages:\n",
+        value["name"], value["seed"]
+    );
     for (name, words) in value["stages"].as_object().into_iter().flatten() {
         text.push_str(&format!("  {name}:\n"));
         for (word, value) in words.as_object().into_iter().flatten() {

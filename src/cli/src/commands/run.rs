@@ -54,7 +54,9 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     if let Some(device) = args.device.as_deref().filter(|d| !is_device(d)) {
-        return Err(Failure::usage(format_args!("`{device}` is not a device: write `cpu`, `cuda` or `cuda:0`")));
+        return Err(Failure::usage(format_args!(
+            "`{device}` is not a device: write `cpu`, `cuda` or `cuda:0`"
+        )));
     }
     let mut session = context.open(&args.recipe)?;
     for name in args.stages.iter().chain(&args.force) {
@@ -62,8 +64,12 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     }
     interrupt::watch();
     prepare_sources(&mut session, args, context)?;
-    let kinds: HashMap<String, String> =
-        session.plan.nodes.iter().map(|n| (n.name.clone(), n.contract.kind.to_owned())).collect();
+    let kinds: HashMap<String, String> = session
+        .plan
+        .nodes
+        .iter()
+        .map(|n| (n.name.clone(), n.contract.kind.to_owned()))
+        .collect();
     let options = RunOptions {
         targets: args.stages.clone(),
         force: args.force.clone(),
@@ -82,12 +88,21 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
         _ => Detail::More,
     };
     let sinks = |folder: Option<&Path>| -> Vec<Box<dyn Sink>> {
-        let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(Terminal::new(kinds, context.err, detail, args.plain))];
-        sinks.extend(folder.map(|f| Box::new(TensorBoard::new(f.join("tensorboard"), begun)) as Box<dyn Sink>));
+        let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(Terminal::new(
+            kinds,
+            context.err,
+            detail,
+            args.plain,
+        ))];
+        sinks
+            .extend(folder.map(|f| {
+                Box::new(TensorBoard::new(f.join("tensorboard"), begun)) as Box<dyn Sink>
+            }));
         sinks
     };
     // The recipe is fine: whatever goes wrong outside of stages is the machine's.
-    let outcome = schedule::run(&mut session, &options, Box::new(sinks)).map_err(Failure::machine)?;
+    let outcome =
+        schedule::run(&mut session, &options, Box::new(sinks)).map_err(Failure::machine)?;
     if args.json {
         context.print_json(&summary::to_json(&session, &outcome))?;
     } else {
@@ -96,7 +111,11 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     Ok(summary::status(&outcome))
 }
 
-fn prepare_sources(session: &mut engine::session::Session, args: &Args, context: &Context) -> Result<()> {
+fn prepare_sources(
+    session: &mut engine::session::Session,
+    args: &Args,
+    context: &Context,
+) -> Result<()> {
     let missing = session.missing();
     if args.offline && !missing.is_empty() {
         let list: String = missing.iter().map(|s| format!("\n  {s}")).collect();
@@ -109,5 +128,9 @@ fn prepare_sources(session: &mut engine::session::Session, args: &Args, context:
 
 /// The same words as the recipe's `device`.
 fn is_device(text: &str) -> bool {
-    text == "cpu" || text == "cuda" || text.strip_prefix("cuda:").is_some_and(|n| n.parse::<u8>().is_ok())
+    text == "cpu"
+        || text == "cuda"
+        || text
+            .strip_prefix("cuda:")
+            .is_some_and(|n| n.parse::<u8>().is_ok())
 }

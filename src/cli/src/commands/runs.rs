@@ -56,7 +56,10 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
         return show(show_args, context);
     }
     let folder = match &args.recipe {
-        Some(recipe) if recipe.is_file() => recipe.parent().filter(|p| !p.as_os_str().is_empty()).map(|p| p.to_owned()),
+        Some(recipe) if recipe.is_file() => recipe
+            .parent()
+            .filter(|p| !p.as_os_str().is_empty())
+            .map(|p| p.to_owned()),
         _ => None,
     };
     let cache = context.cache_folder(&folder.unwrap_or_else(|| PathBuf::from(".")));
@@ -65,7 +68,9 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     let mut list = Vec::new();
     for run in runs(&cache.join("runs"))?.into_iter().rev() {
         let lock = run.lock();
-        let recipe = lock.as_ref().map_or_else(|| run.recipe(), |l| l.recipe.clone());
+        let recipe = lock
+            .as_ref()
+            .map_or_else(|| run.recipe(), |l| l.recipe.clone());
         let fits = match (&wanted_path, &wanted_name) {
             (_, None) => true,
             (Some(path), _) => lock.as_ref().is_some_and(|l| l.path == *path),
@@ -106,12 +111,26 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
                 _ => style.yellow(word),
             };
             let (counts, time) = match end {
-                Some(What::Ended { ran, hits, failed, milliseconds, .. }) => {
-                    (format!("{ran} ran, {hits} cached, {failed} failed"), units::time(milliseconds))
-                }
+                Some(What::Ended {
+                    ran,
+                    hits,
+                    failed,
+                    milliseconds,
+                    ..
+                }) => (
+                    format!("{ran} ran, {hits} cached, {failed} failed"),
+                    units::time(milliseconds),
+                ),
                 _ => (String::new(), String::new()),
             };
-            vec![run.id.clone(), style.bold(recipe), units::date(run.begun), word, counts, time]
+            vec![
+                run.id.clone(),
+                style.bold(recipe),
+                units::date(run.begun),
+                word,
+                counts,
+                time,
+            ]
         })
         .collect();
     context.print(&table::columns(&rows, &[], ""))?;
@@ -136,7 +155,10 @@ fn show(args: &ShowArgs, context: &Context) -> Result<Status> {
     if let Some(folder) = &args.tensorboard {
         let mut sink = TensorBoard::new(folder.clone(), run.begun);
         events.iter().for_each(|event| sink.emit(event));
-        context.say(&format!("wrote TensorBoard files to {}\n", folder.display()));
+        context.say(&format!(
+            "wrote TensorBoard files to {}\n",
+            folder.display()
+        ));
         return Ok(Status::Done);
     }
     if args.json {
@@ -144,12 +166,26 @@ fn show(args: &ShowArgs, context: &Context) -> Result<Status> {
         return Ok(Status::Done);
     }
     let lock = run.lock();
-    let kinds: HashMap<String, String> = lock.iter().flat_map(|l| &l.stages).map(|(name, stage)| (name.clone(), stage.kind.clone())).collect();
+    let kinds: HashMap<String, String> = lock
+        .iter()
+        .flat_map(|l| &l.stages)
+        .map(|(name, stage)| (name.clone(), stage.kind.clone()))
+        .collect();
     let (sender, receiver) = std::sync::mpsc::channel::<String>();
-    let mut terminal = Terminal::replay(kinds, context.out, Detail::More, Box::new(move |text| drop(sender.send(text.to_owned()))));
+    let mut terminal = Terminal::replay(
+        kinds,
+        context.out,
+        Detail::More,
+        Box::new(move |text| drop(sender.send(text.to_owned()))),
+    );
     events.iter().for_each(|event| terminal.emit(event));
     drop(terminal);
-    let mut text = format!("{} {}, {}\n", context.out.bold(&run.id), run.recipe(), units::date(run.begun));
+    let mut text = format!(
+        "{} {}, {}\n",
+        context.out.bold(&run.id),
+        run.recipe(),
+        units::date(run.begun)
+    );
     receiver.iter().for_each(|line| text.push_str(&line));
     let end = events.last().map(|e| &e.what);
     text.push_str(&match end {
@@ -170,7 +206,15 @@ fn find(list: Vec<Run>, id: &str) -> Result<Run> {
         1 => list.into_iter().find(fits),
         0 if id == "last" => list.into_iter().next_back(),
         0 => None,
-        _ => return Err(Failure::usage(format_args!("{count} runs begin with `{id}`: write more of it; `levain runs` lists them"))),
+        _ => {
+            return Err(Failure::usage(format_args!(
+                "{count} runs begin with `{id}`: write more of it; `levain runs` lists them"
+            )));
+        }
     };
-    found.ok_or_else(|| Failure::usage(format_args!("there is no run `{id}`; `levain runs` lists them")))
+    found.ok_or_else(|| {
+        Failure::usage(format_args!(
+            "there is no run `{id}`; `levain runs` lists them"
+        ))
+    })
 }

@@ -25,7 +25,8 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     match &args.write {
         None => context.print(&text)?,
         Some(folder) => {
-            std::fs::create_dir_all(folder).with_context(|| format!("{} can't be made", folder.display()))?;
+            std::fs::create_dir_all(folder)
+                .with_context(|| format!("{} can't be made", folder.display()))?;
             let path = folder.join(FILE);
             engine::lock::write_whole(&path, &text)?;
             context.say(&format!("wrote {}\n", path.display()));

@@ -37,7 +37,11 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     let session = context.open(&args.recipe)?;
-    let (node, digest) = if args.tokens { tokens::find_tokens(&session, &args.stage)? } else { artifact(&session, &args.stage)? };
+    let (node, digest) = if args.tokens {
+        tokens::find_tokens(&session, &args.stage)?
+    } else {
+        artifact(&session, &args.stage)?
+    };
     let view = session.cache.view(digest)?;
     let title = title(&session, node, &view, context);
     let text = match view.artifact {
@@ -53,7 +57,14 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
             }
         }
         ArtifactType::Metrics if !args.json => metrics(&view, args.rows, context)?,
-        ArtifactType::Metrics => return print_json(context, args, &view, json!({ "metrics": read_metrics(&view)? })),
+        ArtifactType::Metrics => {
+            return print_json(
+                context,
+                args,
+                &view,
+                json!({ "metrics": read_metrics(&view)? }),
+            );
+        }
         _ if args.json => return print_json(context, args, &view, json!({})),
         _ => model::card(&view, context.out)?,
     };
@@ -70,20 +81,44 @@ pub(crate) fn artifact(session: &Session, reference: &str) -> Result<(usize, Dig
     let node = find(session, name)?;
     let contract = session.plan.nodes[node].contract;
     let Some(found) = contract.output(output) else {
-        let names: Vec<_> = contract.outputs.iter().map(|o| format!("`{name}.{}`", o.name)).collect();
-        return Err(Failure::usage(format_args!("`{name}` has no output `{output}`; it has {}", names.join(", "))));
+        let names: Vec<_> = contract
+            .outputs
+            .iter()
+            .map(|o| format!("`{name}.{}`", o.name))
+            .collect();
+        return Err(Failure::usage(format_args!(
+            "`{name}` has no output `{output}`; it has {}",
+            names.join(", ")
+        )));
     };
-    let entry = session.entry(node).map_err(|error| Failure::usage(format_args!("{error:#}")))?;
-    let digest = entry.outputs.get(found.name).copied().with_context(|| format!("`{name}` did not make `{}`", found.name))?;
+    let entry = session
+        .entry(node)
+        .map_err(|error| Failure::usage(format_args!("{error:#}")))?;
+    let digest = entry
+        .outputs
+        .get(found.name)
+        .copied()
+        .with_context(|| format!("`{name}` did not make `{}`", found.name))?;
     Ok((node, digest))
 }
 
 fn title(session: &Session, node: usize, view: &ArtifactView, context: &Context) -> String {
     let node = &session.plan.nodes[node];
     let style = context.out;
-    let mut text = format!("{} ({}): {} {}\n", style.bold(&node.name), node.contract.kind, view.artifact, style.dim(&view.digest.short()));
+    let mut text = format!(
+        "{} ({}): {} {}\n",
+        style.bold(&node.name),
+        node.contract.kind,
+        view.artifact,
+        style.dim(&view.digest.short())
+    );
     if node.contract.outputs.len() > 1 {
-        let names: Vec<_> = node.contract.outputs.iter().map(|o| format!("{}.{}", node.name, o.name)).collect();
+        let names: Vec<_> = node
+            .contract
+            .outputs
+            .iter()
+            .map(|o| format!("{}.{}", node.name, o.name))
+            .collect();
         text.push_str(&style.dim(&format!("outputs: {}\n", names.join(", "))));
     }
     text
@@ -111,25 +146,35 @@ fn size(path: &std::path::Path) -> u64 {
 
 /// The artifact's facts, a line each.
 fn facts(view: &ArtifactView) -> String {
-    let summary: serde_json::Map<String, Value> = view.summary.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+    let summary: serde_json::Map<String, Value> = view
+        .summary
+        .iter()
+        .map(|(k, v)| (k.clone(), v.clone()))
+        .collect();
     answers::plain(&Value::Object(summary), "  ")
 }
 
 /// The artifact's files with their sizes.
 fn files(view: &ArtifactView, indent: &str) -> String {
-    let rows: Vec<_> = view.files.iter().map(|(name, path)| vec![name.clone(), units::bytes(size(path))]).collect();
+    let rows: Vec<_> = view
+        .files
+        .iter()
+        .map(|(name, path)| vec![name.clone(), units::bytes(size(path))])
+        .collect();
     table::columns(&rows, &[1], indent)
 }
 
 fn read_metrics(view: &ArtifactView) -> Result<Value> {
     let path = view.file("metrics.json")?;
     let bytes = std::fs::read(path).with_context(|| format!("{} can't be read", path.display()))?;
-    serde_json::from_slice(&bytes).with_context(|| format!("{}: metrics.json is not JSON", path.display()))
+    serde_json::from_slice(&bytes)
+        .with_context(|| format!("{}: metrics.json is not JSON", path.display()))
 }
 
 fn metrics(view: &ArtifactView, samples: usize, context: &Context) -> Result<String> {
     let value = read_metrics(view)?;
-    let mut text = answers::scores(&value, context.out).unwrap_or_else(|| answers::plain(&value, "  "));
+    let mut text =
+        answers::scores(&value, context.out).unwrap_or_else(|| answers::plain(&value, "  "));
     if let Some(path) = view.find("samples.jsonl") {
         text.push('\n');
         text.push_str(&answers::samples(path, samples, width(), context.out)?);

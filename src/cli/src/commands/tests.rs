@@ -31,7 +31,14 @@ outputs:
 impl Kitchen {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let rows: String = (0..8).map(|i| format!("{{\"prompt\": \"{i} + 1 = \", \"completion\": \"{}\"}}\n", i + 1)).collect();
+        let rows: String = (0..8)
+            .map(|i| {
+                format!(
+                    "{{\"prompt\": \"{i} + 1 = \", \"completion\": \"{}\"}}\n",
+                    i + 1
+                )
+            })
+            .collect();
         fs::write(folder.path().join("rows.jsonl"), rows).unwrap();
         let kitchen = Self { folder };
         kitchen.write(RECIPE);
@@ -54,8 +61,17 @@ impl Kitchen {
     fn levain(&self, words: &str) -> (Status, String) {
         let recipe = self.recipe().display().to_string();
         let cache = self.path().join("cache").display().to_string();
-        let words = words.split(' ').map(|w| if w == "tour.yaml" { recipe.clone() } else { w.to_owned() });
-        let all = ["levain", "-q", "--color", "never", "--cache", &cache].map(str::to_owned).into_iter().chain(words);
+        let words = words.split(' ').map(|w| {
+            if w == "tour.yaml" {
+                recipe.clone()
+            } else {
+                w.to_owned()
+            }
+        });
+        let all = ["levain", "-q", "--color", "never", "--cache", &cache]
+            .map(str::to_owned)
+            .into_iter()
+            .chain(words);
         let options = Options::try_parse_from(all).unwrap_or_else(|e| panic!("{e}"));
         let mut context = Context::new(&options.global);
         context.printed = Some(Mutex::new(String::new()));
@@ -71,14 +87,27 @@ impl Kitchen {
     fn tidy(&self, text: &str) -> String {
         let mut out = String::new();
         let text = text.replace(&self.path().display().to_string(), "KITCHEN");
-        let text = text.replace(&self.path().canonicalize().unwrap().display().to_string(), "KITCHEN");
+        let text = text.replace(
+            &self.path().canonicalize().unwrap().display().to_string(),
+            "KITCHEN",
+        );
         for word in text.split_inclusive(|c: char| !c.is_ascii_alphanumeric()) {
-            let (body, end) = word.split_at(word.trim_end_matches(|c: char| !c.is_ascii_alphanumeric()).len());
-            let hex = body.bytes().all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase()) && matches!(body.len(), 12 | 64);
+            let (body, end) = word.split_at(
+                word.trim_end_matches(|c: char| !c.is_ascii_alphanumeric())
+                    .len(),
+            );
+            let hex = body
+                .bytes()
+                .all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase())
+                && matches!(body.len(), 12 | 64);
             out.push_str(if hex { "DIGEST" } else { body });
             out.push_str(end);
         }
-        let time = |line: &str| line.rfind(" in ").filter(|_| line.ends_with('s')).map_or(line.to_owned(), |at| format!("{} in TIME", &line[..at]));
+        let time = |line: &str| {
+            line.rfind(" in ")
+                .filter(|_| line.ends_with('s'))
+                .map_or(line.to_owned(), |at| format!("{} in TIME", &line[..at]))
+        };
         out.lines().map(|l| time(l) + "\n").collect()
     }
 
@@ -97,16 +126,38 @@ fn help_is_the_one_that_was_read_last() {
 
 #[test]
 fn the_manual_of_commands_names_every_command_and_exit_code() {
-    let manual = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/commands.md")).unwrap();
+    let manual = fs::read_to_string(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../docs/commands.md"
+    ))
+    .unwrap();
     for command in Options::command().get_subcommands() {
-        assert!(manual.contains(&format!("\n## `levain {}", command.get_name())), "docs/commands.md lacks `{}`", command.get_name());
-        for option in command.get_arguments().filter_map(|a| a.get_long()).filter(|o| *o != "help") {
-            assert!(manual.contains(&format!("--{option}")), "docs/commands.md lacks `--{option}` of `{}`", command.get_name());
+        assert!(
+            manual.contains(&format!("\n## `levain {}", command.get_name())),
+            "docs/commands.md lacks `{}`",
+            command.get_name()
+        );
+        for option in command
+            .get_arguments()
+            .filter_map(|a| a.get_long())
+            .filter(|o| *o != "help")
+        {
+            assert!(
+                manual.contains(&format!("--{option}")),
+                "docs/commands.md lacks `--{option}` of `{}`",
+                command.get_name()
+            );
         }
     }
-    for line in crate::options::AFTER_HELP.lines().filter(|l| l.starts_with("  ") && l.trim().starts_with(|c: char| c.is_ascii_digit())) {
+    for line in crate::options::AFTER_HELP
+        .lines()
+        .filter(|l| l.starts_with("  ") && l.trim().starts_with(|c: char| c.is_ascii_digit()))
+    {
         let (code, words) = line.trim().split_once(' ').unwrap();
-        assert!(manual.contains(&format!("| {code} | {} |", words.trim())), "docs/commands.md lacks exit code {code}");
+        assert!(
+            manual.contains(&format!("| {code} | {} |", words.trim())),
+            "docs/commands.md lacks exit code {code}"
+        );
     }
 }
 
@@ -142,8 +193,16 @@ fn a_first_run_and_a_second() {
     ");
     let plan = kitchen.json("plan tour.yaml --json");
     let run = kitchen.json("run tour.yaml --json");
-    assert_eq!(run["counts"], serde_json::json!({ "ran": 0, "hits": 2, "failed": 0, "waiting": 0, "skipped": 0 }));
-    for (planned, ran) in plan["stages"].as_array().unwrap().iter().zip(run["stages"].as_array().unwrap()) {
+    assert_eq!(
+        run["counts"],
+        serde_json::json!({ "ran": 0, "hits": 2, "failed": 0, "waiting": 0, "skipped": 0 })
+    );
+    for (planned, ran) in plan["stages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .zip(run["stages"].as_array().unwrap())
+    {
         for word in ["name", "kind", "verdict", "key", "outputs"] {
             assert_eq!(planned[word], ran[word]);
         }
@@ -170,7 +229,11 @@ fn why_names_what_changed() {
       version     1
       key         DIGEST
     ");
-    fs::write(kitchen.path().join("rows.jsonl"), "{\"prompt\": \"a\", \"completion\": \"b\"}\n").unwrap();
+    fs::write(
+        kitchen.path().join("rows.jsonl"),
+        "{\"prompt\": \"a\", \"completion\": \"b\"}\n",
+    )
+    .unwrap();
     insta::assert_snapshot!(kitchen.levain("why tour.yaml rows").1, @r"
     rows (load_dataset) will run: nothing in the cache has its record; what changed since the last run:
       source source: changed (DIGEST → DIGEST)
@@ -185,7 +248,10 @@ fn show_prints_rows() {
     let kitchen = Kitchen::new();
     let (status, text) = kitchen.levain("show tour.yaml halves.test");
     assert_eq!(status, Status::Mistake);
-    assert!(text.contains("has not run") && text.contains("levain run"), "{text}");
+    assert!(
+        text.contains("has not run") && text.contains("levain run"),
+        "{text}"
+    );
     kitchen.levain("run tour.yaml");
     insta::assert_snapshot!(kitchen.levain("show tour.yaml rows --rows 1").1, @r"
     rows (load_dataset): dataset DIGEST
@@ -198,7 +264,7 @@ fn show_prints_rows() {
     row 0
       prompt      0 + 1 =
       completion  1
-    7 more; `--rows COUNT` prints more, `--json` prints them whole
+    7 more rows; `--rows COUNT` prints more, `--json` prints them whole
     ");
     let value = kitchen.json("show tour.yaml halves.test --rows 9 --json");
     assert_eq!(value["count"], 2);
@@ -216,7 +282,10 @@ fn mistakes_end_with_2_and_leave_no_cache_behind() {
     kitchen.write(&RECIPE.replace("test:", "tset:"));
     let (status, text) = kitchen.levain("plan tour.yaml");
     assert_eq!(status, Status::Mistake);
-    assert!(text.contains("tour.yaml:7:37") && text.contains("did you mean `test`?"), "{text}");
+    assert!(
+        text.contains("tour.yaml:7:37") && text.contains("did you mean `test`?"),
+        "{text}"
+    );
     let (status, text) = kitchen.levain("check tour.yaml --json");
     assert_eq!(status, Status::Mistake);
     assert!(text.contains("\"code\": \"unknown-key\""), "{text}");
@@ -231,10 +300,19 @@ fn mistakes_end_with_2_and_leave_no_cache_behind() {
 #[test]
 fn a_broken_row_fails_its_stage_and_skips_what_follows() {
     let kitchen = Kitchen::new();
-    fs::write(kitchen.path().join("rows.jsonl"), "{\"text\": \"one\"}\n{\"text\": \"two\"\n").unwrap();
+    fs::write(
+        kitchen.path().join("rows.jsonl"),
+        "{\"text\": \"one\"}\n{\"text\": \"two\"\n",
+    )
+    .unwrap();
     let (status, text) = kitchen.levain("run tour.yaml");
     assert_eq!(status, Status::Failed);
-    assert!(text.contains("1 failed, 1 skipped") && text.contains("failed: `rows`") && !text.contains("Next:"), "{text}");
+    assert!(
+        text.contains("1 failed, 1 skipped")
+            && text.contains("failed: `rows`")
+            && !text.contains("Next:"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -250,7 +328,10 @@ fn export_writes_and_refuses() {
     insta::assert_snapshot!(text, @"error: KITCHEN/exported is not empty: name another folder, or add `--force` to write into it");
     let (status, _) = kitchen.levain(&format!("export tour.yaml rows {} --force", to.display()));
     assert_eq!(status, Status::Done);
-    let (status, _) = kitchen.levain(&format!("export tour.yaml rows {}/peft --format peft", to.display()));
+    let (status, _) = kitchen.levain(&format!(
+        "export tour.yaml rows {}/peft --format peft",
+        to.display()
+    ));
     assert_eq!(status, Status::Mistake);
 }
 
@@ -284,11 +365,20 @@ fn runs_are_listed_and_told_again() {
     kitchen.levain("run tour.yaml");
     let (_, text) = kitchen.levain("runs");
     assert_eq!(text.lines().count(), 2);
-    assert!(text.contains("2 ran, 0 cached, 0 failed") && text.contains("0 ran, 2 cached, 0 failed"), "{text}");
-    assert_eq!(kitchen.levain("runs elsewhere").1, "no runs in KITCHEN/cache\n");
+    assert!(
+        text.contains("2 ran, 0 cached, 0 failed") && text.contains("0 ran, 2 cached, 0 failed"),
+        "{text}"
+    );
+    assert_eq!(
+        kitchen.levain("runs elsewhere").1,
+        "no runs in KITCHEN/cache\n"
+    );
     assert_eq!(kitchen.levain("runs tour.yaml").1, text);
     let (_, text) = kitchen.levain("runs show last");
-    assert!(text.contains("= rows") && text.contains("0 ran, 2 cached"), "{text}");
+    assert!(
+        text.contains("= rows") && text.contains("0 ran, 2 cached"),
+        "{text}"
+    );
     assert_eq!(kitchen.levain("runs show 0000").0, Status::Mistake);
     assert_eq!(kitchen.levain("runs show 1").0, Status::Mistake);
 }
@@ -300,15 +390,29 @@ fn the_cache_is_verified_and_mended() {
     let (status, text) = kitchen.levain("cache verify");
     assert_eq!(status, Status::Done, "{text}");
     let rows = kitchen.json("show tour.yaml rows --json");
-    assert!(rows["files"][0]["path"].as_str().unwrap().starts_with("KITCHEN/cache/objects/"));
-    let blob = fs::read_dir(kitchen.path().join("cache/objects")).unwrap().flatten().flat_map(|d| fs::read_dir(d.path()).unwrap().flatten()).next().unwrap().path();
+    assert!(
+        rows["files"][0]["path"]
+            .as_str()
+            .unwrap()
+            .starts_with("KITCHEN/cache/objects/")
+    );
+    let blob = fs::read_dir(kitchen.path().join("cache/objects"))
+        .unwrap()
+        .flatten()
+        .flat_map(|d| fs::read_dir(d.path()).unwrap().flatten())
+        .next()
+        .unwrap()
+        .path();
     let mut bytes = fs::read(&blob).unwrap();
     bytes[0] ^= 1;
     fs::remove_file(&blob).unwrap();
     fs::write(&blob, bytes).unwrap();
     let (status, text) = kitchen.levain("cache verify");
     assert_eq!(status, Status::Failed);
-    assert!(text.contains("was damaged and is in quarantine now"), "{text}");
+    assert!(
+        text.contains("was damaged and is in quarantine now"),
+        "{text}"
+    );
     assert_eq!(kitchen.levain("run tour.yaml").0, Status::Done);
     assert_eq!(kitchen.levain("cache verify").0, Status::Done);
     let size = kitchen.json("cache size --json");
@@ -331,7 +435,10 @@ fn init_writes_a_recipe_and_refuses_to_replace_it() {
       levain run KITCHEN/new/cache-tour.yaml    run it
     ");
     let written = fs::read_to_string(folder.join("cache-tour.yaml")).unwrap();
-    assert!(written.starts_with("# yaml-language-server: $schema=recipe.schema.json\n"), "{written}");
+    assert!(
+        written.starts_with("# yaml-language-server: $schema=recipe.schema.json\n"),
+        "{written}"
+    );
     let (status, text) = kitchen.levain(&format!("init {} --from cache-tour", folder.display()));
     assert_eq!(status, Status::Mistake);
     insta::assert_snapshot!(text, @"error: KITCHEN/new/cache-tour.yaml is there already and stays as it is: name another folder, or remove it first");
@@ -346,7 +453,10 @@ fn kinds_have_their_manual() {
         let (status, manual) = kitchen.levain(&format!("kinds {}", contract.kind));
         assert_eq!(status, Status::Done);
         for field in contract.fields {
-            assert!(manual.contains(&format!("\n  {}  (", field.name)), "{manual}");
+            assert!(
+                manual.contains(&format!("\n  {}  (", field.name)),
+                "{manual}"
+            );
         }
     }
     insta::assert_snapshot!(kitchen.levain("kinds split").1);
@@ -359,6 +469,11 @@ fn kinds_have_their_manual() {
 fn completions_know_the_commands() {
     let kitchen = Kitchen::new();
     for shell in ["bash", "zsh", "fish"] {
-        assert!(kitchen.levain(&format!("completions {shell}")).1.contains("doctor"));
+        assert!(
+            kitchen
+                .levain(&format!("completions {shell}"))
+                .1
+                .contains("doctor")
+        );
     }
 }

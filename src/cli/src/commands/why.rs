@@ -35,7 +35,11 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     let why = engine::explain::why(&session, &standings, index)?;
     let style = context.out;
     if args.json {
-        let changes: Vec<_> = why.changes.iter().map(|(name, before, after)| json!({ "name": name, "before": before, "after": after })).collect();
+        let changes: Vec<_> = why
+            .changes
+            .iter()
+            .map(|(name, before, after)| json!({ "name": name, "before": before, "after": after }))
+            .collect();
         context.print_json(&json!({
             "stage": why.name,
             "verdict": why.verdict,
@@ -47,17 +51,30 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
         return Ok(Status::Done);
     }
     let words = style.verdict(why.verdict, verdict_words(why.verdict));
-    let mut text = format!("{} ({}) {words}: {}\n", style.bold(&why.name), session.plan.nodes[index].contract.kind, why.reason);
+    let mut text = format!(
+        "{} ({}) {words}: {}\n",
+        style.bold(&why.name),
+        session.plan.nodes[index].contract.kind,
+        why.reason
+    );
     for (name, before, after) in &why.changes {
-        text.push_str(&format!("  {}\n", change(&session, index, name, before.as_deref(), after.as_deref())));
+        text.push_str(&format!(
+            "  {}\n",
+            change(&session, index, name, before.as_deref(), after.as_deref())
+        ));
     }
     if args.record {
         match &standing.record {
             Some(record) => {
-                let mut rows: Vec<Vec<String>> =
-                    engine::explain::record_lines(record).into_iter().map(|(name, value)| vec![style.dim(&name), value]).collect();
+                let mut rows: Vec<Vec<String>> = engine::explain::record_lines(record)
+                    .into_iter()
+                    .map(|(name, value)| vec![style.dim(&name), value])
+                    .collect();
                 rows.push(vec![style.bold("key"), record.key().to_string()]);
-                text.push_str(&format!("\nIts record:\n{}", table::columns(&rows, &[], "  ")));
+                text.push_str(&format!(
+                    "\nIts record:\n{}",
+                    table::columns(&rows, &[], "  ")
+                ));
             }
             None => text.push_str("\nIts record is not known before its inputs are.\n"),
         }
@@ -69,16 +86,39 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
 /// The node that a person names.
 pub(crate) fn find(session: &Session, name: &str) -> Result<usize> {
     session.plan.find(name).ok_or_else(|| {
-        let near = engine::diagnostic::nearest(name, session.plan.nodes.iter().map(|n| n.name.as_str()));
-        let names = || session.recipe.stages.iter().take(12).map(|s| format!("`{}`", s.name)).collect::<Vec<_>>().join(", ");
-        let help = near.map_or_else(|| format!("; its stages are {}", names()), |w| format!("; did you mean `{w}`?"));
-        Failure::usage(format_args!("{} has no stage `{name}`{help}", session.recipe.path.display()))
+        let near =
+            engine::diagnostic::nearest(name, session.plan.nodes.iter().map(|n| n.name.as_str()));
+        let names = || {
+            session
+                .recipe
+                .stages
+                .iter()
+                .take(12)
+                .map(|s| format!("`{}`", s.name))
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        let help = near.map_or_else(
+            || format!("; its stages are {}", names()),
+            |w| format!("; did you mean `{w}`?"),
+        );
+        Failure::usage(format_args!(
+            "{} has no stage `{name}`{help}",
+            session.recipe.path.display()
+        ))
     })
 }
 
 /// One difference between two records, as a person reads it.
-fn change(session: &Session, index: usize, name: &str, before: Option<&str>, after: Option<&str>) -> String {
-    let text = |value: Option<&str>| value.map_or_else(|| "its default".to_owned(), ToOwned::to_owned);
+fn change(
+    session: &Session,
+    index: usize,
+    name: &str,
+    before: Option<&str>,
+    after: Option<&str>,
+) -> String {
+    let text =
+        |value: Option<&str>| value.map_or_else(|| "its default".to_owned(), ToOwned::to_owned);
     if let Some(field) = name.strip_prefix("param.") {
         return format!("{field} {} → {}", text(before), text(after));
     }
@@ -89,23 +129,43 @@ fn change(session: &Session, index: usize, name: &str, before: Option<&str>, aft
         (None, None) => "is unknown".to_owned(),
     };
     if let Some(port) = name.strip_prefix("input.") {
-        let makers = session.plan.nodes[index].inputs.get(port).map(Feed::edges).unwrap_or_default();
+        let makers = session.plan.nodes[index]
+            .inputs
+            .get(port)
+            .map(Feed::edges)
+            .unwrap_or_default();
         let makers: Vec<String> = makers.iter().map(|e| maker(session, e)).collect();
-        let made = if makers.is_empty() { String::new() } else { format!(", made by {}", makers.join(", ")) };
+        let made = if makers.is_empty() {
+            String::new()
+        } else {
+            format!(", made by {}", makers.join(", "))
+        };
         return format!("input {port}: {digests}{made}");
     }
     if let Some(field) = name.strip_prefix("source.") {
         return format!("source {field}: {digests}");
     }
     match name {
-        "version" => format!("the kind's version {} → {}: it works differently now", text(before), text(after)),
+        "version" => format!(
+            "the kind's version {} → {}: it works differently now",
+            text(before),
+            text(after)
+        ),
         _ => format!("{name} {} → {}", text(before), text(after)),
     }
 }
 
 fn maker(session: &Session, edge: &Edge) -> String {
     let node = &session.plan.nodes[edge.node];
-    let output = if node.contract.outputs.len() > 1 { format!(".{}", edge.output) } else { String::new() };
-    let what = if edge.tokenizer { "the tokenizer of " } else { "" };
+    let output = if node.contract.outputs.len() > 1 {
+        format!(".{}", edge.output)
+    } else {
+        String::new()
+    };
+    let what = if edge.tokenizer {
+        "the tokenizer of "
+    } else {
+        ""
+    };
     format!("{what}`{}{output}`", node.name)
 }

@@ -48,7 +48,9 @@ pub(super) fn version_bytes(time: f64) -> Vec<u8> {
 /// An event with values.
 pub(crate) fn event_bytes(time: f64, step: i64, summaries: &[Summary<'_>]) -> Vec<u8> {
     let mut summary = Vec::new();
-    summaries.iter().for_each(|s| bytes(&mut summary, 1, &value(s)));
+    summaries
+        .iter()
+        .for_each(|s| bytes(&mut summary, 1, &value(s)));
     let mut event = Vec::new();
     double(&mut event, 1, time);
     // A field at its default is not written.

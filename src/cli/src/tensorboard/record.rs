@@ -18,7 +18,9 @@ fn masked(crc: u32) -> u32 {
 
 /// CRC-32C (Castagnoli): polynomial 0x1EDC6F41, reflected, begun and ended with all ones (RFC 3720, appendix B.4).
 fn crc32c(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0u32, |crc, byte| (crc >> 8) ^ TABLE[usize::from(crc as u8 ^ byte)])
+    !bytes.iter().fold(!0u32, |crc, byte| {
+        (crc >> 8) ^ TABLE[usize::from(crc as u8 ^ byte)]
+    })
 }
 
 const TABLE: [u32; 256] = table();
@@ -30,7 +32,11 @@ const fn table() -> [u32; 256] {
         let mut crc = i as u32;
         let mut bit = 0;
         while bit < 8 {
-            crc = if crc & 1 == 1 { (crc >> 1) ^ 0x82f6_3b78 } else { crc >> 1 };
+            crc = if crc & 1 == 1 {
+                (crc >> 1) ^ 0x82f6_3b78
+            } else {
+                crc >> 1
+            };
             bit += 1;
         }
         table[i] = crc;

@@ -19,7 +19,11 @@ pub(super) struct Lines {
 impl Lines {
     /// Lines to `write`; without `progress`, only what is printed.
     pub fn new(write: Box<dyn FnMut(&str) + Send>, progress: bool) -> Self {
-        Self { write, progress, told: HashMap::new() }
+        Self {
+            write,
+            progress,
+            told: HashMap::new(),
+        }
     }
 }
 
@@ -32,7 +36,11 @@ impl Display for Lines {
         self.told.insert(track.name.clone(), track.began);
         if self.progress && !track.kind.is_empty() {
             let name = crate::table::pad(&track.name, track.width);
-            (self.write)(&format!("{} {name}  {}  begins\n", style.cyan("·"), style.dim(&crate::table::pad(&track.kind, 14))));
+            (self.write)(&format!(
+                "{} {name}  {}  begins\n",
+                style.cyan("·"),
+                style.dim(&crate::table::pad(&track.kind, 14))
+            ));
         }
     }
 

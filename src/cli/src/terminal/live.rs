@@ -18,7 +18,10 @@ pub(super) struct Live {
 impl Live {
     pub fn new() -> Self {
         go_live();
-        Self { bars: HashMap::new(), color: false }
+        Self {
+            bars: HashMap::new(),
+            color: false,
+        }
     }
 }
 
@@ -43,14 +46,23 @@ impl Display for Live {
         self.color = style.color;
         let bar = BARS.add(ProgressBar::no_length());
         bar.set_style(template(false, style.color));
-        let kind = if track.kind.is_empty() { String::new() } else { format!("  {}", style.dim(&crate::table::pad(&track.kind, 14))) };
-        bar.set_prefix(format!("{}{kind}", crate::table::pad(&track.name, track.width)));
+        let kind = if track.kind.is_empty() {
+            String::new()
+        } else {
+            format!("  {}", style.dim(&crate::table::pad(&track.kind, 14)))
+        };
+        bar.set_prefix(format!(
+            "{}{kind}",
+            crate::table::pad(&track.name, track.width)
+        ));
         bar.enable_steady_tick(Duration::from_millis(100));
         self.bars.insert(track.name.clone(), bar);
     }
 
     fn update(&mut self, track: &Track, at: u64) {
-        let Some(bar) = self.bars.get(&track.name) else { return };
+        let Some(bar) = self.bars.get(&track.name) else {
+            return;
+        };
         if track.total > 0 && bar.length() != Some(track.total) {
             if bar.length().is_none() {
                 bar.set_style(template(true, self.color));

@@ -13,11 +13,26 @@ use crate::style::Style;
 fn told(detail: Detail, events: Vec<(u64, &str, What)>) -> String {
     let text = Arc::new(Mutex::new(String::new()));
     let writer = text.clone();
-    let kinds = [("sft", "sft"), ("rows", "split"), ("sft › tokens", "tokens")].map(|(n, k)| (n.to_owned(), k.to_owned())).into();
+    let kinds = [
+        ("sft", "sft"),
+        ("rows", "split"),
+        ("sft › tokens", "tokens"),
+    ]
+    .map(|(n, k)| (n.to_owned(), k.to_owned()))
+    .into();
     let write = Box::new(move |line: &str| writer.lock().unwrap().push_str(line));
-    let mut terminal = Terminal::with(kinds, Style::default(), detail, Box::new(super::Lines::new(write, detail != Detail::Quiet)));
+    let mut terminal = Terminal::with(
+        kinds,
+        Style::default(),
+        detail,
+        Box::new(super::Lines::new(write, detail != Detail::Quiet)),
+    );
     for (at, stage, what) in events {
-        terminal.emit(&Event { at, stage: (!stage.is_empty()).then(|| stage.to_owned()), what });
+        terminal.emit(&Event {
+            at,
+            stage: (!stage.is_empty()).then(|| stage.to_owned()),
+            what,
+        });
     }
     drop(terminal);
     let text = text.lock().unwrap().clone();
@@ -29,31 +44,78 @@ fn key() -> Digest {
 }
 
 fn planned(stages: &[(&str, Verdict)]) -> What {
-    What::Planned { recipe: "r".to_owned(), stages: stages.iter().map(|(n, v)| ((*n).to_owned(), *v)).collect() }
+    What::Planned {
+        recipe: "r".to_owned(),
+        stages: stages.iter().map(|(n, v)| ((*n).to_owned(), *v)).collect(),
+    }
 }
 
 fn ended() -> What {
-    What::Ended { ran: 1, hits: 1, failed: 0, waiting: 0, skipped: 0, milliseconds: 9 }
+    What::Ended {
+        ran: 1,
+        hits: 1,
+        failed: 0,
+        waiting: 0,
+        skipped: 0,
+        milliseconds: 9,
+    }
 }
 
 fn progress(done: u64) -> What {
-    What::Progress { done, total: 60, unit: "steps".to_owned(), rate: Some((731.4, "tokens/s".to_owned())) }
+    What::Progress {
+        done,
+        total: 60,
+        unit: "steps".to_owned(),
+        rate: Some((731.4, "tokens/s".to_owned())),
+    }
 }
 
 fn run() -> Vec<(u64, &'static str, What)> {
-    let metrics = |step, loss| What::Metrics { step, values: BTreeMap::from([("loss".to_owned(), loss)]) };
+    let metrics = |step, loss| What::Metrics {
+        step,
+        values: BTreeMap::from([("loss".to_owned(), loss)]),
+    };
     vec![
-        (0, "", planned(&[("rows", Verdict::Cached), ("sft › tokens", Verdict::MayRun), ("sft", Verdict::WillRun)])),
+        (
+            0,
+            "",
+            planned(&[
+                ("rows", Verdict::Cached),
+                ("sft › tokens", Verdict::MayRun),
+                ("sft", Verdict::WillRun),
+            ]),
+        ),
         (1, "rows", What::Hit { key: key() }),
         (1, "sft › tokens", What::Hit { key: key() }),
-        (2, "sft", What::Started { kind: "sft".to_owned(), key: key() }),
+        (
+            2,
+            "sft",
+            What::Started {
+                kind: "sft".to_owned(),
+                key: key(),
+            },
+        ),
         (1000, "sft", progress(1)),
         (2000, "sft", progress(2)),
         (6500, "sft", metrics(12, 1.23456)),
         (7000, "sft", progress(13)),
         (7100, "sft", progress(14)),
-        (8000, "sft", What::Note { level: Level::Warning, text: "2 rows are longer than 512 tokens".to_owned() }),
-        (60_002, "sft", What::Finished { outputs: BTreeMap::new(), milliseconds: 60_000 }),
+        (
+            8000,
+            "sft",
+            What::Note {
+                level: Level::Warning,
+                text: "2 rows are longer than 512 tokens".to_owned(),
+            },
+        ),
+        (
+            60_002,
+            "sft",
+            What::Finished {
+                outputs: BTreeMap::new(),
+                milliseconds: 60_000,
+            },
+        ),
         (60_010, "", ended()),
     ]
 }
@@ -64,8 +126,7 @@ fn a_run_is_told_in_lines() {
     = rows          split           cached
     = sft › tokens  tokens          cached: its inputs came out as before
     · sft           sft             begins
-      sft: 2/60 steps, 731 tokens/s
-      sft: 13/60 steps, 731 tokens/s, loss 1.2346, 23 s left
+      sft: 2/60 steps, 731 tokens/s, loss 1.2346, 5 min 19 s left
     warning: sft: 2 rows are longer than 512 tokens
     ✓ sft           sft             1 min 00 s  731 tokens/s, loss 1.2346
     ");
@@ -74,7 +135,16 @@ fn a_run_is_told_in_lines() {
 #[test]
 fn a_quiet_run_tells_warnings_and_failures_only() {
     let mut events = run();
-    events.insert(10, (8100, "sft", What::Failed { error: "the disk is full\nfree some space".to_owned() }));
+    events.insert(
+        10,
+        (
+            8100,
+            "sft",
+            What::Failed {
+                error: "the disk is full\nfree some space".to_owned(),
+            },
+        ),
+    );
     events.truncate(11);
     insta::assert_snapshot!(told(Detail::Quiet, events), @r"
     warning: sft: 2 rows are longer than 512 tokens
@@ -87,10 +157,33 @@ fn a_quiet_run_tells_warnings_and_failures_only() {
 #[test]
 fn failures_are_whole_and_what_follows_is_skipped() {
     let events = vec![
-        (0, "", planned(&[("rows", Verdict::WillRun), ("sft", Verdict::MayRun)])),
-        (0, "rows", What::Started { kind: "split".to_owned(), key: key() }),
-        (1500, "rows", What::Failed { error: "rows.jsonl:3: not JSON\n  expected `,`".to_owned() }),
-        (1501, "sft", What::Skipped { reason: "`rows` failed".to_owned() }),
+        (
+            0,
+            "",
+            planned(&[("rows", Verdict::WillRun), ("sft", Verdict::MayRun)]),
+        ),
+        (
+            0,
+            "rows",
+            What::Started {
+                kind: "split".to_owned(),
+                key: key(),
+            },
+        ),
+        (
+            1500,
+            "rows",
+            What::Failed {
+                error: "rows.jsonl:3: not JSON\n  expected `,`".to_owned(),
+            },
+        ),
+        (
+            1501,
+            "sft",
+            What::Skipped {
+                reason: "`rows` failed".to_owned(),
+            },
+        ),
         (1502, "", ended()),
     ];
     insta::assert_snapshot!(told(Detail::Usual, events), @r"
@@ -105,8 +198,21 @@ fn failures_are_whole_and_what_follows_is_skipped() {
 #[test]
 fn many_hits_are_one_line() {
     let names: Vec<String> = (0..1000).map(|i| format!("s{i}")).collect();
-    let mut events = vec![(0, "", planned(&names.iter().map(|n| (n.as_str(), Verdict::Cached)).collect::<Vec<_>>()))];
-    events.extend(names.iter().map(|n| (1, n.as_str(), What::Hit { key: key() })));
+    let mut events = vec![(
+        0,
+        "",
+        planned(
+            &names
+                .iter()
+                .map(|n| (n.as_str(), Verdict::Cached))
+                .collect::<Vec<_>>(),
+        ),
+    )];
+    events.extend(
+        names
+            .iter()
+            .map(|n| (1, n.as_str(), What::Hit { key: key() })),
+    );
     events.push((2, "", ended()));
     assert_eq!(told(Detail::Usual, events), "= 1,000 stages in the cache\n");
 }

@@ -44,7 +44,14 @@ impl Track {
         }
     }
 
-    pub fn progress(&mut self, at: u64, done: u64, total: u64, unit: &str, rate: Option<(f64, String)>) {
+    pub fn progress(
+        &mut self,
+        at: u64,
+        done: u64,
+        total: u64,
+        unit: &str,
+        rate: Option<(f64, String)>,
+    ) {
         // A stage with several parts (load, train) counts each anew.
         if unit != self.unit || done < self.done {
             self.first = None;
@@ -65,9 +72,13 @@ impl Track {
         if !self.unit.is_empty() {
             parts.push(match (self.unit.as_str(), self.total) {
                 ("bytes", 0) => units::bytes(self.done),
-                ("bytes", total) => format!("{} of {}", units::bytes(self.done), units::bytes(total)),
+                ("bytes", total) => {
+                    format!("{} of {}", units::bytes(self.done), units::bytes(total))
+                }
                 (unit, 0) => format!("{} {unit}", units::count(self.done)),
-                (unit, total) => format!("{}/{} {unit}", units::count(self.done), units::count(total)),
+                (unit, total) => {
+                    format!("{}/{} {unit}", units::count(self.done), units::count(total))
+                }
             });
         }
         if let Some((rate, unit)) = &self.rate {
@@ -84,7 +95,10 @@ impl Track {
 
     /// What is worth keeping in its last line: the speed and the loss.
     pub fn last_words(&self) -> Option<String> {
-        let rate = self.rate.as_ref().map(|(rate, unit)| format!("{} {unit}", units::rate(*rate)));
+        let rate = self
+            .rate
+            .as_ref()
+            .map(|(rate, unit)| format!("{} {unit}", units::rate(*rate)));
         let loss = self.loss.map(|loss| format!("loss {}", number_text(loss)));
         let words: Vec<String> = rate.into_iter().chain(loss).collect();
         (!words.is_empty()).then(|| words.join(", "))

@@ -63,7 +63,10 @@ impl Lease {
                 while !stop.load(Ordering::Relaxed) {
                     std::thread::park_timeout(HEARTBEAT);
                     if !stop.load(Ordering::Relaxed) {
-                        let _ = fs::File::options().write(true).open(&path).and_then(|f| f.set_modified(SystemTime::now()));
+                        let _ = fs::File::options()
+                            .write(true)
+                            .open(&path)
+                            .and_then(|f| f.set_modified(SystemTime::now()));
                     }
                 }
             });
@@ -83,18 +86,34 @@ impl Drop for Lease {
 
 /// Whether the holder is gone: its process on this boot of this machine has ended, or the heartbeat has.
 fn void(path: &std::path::Path) -> bool {
-    let Ok(metadata) = fs::metadata(path) else { return true };
-    let age = metadata.modified().ok().and_then(|m| SystemTime::now().duration_since(m).ok()).unwrap_or_default();
+    let Ok(metadata) = fs::metadata(path) else {
+        return true;
+    };
+    let age = metadata
+        .modified()
+        .ok()
+        .and_then(|m| SystemTime::now().duration_since(m).ok())
+        .unwrap_or_default();
     if age > STALE {
         return true;
     }
     let text = fs::read_to_string(path).unwrap_or_default();
-    let Some((pid, boot)) = text.split_once(' ') else { return age > HEARTBEAT };
-    let Ok(pid) = pid.parse::<i32>() else { return true };
+    let Some((pid, boot)) = text.split_once(' ') else {
+        return age > HEARTBEAT;
+    };
+    let Ok(pid) = pid.parse::<i32>() else {
+        return true;
+    };
     // Signal 0 only asks whether the process is there.
-    boot == boot_id() && pid > 0 && unsafe { libc::kill(pid, 0) } != 0 && std::io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH)
+    boot == boot_id()
+        && pid > 0
+        && unsafe { libc::kill(pid, 0) } != 0
+        && std::io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH)
 }
 
 fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+    fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
 }

@@ -19,7 +19,13 @@ pub type Provenance = BTreeMap<String, Value>;
 impl Cache {
     /// Publishes what a stage made in `out`. Returns the entry that stands under the record's key: this one, or that of whoever
     /// was first.
-    pub fn publish(&self, record: &Record, drafts: &Drafts, out: &Path, provenance: Provenance) -> Result<Entry> {
+    pub fn publish(
+        &self,
+        record: &Record,
+        drafts: &Drafts,
+        out: &Path,
+        provenance: Provenance,
+    ) -> Result<Entry> {
         let mut done = BTreeMap::new();
         for name in drafts.keys() {
             self.publish_output(name, drafts, out, &mut done, 0)?;
@@ -32,7 +38,13 @@ impl Cache {
                 tokenizers.insert(name.clone(), *tokenizer);
             }
         }
-        let entry = Entry { record: record.clone(), outputs: done, reaches: reaches.into_iter().collect(), tokenizers, provenance };
+        let entry = Entry {
+            record: record.clone(),
+            outputs: done,
+            reaches: reaches.into_iter().collect(),
+            tokenizers,
+            provenance,
+        };
         self.write_entry(record.key(), &entry)
     }
 
@@ -50,7 +62,9 @@ impl Cache {
         if depth > drafts.len() {
             bail!("the outputs refer to each other in a circle");
         }
-        let draft = drafts.get(name).with_context(|| format!("an output refers to `{name}`, which the stage did not make"))?;
+        let draft = drafts.get(name).with_context(|| {
+            format!("an output refers to `{name}`, which the stage did not make")
+        })?;
         let digest = self.publish_draft(draft, drafts, out, done, depth)?;
         done.insert(name.to_owned(), digest);
         Ok(digest)
@@ -68,8 +82,12 @@ impl Cache {
         for (name, reference) in &draft.refs {
             let digest = match reference {
                 Reference::Artifact(digest) => *digest,
-                Reference::Output(output) => self.publish_output(output, drafts, out, done, depth + 1)?,
-                Reference::Inline(inner) => self.publish_draft(inner, drafts, out, done, depth + 1)?,
+                Reference::Output(output) => {
+                    self.publish_output(output, drafts, out, done, depth + 1)?
+                }
+                Reference::Inline(inner) => {
+                    self.publish_draft(inner, drafts, out, done, depth + 1)?
+                }
             };
             refs.insert(name.clone(), digest);
         }
@@ -82,30 +100,44 @@ impl Cache {
         if files.windows(2).any(|w| w[0].name == w[1].name) {
             bail!("an output has the same file twice");
         }
-        let manifest = Manifest { artifact: draft.artifact, files, refs, summary: draft.summary.clone() };
+        let manifest = Manifest {
+            artifact: draft.artifact,
+            files,
+            refs,
+            summary: draft.summary.clone(),
+        };
         self.put(&manifest.to_bytes())
     }
 
     fn publish_file(&self, name: &str, path: &Path, out: &Path) -> Result<FileEntry> {
-        let metadata = fs::symlink_metadata(path).with_context(|| format!("the stage did not write {}", path.display()))?;
+        let metadata = fs::symlink_metadata(path)
+            .with_context(|| format!("the stage did not write {}", path.display()))?;
         let inside = path.starts_with(out);
         if !metadata.is_file() && (inside || !fs::metadata(path)?.is_file()) {
             bail!("{} is not a plain file", path.display());
         }
-        let (digest, size) = Digest::of_file(path).with_context(|| format!("{} can't be read", path.display()))?;
+        let (digest, size) =
+            Digest::of_file(path).with_context(|| format!("{} can't be read", path.display()))?;
         if !self.has(digest, size) {
             if inside {
                 self.adopt(path, digest)?;
             } else {
-                let copy = tempfile::NamedTempFile::new_in(self.root().join("tmp"))?.into_temp_path();
+                let copy =
+                    tempfile::NamedTempFile::new_in(self.root().join("tmp"))?.into_temp_path();
                 // Shares blocks where the filesystem can.
-                fs::copy(path, &copy).with_context(|| format!("{} can't be copied into the cache", path.display()))?;
+                fs::copy(path, &copy).with_context(|| {
+                    format!("{} can't be copied into the cache", path.display())
+                })?;
                 if Digest::of_file(&copy)?.0 != digest {
                     bail!("{} changed while it was read; run again", path.display());
                 }
                 self.adopt(&copy, digest)?;
             }
         }
-        Ok(FileEntry { name: name.to_owned(), size, digest })
+        Ok(FileEntry {
+            name: name.to_owned(),
+            size,
+            digest,
+        })
     }
 }

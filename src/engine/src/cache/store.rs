@@ -29,11 +29,15 @@ pub fn locate(option: Option<&Path>, environment: Option<&Path>, recipe_folder: 
     if let Some(path) = option.or(environment) {
         return path.to_owned();
     }
-    let start = recipe_folder.canonicalize().unwrap_or_else(|_| recipe_folder.to_owned());
+    let start = recipe_folder
+        .canonicalize()
+        .unwrap_or_else(|_| recipe_folder.to_owned());
     let first_line = README.lines().next().unwrap_or("");
     for folder in start.ancestors() {
         let candidate = folder.join("cache");
-        if fs::read_to_string(candidate.join("README.md")).is_ok_and(|text| text.lines().next() == Some(first_line)) {
+        if fs::read_to_string(candidate.join("README.md"))
+            .is_ok_and(|text| text.lines().next() == Some(first_line))
+        {
             return candidate;
         }
     }
@@ -43,16 +47,30 @@ pub fn locate(option: Option<&Path>, environment: Option<&Path>, recipe_folder: 
 impl Cache {
     /// Opens the cache at `root`, laying it out when it is new.
     pub fn open(root: &Path) -> Result<Self> {
-        let cache = Self { root: root.to_owned() };
+        let cache = Self {
+            root: root.to_owned(),
+        };
         let make = || -> std::io::Result<()> {
-            for folder in ["objects", "entries", "leases", "partial", "runs", "sources", "tmp", "quarantine"] {
+            for folder in [
+                "objects",
+                "entries",
+                "leases",
+                "partial",
+                "runs",
+                "sources",
+                "tmp",
+                "quarantine",
+            ] {
                 fs::create_dir_all(root.join(folder))?;
             }
             if !root.join("README.md").exists() {
                 fs::write(root.join("README.md"), README)?;
             }
             if !root.join("CACHEDIR.TAG").exists() {
-                fs::write(root.join("CACHEDIR.TAG"), "Signature: 8a477f597d28d172789f06886806bc55\n")?;
+                fs::write(
+                    root.join("CACHEDIR.TAG"),
+                    "Signature: 8a477f597d28d172789f06886806bc55\n",
+                )?;
             }
             Ok(())
         };
@@ -66,7 +84,9 @@ impl Cache {
                 });
             }
         }
-        Ok(Self { root: root.canonicalize().unwrap_or(cache.root) })
+        Ok(Self {
+            root: root.canonicalize().unwrap_or(cache.root),
+        })
     }
 
     /// Its folder.
@@ -102,8 +122,13 @@ impl Cache {
     /// Whether the blob is there with its size and untouched. A touched blob is hashed: a damaged one is quarantined.
     pub fn has(&self, digest: Digest, size: u64) -> bool {
         let path = self.object_path(digest);
-        let Ok(metadata) = fs::metadata(&path) else { return false };
-        if metadata.len() == size && metadata.mtime() == BLOB_TIME.as_secs() as i64 && metadata.mtime_nsec() == 0 {
+        let Ok(metadata) = fs::metadata(&path) else {
+            return false;
+        };
+        if metadata.len() == size
+            && metadata.mtime() == BLOB_TIME.as_secs() as i64
+            && metadata.mtime_nsec() == 0
+        {
             return true;
         }
         match Digest::of_file(&path) {
@@ -123,7 +148,11 @@ impl Cache {
     pub fn quarantine(&self, digest: Digest) {
         let path = self.object_path(digest);
         let to = self.root.join("quarantine").join(digest.to_string());
-        tracing::warn!("the blob {} is damaged and was moved to {}", digest.short(), to.display());
+        tracing::warn!(
+            "the blob {} is damaged and was moved to {}",
+            digest.short(),
+            to.display()
+        );
         if fs::rename(&path, &to).is_err() {
             let _ = fs::remove_file(&path);
         }
@@ -131,10 +160,14 @@ impl Cache {
 
     /// A blob's bytes, verified.
     pub fn read(&self, digest: Digest) -> Result<Vec<u8>> {
-        let bytes = fs::read(self.object_path(digest)).with_context(|| format!("the cache has no blob {}", digest.short()))?;
+        let bytes = fs::read(self.object_path(digest))
+            .with_context(|| format!("the cache has no blob {}", digest.short()))?;
         if Digest::of_bytes(&bytes) != digest {
             self.quarantine(digest);
-            bail!("the blob {} was damaged; it was set aside, run again to make it anew", digest.short());
+            bail!(
+                "the blob {} was damaged; it was set aside, run again to make it anew",
+                digest.short()
+            );
         }
         Ok(bytes)
     }
@@ -150,16 +183,35 @@ impl Cache {
         let mut files = Vec::new();
         for file in &manifest.files {
             if !self.has(file.digest, file.size) {
-                bail!("the blob of `{}` in the {} {} is gone; run again to make it anew", file.name, manifest.artifact, artifact.short());
+                bail!(
+                    "the blob of `{}` in the {} {} is gone; run again to make it anew",
+                    file.name,
+                    manifest.artifact,
+                    artifact.short()
+                );
             }
             files.push((file.name.clone(), self.object_path(file.digest)));
         }
-        let refs = manifest.refs.iter().map(|(name, digest)| Ok((name.clone(), self.view(*digest)?))).collect::<Result<_>>()?;
-        Ok(ArtifactView { digest: artifact, artifact: manifest.artifact, files, refs, summary: manifest.summary })
+        let refs = manifest
+            .refs
+            .iter()
+            .map(|(name, digest)| Ok((name.clone(), self.view(*digest)?)))
+            .collect::<Result<_>>()?;
+        Ok(ArtifactView {
+            digest: artifact,
+            artifact: manifest.artifact,
+            files,
+            refs,
+            summary: manifest.summary,
+        })
     }
 
     /// Every blob that `artifact` reaches, its own manifest included: (digest, size).
-    pub fn reach(&self, artifact: Digest, out: &mut std::collections::BTreeMap<Digest, u64>) -> Result<()> {
+    pub fn reach(
+        &self,
+        artifact: Digest,
+        out: &mut std::collections::BTreeMap<Digest, u64>,
+    ) -> Result<()> {
         if out.contains_key(&artifact) {
             return Ok(());
         }
@@ -183,15 +235,25 @@ impl Cache {
             Ok(_) => "its record has another key".to_owned(),
             Err(error) => error.to_string(),
         };
-        tracing::warn!("the entry {} can't be used ({cause}) and was set aside", key.short());
-        let _ = fs::rename(self.entry_path(key), self.root.join("quarantine").join(format!("entry-{key}")));
+        tracing::warn!(
+            "the entry {} can't be used ({cause}) and was set aside",
+            key.short()
+        );
+        let _ = fs::rename(
+            self.entry_path(key),
+            self.root.join("quarantine").join(format!("entry-{key}")),
+        );
         None
     }
 
     /// A hit: the entry and every blob that it reaches. Anything less is a miss.
     pub fn hit(&self, key: Digest) -> Option<Entry> {
         let entry = self.entry(key)?;
-        if entry.reaches.iter().all(|(digest, size)| self.has(*digest, *size)) {
+        if entry
+            .reaches
+            .iter()
+            .all(|(digest, size)| self.has(*digest, *size))
+        {
             return Some(entry);
         }
         // Entries are written once: one whose blobs are gone makes room for the next.
@@ -203,7 +265,8 @@ impl Cache {
     pub fn adopt(&self, file: &Path, digest: Digest) -> Result<PathBuf> {
         let to = self.object_path(digest);
         let folder = to.parent().context("a blob has a folder")?;
-        fs::create_dir_all(folder).with_context(|| format!("{} can't be made", folder.display()))?;
+        fs::create_dir_all(folder)
+            .with_context(|| format!("{} can't be made", folder.display()))?;
         seal(file)?;
         fs::File::open(file)?.sync_all()?;
         match fs::hard_link(file, &to) {
@@ -212,10 +275,18 @@ impl Cache {
                 let size = fs::metadata(file)?.len();
                 if !self.has(digest, size) {
                     // The one that was there is damaged and gone by now.
-                    fs::hard_link(file, &to).or_else(|e| if e.kind() == std::io::ErrorKind::AlreadyExists { Ok(()) } else { Err(e) })?;
+                    fs::hard_link(file, &to).or_else(|e| {
+                        if e.kind() == std::io::ErrorKind::AlreadyExists {
+                            Ok(())
+                        } else {
+                            Err(e)
+                        }
+                    })?;
                 }
             }
-            Err(error) => return Err(error).with_context(|| format!("{} can't be written", to.display())),
+            Err(error) => {
+                return Err(error).with_context(|| format!("{} can't be written", to.display()));
+            }
         }
         let _ = fs::remove_file(file);
         fs::File::open(folder)?.sync_all()?;
@@ -228,7 +299,8 @@ impl Cache {
         if self.has(digest, bytes.len() as u64) {
             return Ok(digest);
         }
-        let mut file = tempfile::NamedTempFile::new_in(self.root.join("tmp")).context("the cache can't be written")?;
+        let mut file = tempfile::NamedTempFile::new_in(self.root.join("tmp"))
+            .context("the cache can't be written")?;
         file.write_all(bytes)?;
         let (_, path) = file.keep()?;
         self.adopt(&path, digest)?;
@@ -245,13 +317,17 @@ impl Cache {
         file.as_file().sync_all()?;
         match fs::hard_link(file.path(), &to) {
             Ok(()) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => match self.hit(key) {
-                Some(first) => return Ok(first),
-                None => {
-                    file.persist(&to).map_err(|e| e.error)?;
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                match self.hit(key) {
+                    Some(first) => return Ok(first),
+                    None => {
+                        file.persist(&to).map_err(|e| e.error)?;
+                    }
                 }
-            },
-            Err(error) => return Err(error).with_context(|| format!("{} can't be written", to.display())),
+            }
+            Err(error) => {
+                return Err(error).with_context(|| format!("{} can't be written", to.display()));
+            }
         }
         fs::File::open(folder)?.sync_all()?;
         Ok(entry.clone())
@@ -260,8 +336,12 @@ impl Cache {
 
 /// Read only, with the time that says nobody touched it since.
 fn seal(path: &Path) -> Result<()> {
-    let file = fs::File::options().write(true).open(path).or_else(|_| fs::File::open(path))?;
-    file.set_modified(SystemTime::UNIX_EPOCH + BLOB_TIME).with_context(|| format!("{}: its time can't be set", path.display()))?;
+    let file = fs::File::options()
+        .write(true)
+        .open(path)
+        .or_else(|_| fs::File::open(path))?;
+    file.set_modified(SystemTime::UNIX_EPOCH + BLOB_TIME)
+        .with_context(|| format!("{}: its time can't be set", path.display()))?;
     file.set_permissions(fs::Permissions::from_mode(0o444))?;
     Ok(())
 }

@@ -25,7 +25,9 @@ pub(super) fn read(
 ) -> BTreeMap<&'static str, Binding> {
     let mut inputs = BTreeMap::new();
     for port in contract.ports {
-        let given = body.get(port.name).filter(|n| !matches!(n.kind, NodeKind::Null));
+        let given = body
+            .get(port.name)
+            .filter(|n| !matches!(n.kind, NodeKind::Null));
         match given {
             Some(node) => {
                 if let Some(binding) = read_port(port, node, key, index, problems) {
@@ -35,7 +37,8 @@ pub(super) fn read(
             None if port.arity == Arity::Optional => {}
             None => {
                 let message = format!("the stage `{}` needs `{}`", key.name, port.name);
-                let help = stages_that_give(port, key, index).unwrap_or_else(|| format!("it takes {}", phrase(port.accepts)));
+                let help = stages_that_give(port, key, index)
+                    .unwrap_or_else(|| format!("it takes {}", phrase(port.accepts)));
                 problems.push(Problem::at("missing-field", key_span(key), message).help(help));
             }
         }
@@ -43,9 +46,17 @@ pub(super) fn read(
     inputs
 }
 
-fn read_port(port: &'static Port, node: &Node, key: &Key, index: &Index<'_>, problems: &mut Vec<Problem>) -> Option<Binding> {
+fn read_port(
+    port: &'static Port,
+    node: &Node,
+    key: &Key,
+    index: &Index<'_>,
+    problems: &mut Vec<Problem>,
+) -> Option<Binding> {
     match (&node.kind, port.arity) {
-        (NodeKind::Text(_), Arity::One | Arity::Optional) => read_target(port, node, key, index, problems).map(Binding::One),
+        (NodeKind::Text(_), Arity::One | Arity::Optional) => {
+            read_target(port, node, key, index, problems).map(Binding::One)
+        }
         (NodeKind::Text(text), Arity::Many) => {
             let target = read_target(port, node, key, index, problems)?;
             Some(Binding::Many(vec![(text.clone(), target)]))
@@ -76,7 +87,11 @@ fn read_port(port: &'static Port, node: &Node, key: &Key, index: &Index<'_>, pro
             None
         }
         (_, Arity::Many) => {
-            problems.push(wrong_type(port.name, "a stage's name, a list of them or a mapping to them", node));
+            problems.push(wrong_type(
+                port.name,
+                "a stage's name, a list of them or a mapping to them",
+                node,
+            ));
             None
         }
         _ => {
@@ -86,7 +101,13 @@ fn read_port(port: &'static Port, node: &Node, key: &Key, index: &Index<'_>, pro
     }
 }
 
-fn read_target(port: &'static Port, node: &Node, key: &Key, index: &Index<'_>, problems: &mut Vec<Problem>) -> Option<Target> {
+fn read_target(
+    port: &'static Port,
+    node: &Node,
+    key: &Key,
+    index: &Index<'_>,
+    problems: &mut Vec<Problem>,
+) -> Option<Target> {
     let NodeKind::Text(text) = &node.kind else {
         problems.push(wrong_type(port.name, "a stage's name", node));
         return None;
@@ -95,14 +116,30 @@ fn read_target(port: &'static Port, node: &Node, key: &Key, index: &Index<'_>, p
     let Some((stage, contract)) = index.get(name) else {
         let help = nearest(name, index.keys().copied()).map(|w| format!("did you mean `{w}`?"));
         let help = help.or_else(|| stages_that_give(port, key, index));
-        let help = help.unwrap_or_else(|| format!("`{}` takes the name of a stage that gives {}", port.name, phrase(port.accepts)));
-        problems.push(Problem::at("bad-reference", node.span, format!("there is no stage `{name}`")).help(help));
+        let help = help.unwrap_or_else(|| {
+            format!(
+                "`{}` takes the name of a stage that gives {}",
+                port.name,
+                phrase(port.accepts)
+            )
+        });
+        problems.push(
+            Problem::at(
+                "bad-reference",
+                node.span,
+                format!("there is no stage `{name}`"),
+            )
+            .help(help),
+        );
         return None;
     };
     let contract = (*contract)?;
     let Some(found) = contract.output(output) else {
         let names: Vec<_> = contract.outputs.iter().map(|o| o.name).collect();
-        let message = format!("the stage `{name}` of kind `{}` has no output `{output}`", contract.kind);
+        let message = format!(
+            "the stage `{name}` of kind `{}` has no output `{output}`",
+            contract.kind
+        );
         let help = match nearest(output, names.iter().copied()) {
             Some(word) => format!("did you mean `{name}.{word}`?"),
             None if names.is_empty() => "it has no outputs".to_owned(),
@@ -111,28 +148,67 @@ fn read_target(port: &'static Port, node: &Node, key: &Key, index: &Index<'_>, p
         problems.push(Problem::at("bad-reference", node.span, message).help(help));
         return None;
     };
-    if output.is_empty() && contract.outputs.len() > 1 && contract.outputs[0].artifact == contract.outputs[1].artifact {
-        let names: Vec<_> = contract.outputs.iter().map(|o| format!("`{name}.{}`", o.name)).collect();
+    if output.is_empty()
+        && contract.outputs.len() > 1
+        && contract.outputs[0].artifact == contract.outputs[1].artifact
+    {
+        let names: Vec<_> = contract
+            .outputs
+            .iter()
+            .map(|o| format!("`{name}.{}`", o.name))
+            .collect();
         let message = format!("`{name}` has several outputs of the same type");
-        problems.push(Problem::at("bad-reference", node.span, message).help(format!("say which: {}", names.join(" or "))));
+        problems.push(
+            Problem::at("bad-reference", node.span, message)
+                .help(format!("say which: {}", names.join(" or "))),
+        );
         return None;
     }
     if !port.accepts.contains(&found.artifact) {
-        let message = format!("`{}` takes {}, and `{text}` is {}", port.name, phrase(port.accepts), phrase(&[found.artifact]));
-        let fitting: Vec<_> = contract.outputs.iter().filter(|o| port.accepts.contains(&o.artifact)).map(|o| o.name).collect();
-        let help = fitting.first().map(|o| format!("`{name}.{o}` would fit")).or_else(|| stages_that_give(port, key, index));
+        let message = format!(
+            "`{}` takes {}, and `{text}` is {}",
+            port.name,
+            phrase(port.accepts),
+            phrase(&[found.artifact])
+        );
+        let fitting: Vec<_> = contract
+            .outputs
+            .iter()
+            .filter(|o| port.accepts.contains(&o.artifact))
+            .map(|o| o.name)
+            .collect();
+        let help = fitting
+            .first()
+            .map(|o| format!("`{name}.{o}` would fit"))
+            .or_else(|| stages_that_give(port, key, index));
         problems.push(Problem::at("type-mismatch", node.span, message).maybe_help(help));
         return None;
     }
-    Some(Target { stage: *stage, output: found.name })
+    Some(Target {
+        stage: *stage,
+        output: found.name,
+    })
 }
 
 /// The stages that could stand in a port of the stage `own`.
 fn stages_that_give(port: &Port, own: &Key, index: &Index<'_>) -> Option<String> {
-    let gives = |contract: &Contract| contract.outputs.iter().any(|o| port.accepts.contains(&o.artifact));
-    let others = index.iter().filter(|(name, (_, c))| **name != own.name && c.is_some_and(gives));
+    let gives = |contract: &Contract| {
+        contract
+            .outputs
+            .iter()
+            .any(|o| port.accepts.contains(&o.artifact))
+    };
+    let others = index
+        .iter()
+        .filter(|(name, (_, c))| **name != own.name && c.is_some_and(gives));
     let fitting: Vec<_> = others.map(|(n, _)| format!("`{n}`")).take(5).collect();
-    (!fitting.is_empty()).then(|| format!("stages that give {}: {}", phrase(port.accepts), fitting.join(", ")))
+    (!fitting.is_empty()).then(|| {
+        format!(
+            "stages that give {}: {}",
+            phrase(port.accepts),
+            fitting.join(", ")
+        )
+    })
 }
 
 /// Types of artifacts with their articles.
@@ -168,7 +244,11 @@ pub(super) fn check_cycles(stages: &[Stage], problems: &mut Vec<Problem>) {
             [one] => format!("`{one}` needs its own output"),
             _ => format!("these stages wait for each other: {}", names.join(", ")),
         };
-        let help = if own { "a stage uses what other stages give" } else { "one of them has to do without what the others give" };
+        let help = if own {
+            "a stage uses what other stages give"
+        } else {
+            "one of them has to do without what the others give"
+        };
         let mut problem = Problem::at("cycle", stages[members[0]].span, message).help(help);
         for i in &members[1..] {
             problem = problem.other(stages[*i].span, "part of the cycle");

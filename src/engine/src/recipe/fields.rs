@@ -18,16 +18,28 @@ pub(super) struct Fields {
 }
 
 /// The contract that `kind:` names.
-pub(super) fn kind_of(key: &Key, body: &Node, contracts: Contracts, problems: &mut Vec<Problem>) -> Option<&'static Contract> {
+pub(super) fn kind_of(
+    key: &Key,
+    body: &Node,
+    contracts: Contracts,
+    problems: &mut Vec<Problem>,
+) -> Option<&'static Contract> {
     if !matches!(body.kind, NodeKind::Map(_)) {
-        let message = format!("the stage `{}` is a mapping with a `kind`, not {}", key.name, body.describe());
+        let message = format!(
+            "the stage `{}` is a mapping with a `kind`, not {}",
+            key.name,
+            body.describe()
+        );
         let help = format!("write `{}: {{ kind: … }}`", key.name);
         problems.push(Problem::at("wrong-type", key_span(key), message).help(help));
         return None;
     }
     let Some(kind) = body.get("kind") else {
         let message = format!("the stage `{}` does not say its kind", key.name);
-        let help = format!("add `kind:` with one of {}", kind_names(contracts).join(", "));
+        let help = format!(
+            "add `kind:` with one of {}",
+            kind_names(contracts).join(", ")
+        );
         problems.push(Problem::at("missing-field", key_span(key), message).help(help));
         return None;
     };
@@ -38,8 +50,18 @@ pub(super) fn kind_of(key: &Key, body: &Node, contracts: Contracts, problems: &m
     let found = contracts.kind(name);
     if found.is_none() {
         let near = nearest(name, kind_names(contracts));
-        let help = near.map_or_else(|| format!("known kinds: {}", kind_names(contracts).join(", ")), |w| format!("did you mean `{w}`?"));
-        problems.push(Problem::at("unknown-kind", kind.span, format!("there is no kind `{name}`")).help(help));
+        let help = near.map_or_else(
+            || format!("known kinds: {}", kind_names(contracts).join(", ")),
+            |w| format!("did you mean `{w}`?"),
+        );
+        problems.push(
+            Problem::at(
+                "unknown-kind",
+                kind.span,
+                format!("there is no kind `{name}`"),
+            )
+            .help(help),
+        );
     }
     found
 }
@@ -49,27 +71,47 @@ fn kind_names(contracts: Contracts) -> Vec<&'static str> {
 }
 
 /// Reads every field of `body`.
-pub(super) fn read(body: &Node, key: &Key, contract: &'static Contract, seed: u64, problems: &mut Vec<Problem>) -> Fields {
-    let mut fields = Fields { params: Map::new(), sources: BTreeMap::new(), spans: BTreeMap::new() };
-    let NodeKind::Map(pairs) = &body.kind else { return fields };
+pub(super) fn read(
+    body: &Node,
+    key: &Key,
+    contract: &'static Contract,
+    seed: u64,
+    problems: &mut Vec<Problem>,
+) -> Fields {
+    let mut fields = Fields {
+        params: Map::new(),
+        sources: BTreeMap::new(),
+        spans: BTreeMap::new(),
+    };
+    let NodeKind::Map(pairs) = &body.kind else {
+        return fields;
+    };
     for (word, value) in pairs {
         fields.spans.insert(word.name.clone(), value.span);
         if !contract.words().any(|w| w == word.name) {
-            let help = nearest(&word.name, contract.words()).map(|w| format!("did you mean `{w}`?"));
+            let help =
+                nearest(&word.name, contract.words()).map(|w| format!("did you mean `{w}`?"));
             let help = help.unwrap_or_else(|| {
                 let words: Vec<_> = contract.words().collect();
                 format!("`{}` knows {}", contract.kind, words.join(", "))
             });
-            let message = format!("`{}` is not a word of the kind `{}`", word.name, contract.kind);
+            let message = format!(
+                "`{}` is not a word of the kind `{}`",
+                word.name, contract.kind
+            );
             problems.push(Problem::at("unknown-key", word.span, message).help(help));
         }
     }
     let before = problems.len();
     for field in contract.fields {
-        let given = body.get(field.name).filter(|n| !matches!(n.kind, NodeKind::Null));
+        let given = body
+            .get(field.name)
+            .filter(|n| !matches!(n.kind, NodeKind::Null));
         let value = match (given, field.need, &field.ty) {
             (Some(node), _, FieldType::Source) => read_source(field, node, &mut fields, problems),
-            (Some(node), ..) => read_value(field.name, &field.ty, node, problems).unwrap_or(Value::Null),
+            (Some(node), ..) => {
+                read_value(field.name, &field.ty, node, problems).unwrap_or(Value::Null)
+            }
             (None, _, FieldType::Seed) => seed.into(),
             (None, Need::Default(literal), _) => literal.value(),
             (None, Need::Optional, _) => Value::Null,
@@ -90,7 +132,12 @@ pub(super) fn read(body: &Node, key: &Key, contract: &'static Contract, seed: u6
     fields
 }
 
-fn read_source(field: &'static Field, node: &Node, fields: &mut Fields, problems: &mut Vec<Problem>) -> Value {
+fn read_source(
+    field: &'static Field,
+    node: &Node,
+    fields: &mut Fields,
+    problems: &mut Vec<Problem>,
+) -> Value {
     match parse_spec(&node.to_value()) {
         Ok(spec) => {
             fields.sources.insert(field.name, spec);
@@ -100,7 +147,12 @@ fn read_source(field: &'static Field, node: &Node, fields: &mut Fields, problems
     node.to_value()
 }
 
-fn read_value(name: &str, ty: &FieldType, node: &Node, problems: &mut Vec<Problem>) -> Option<Value> {
+fn read_value(
+    name: &str,
+    ty: &FieldType,
+    node: &Node,
+    problems: &mut Vec<Problem>,
+) -> Option<Value> {
     let mut found = Vec::new();
     let value = fit(name, ty, node, &mut found);
     problems.extend(found);
@@ -111,12 +163,24 @@ fn fit(name: &str, ty: &FieldType, node: &Node, problems: &mut Vec<Problem>) -> 
     match (ty, &node.kind) {
         (FieldType::Bool, NodeKind::Bool(b)) => Some((*b).into()),
         (FieldType::Integer { min, max }, NodeKind::Integer(i)) => {
-            in_range(name, (min..=max).contains(&i), &bounds(*min as f64, *max as f64, false), node, problems)?;
+            in_range(
+                name,
+                (min..=max).contains(&i),
+                &bounds(*min as f64, *max as f64, false),
+                node,
+                problems,
+            )?;
             Some((*i).into())
         }
         // A whole number that no whole number here can be.
-        (FieldType::Integer { min, max }, NodeKind::Number(x)) if x.is_finite() && x.fract() == 0.0 && x.abs() > i64::MAX as f64 => {
-            let range = if *x > 0.0 { format!("at most {max}") } else { format!("at least {min}") };
+        (FieldType::Integer { min, max }, NodeKind::Number(x))
+            if x.is_finite() && x.fract() == 0.0 && x.abs() > i64::MAX as f64 =>
+        {
+            let range = if *x > 0.0 {
+                format!("at most {max}")
+            } else {
+                format!("at least {min}")
+            };
             in_range(name, false, &range, node, problems)?;
             None
         }
@@ -144,11 +208,19 @@ fn fit(name: &str, ty: &FieldType, node: &Node, problems: &mut Vec<Problem>) -> 
         }
         (FieldType::List { of, min }, NodeKind::List(items)) => {
             if items.len() < *min {
-                let message = format!("`{name}` has at least {min} {}, not {}", if *min == 1 { "entry" } else { "entries" }, items.len());
+                let message = format!(
+                    "`{name}` has at least {min} {}, not {}",
+                    if *min == 1 { "entry" } else { "entries" },
+                    items.len()
+                );
                 problems.push(Problem::at("out-of-range", node.span, message));
                 return None;
             }
-            items.iter().map(|item| fit(name, of, item, problems)).collect::<Option<Vec<_>>>().map(Value::Array)
+            items
+                .iter()
+                .map(|item| fit(name, of, item, problems))
+                .collect::<Option<Vec<_>>>()
+                .map(Value::Array)
         }
         (FieldType::Map { of }, NodeKind::Map(pairs)) => {
             let mut map = Map::new();
@@ -173,15 +245,26 @@ fn fit(name: &str, ty: &FieldType, node: &Node, problems: &mut Vec<Problem>) -> 
             }
             let number = matches!(node.kind, NodeKind::Integer(_) | NodeKind::Number(_));
             // A value of the right shape with a wrong content says more than a list of shapes.
-            let telling = tried.into_iter().find(|found| found.iter().any(|p| p.code != "wrong-type"));
-            problems.extend(match (telling, types.iter().map(range_of).collect::<Option<Vec<_>>>()) {
-                (Some(_), Some(ranges)) if number => {
-                    let message = format!("`{name}` is {}, not {}", ranges.join(", or "), node.describe());
-                    vec![Problem::at("out-of-range", node.span, message)]
-                }
-                (Some(found), _) => found,
-                (None, _) => vec![wrong_type(name, &expected(ty), node)],
-            });
+            let telling = tried
+                .into_iter()
+                .find(|found| found.iter().any(|p| p.code != "wrong-type"));
+            problems.extend(
+                match (
+                    telling,
+                    types.iter().map(range_of).collect::<Option<Vec<_>>>(),
+                ) {
+                    (Some(_), Some(ranges)) if number => {
+                        let message = format!(
+                            "`{name}` is {}, not {}",
+                            ranges.join(", or "),
+                            node.describe()
+                        );
+                        vec![Problem::at("out-of-range", node.span, message)]
+                    }
+                    (Some(found), _) => found,
+                    (None, _) => vec![wrong_type(name, &expected(ty), node)],
+                },
+            );
             None
         }
         _ => {
@@ -191,17 +274,34 @@ fn fit(name: &str, ty: &FieldType, node: &Node, problems: &mut Vec<Problem>) -> 
     }
 }
 
-fn in_range(name: &str, fits: bool, range: &str, node: &Node, problems: &mut Vec<Problem>) -> Option<()> {
+fn in_range(
+    name: &str,
+    fits: bool,
+    range: &str,
+    node: &Node,
+    problems: &mut Vec<Problem>,
+) -> Option<()> {
     if !fits {
-        problems.push(Problem::at("out-of-range", node.span, format!("`{name}` is {range}, not {}", node.describe())));
+        problems.push(Problem::at(
+            "out-of-range",
+            node.span,
+            format!("`{name}` is {range}, not {}", node.describe()),
+        ));
     }
     fits.then_some(())
 }
 
 /// A range in words.
 pub(crate) fn bounds(min: f64, max: f64, above: bool) -> String {
-    let low = if above { format!("greater than {min}") } else { format!("at least {min}") };
-    match (min.is_finite() && min > i64::MIN as f64, max.is_finite() && max < i64::MAX as f64) {
+    let low = if above {
+        format!("greater than {min}")
+    } else {
+        format!("at least {min}")
+    };
+    match (
+        min.is_finite() && min > i64::MIN as f64,
+        max.is_finite() && max < i64::MAX as f64,
+    ) {
         (true, true) => format!("{low} and at most {max}"),
         (true, false) => low,
         (false, true) => format!("at most {max}"),
@@ -212,8 +312,13 @@ pub(crate) fn bounds(min: f64, max: f64, above: bool) -> String {
 /// The range of a type of numbers in words, with the type itself.
 fn range_of(ty: &FieldType) -> Option<String> {
     match ty {
-        FieldType::Integer { min, max } => Some(format!("a whole number {}", bounds(*min as f64, *max as f64, false))),
-        FieldType::Number { min, max, above } => Some(format!("a number {}", bounds(*min, *max, *above))),
+        FieldType::Integer { min, max } => Some(format!(
+            "a whole number {}",
+            bounds(*min as f64, *max as f64, false)
+        )),
+        FieldType::Number { min, max, above } => {
+            Some(format!("a number {}", bounds(*min, *max, *above)))
+        }
         _ => None,
     }
 }
@@ -226,7 +331,14 @@ pub(crate) fn expected(ty: &FieldType) -> String {
         FieldType::Number { .. } => "a number".to_owned(),
         FieldType::Text => "a text".to_owned(),
         FieldType::Choice(choices) => {
-            format!("one of {}", choices.iter().map(|c| format!("`{}`", c.word)).collect::<Vec<_>>().join(", "))
+            format!(
+                "one of {}",
+                choices
+                    .iter()
+                    .map(|c| format!("`{}`", c.word))
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            )
         }
         FieldType::List { of, .. } => format!("a list, each {}", expected(of)),
         FieldType::Map { of } => format!("a mapping, each {}", expected(of)),

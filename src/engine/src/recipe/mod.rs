@@ -43,7 +43,10 @@ pub struct Recipe {
 impl Recipe {
     /// The folder that relative paths start from.
     pub fn folder(&self) -> &Path {
-        self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+        self.path
+            .parent()
+            .filter(|p| !p.as_os_str().is_empty())
+            .unwrap_or(Path::new("."))
     }
 
     /// The index of the stage called `name`.

@@ -1,7 +1,7 @@
 //! `outputs`: folders that every run checks and restores.
 
-use super::read::wrong_type;
 use super::bind::{Index, phrase};
+use super::read::wrong_type;
 use super::yaml::{Node, NodeKind};
 use super::{Export, Format, Target};
 use crate::artifact::ArtifactType;
@@ -12,22 +12,51 @@ const WORDS: [&str; 3] = ["from", "format", "to"];
 /// Reads every entry of `outputs`.
 pub(super) fn read(root: &Node, index: &Index<'_>, problems: &mut Vec<Problem>) -> Vec<Export> {
     let (mut exports, mut folders): (Vec<Export>, Vec<(String, String)>) = Default::default();
-    let Some(node) = root.get("outputs").filter(|n| !matches!(n.kind, NodeKind::Null)) else { return exports };
+    let Some(node) = root
+        .get("outputs")
+        .filter(|n| !matches!(n.kind, NodeKind::Null))
+    else {
+        return exports;
+    };
     let NodeKind::Map(pairs) = &node.kind else {
-        problems.push(wrong_type("outputs", "a mapping from names to outputs", node));
+        problems.push(wrong_type(
+            "outputs",
+            "a mapping from names to outputs",
+            node,
+        ));
         return exports;
     };
     for (key, body) in pairs {
         let NodeKind::Map(words) = &body.kind else {
-            problems.push(wrong_type(&key.name, "a mapping with `from` and `to`", body));
+            problems.push(wrong_type(
+                &key.name,
+                "a mapping with `from` and `to`",
+                body,
+            ));
             continue;
         };
-        for (word, _) in words.iter().filter(|(w, _)| !WORDS.contains(&w.name.as_str())) {
-            let help = nearest(&word.name, WORDS).map_or_else(|| format!("an output has {}", WORDS.join(", ")), |w| format!("did you mean `{w}`?"));
-            problems.push(Problem::at("unknown-key", word.span, format!("`{}` is not a part of an output", word.name)).help(help));
+        for (word, _) in words
+            .iter()
+            .filter(|(w, _)| !WORDS.contains(&w.name.as_str()))
+        {
+            let help = nearest(&word.name, WORDS).map_or_else(
+                || format!("an output has {}", WORDS.join(", ")),
+                |w| format!("did you mean `{w}`?"),
+            );
+            problems.push(
+                Problem::at(
+                    "unknown-key",
+                    word.span,
+                    format!("`{}` is not a part of an output", word.name),
+                )
+                .help(help),
+            );
         }
         let mut text = |word: &str, doc: &str| match body.get(word) {
-            Some(Node { kind: NodeKind::Text(text), .. }) if !text.is_empty() => Some(text.clone()),
+            Some(Node {
+                kind: NodeKind::Text(text),
+                ..
+            }) if !text.is_empty() => Some(text.clone()),
             Some(other) => {
                 problems.push(wrong_type(word, doc, other));
                 None
@@ -38,8 +67,13 @@ pub(super) fn read(root: &Node, index: &Index<'_>, problems: &mut Vec<Problem>) 
                 None
             }
         };
-        let (from, to) = (text("from", "the stage whose output is written"), text("to", "the folder to write, relative to the recipe"));
-        let (Some(from), Some(to)) = (from, to) else { continue };
+        let (from, to) = (
+            text("from", "the stage whose output is written"),
+            text("to", "the folder to write, relative to the recipe"),
+        );
+        let (Some(from), Some(to)) = (from, to) else {
+            continue;
+        };
         let span = body.get("from").map_or(key.span, |n| n.span);
         let found = find(&from, span, index, problems);
         let artifact = found.as_ref().map(|(_, artifact)| *artifact);
@@ -47,49 +81,95 @@ pub(super) fn read(root: &Node, index: &Index<'_>, problems: &mut Vec<Problem>) 
             None => Format::Files,
             Some((_, NodeKind::Text(word))) if word == "files" => Format::Files,
             Some((node, NodeKind::Text(word))) if word == "peft" => {
-                if let Some(other) = artifact.filter(|a| !matches!(a, ArtifactType::Model | ArtifactType::Adapter)) {
-                    let message = format!("only a model is written as `peft`, and `{from}` is {}", phrase(&[other]));
-                    problems.push(Problem::at("type-mismatch", node.span, message).help("leave `format` out, and its files are written as they are"));
+                if let Some(other) =
+                    artifact.filter(|a| !matches!(a, ArtifactType::Model | ArtifactType::Adapter))
+                {
+                    let message = format!(
+                        "only a model is written as `peft`, and `{from}` is {}",
+                        phrase(&[other])
+                    );
+                    problems.push(
+                        Problem::at("type-mismatch", node.span, message)
+                            .help("leave `format` out, and its files are written as they are"),
+                    );
                 }
                 Format::Peft
             }
             Some((node, _)) => {
-                problems.push(Problem::at("out-of-range", node.span, format!("`format` is `files` or `peft`, not {}", node.describe())));
+                problems.push(Problem::at(
+                    "out-of-range",
+                    node.span,
+                    format!("`format` is `files` or `peft`, not {}", node.describe()),
+                ));
                 Format::Files
             }
         };
         let to_span = body.get("to").map_or(key.span, |n| n.span);
         if std::path::Path::new(&to).is_absolute() || to.split('/').any(|part| part == "..") {
             let message = format!("`{to}` leaves the recipe's folder");
-            problems.push(Problem::at("bad-path", to_span, message).help("outputs are written below the recipe's folder; `levain export` writes anywhere"));
+            problems.push(Problem::at("bad-path", to_span, message).help(
+                "outputs are written below the recipe's folder; `levain export` writes anywhere",
+            ));
         }
         let folder = to.trim_end_matches('/').to_owned();
         if let Some((_, first)) = folders.iter().find(|(f, _)| *f == folder) {
             let message = format!("`{to}` is also written by the output `{first}`");
-            problems.push(Problem::at("duplicate-key", to_span, message).help("give each output a folder of its own"));
+            problems.push(
+                Problem::at("duplicate-key", to_span, message)
+                    .help("give each output a folder of its own"),
+            );
         }
         folders.push((folder, key.name.clone()));
         if let Some((target, _)) = found {
-            exports.push(Export { name: key.name.clone(), from: target, format, to });
+            exports.push(Export {
+                name: key.name.clone(),
+                from: target,
+                format,
+                to,
+            });
         }
     }
     exports
 }
 
 /// The stage output that `from` names. A stage whose kind is unknown, which has been said, is passed over.
-fn find(from: &str, span: Span, index: &Index<'_>, problems: &mut Vec<Problem>) -> Option<(Target, ArtifactType)> {
+fn find(
+    from: &str,
+    span: Span,
+    index: &Index<'_>,
+    problems: &mut Vec<Problem>,
+) -> Option<(Target, ArtifactType)> {
     let (name, output) = from.split_once('.').unwrap_or((from, ""));
     let Some((stage, contract)) = index.get(name) else {
         let help = nearest(name, index.keys().copied()).map(|w| format!("did you mean `{w}`?"));
-        problems.push(Problem::at("bad-reference", span, format!("there is no stage `{name}`")).maybe_help(help));
+        problems.push(
+            Problem::at("bad-reference", span, format!("there is no stage `{name}`"))
+                .maybe_help(help),
+        );
         return None;
     };
     let contract = (*contract)?;
     let Some(found) = contract.output(output) else {
-        let names: Vec<_> = contract.outputs.iter().map(|o| format!("`{name}.{}`", o.name)).collect();
-        let message = format!("the stage `{name}` of kind `{}` has no output `{output}`", contract.kind);
-        problems.push(Problem::at("bad-reference", span, message).help(format!("it has {}", names.join(", "))));
+        let names: Vec<_> = contract
+            .outputs
+            .iter()
+            .map(|o| format!("`{name}.{}`", o.name))
+            .collect();
+        let message = format!(
+            "the stage `{name}` of kind `{}` has no output `{output}`",
+            contract.kind
+        );
+        problems.push(
+            Problem::at("bad-reference", span, message)
+                .help(format!("it has {}", names.join(", "))),
+        );
         return None;
     };
-    Some((Target { stage: *stage, output: found.name }, found.artifact))
+    Some((
+        Target {
+            stage: *stage,
+            output: found.name,
+        },
+        found.artifact,
+    ))
 }

@@ -17,10 +17,16 @@ pub(super) fn substitute(root: &mut Node, problems: &mut Vec<Problem>) -> Vec<Sp
                 values.insert(key.name.clone(), (key.span, value.clone()));
             }
         }
-        Some((_, node)) => problems.push(super::read::wrong_type("params", "a mapping from names to values", node)),
+        Some((_, node)) => problems.push(super::read::wrong_type(
+            "params",
+            "a mapping from names to values",
+            node,
+        )),
     }
     let mut failed = Vec::new();
-    let NodeKind::Map(pairs) = &mut root.kind else { return failed };
+    let NodeKind::Map(pairs) = &mut root.kind else {
+        return failed;
+    };
     for (key, node) in pairs.iter_mut().filter(|(k, _)| k.name != "params") {
         if key.name != "levain" {
             walk(node, &values, &mut used, &mut failed, problems);
@@ -28,7 +34,10 @@ pub(super) fn substitute(root: &mut Node, problems: &mut Vec<Problem>) -> Vec<Sp
     }
     for (name, (span, _)) in values.iter().filter(|(name, _)| !used.contains(*name)) {
         let message = format!("the parameter `{name}` is used nowhere");
-        problems.push(Problem::at("unused-parameter", *span, message).help(format!("use it as \"${{params.{name}}}\", or remove it")));
+        problems.push(
+            Problem::at("unused-parameter", *span, message)
+                .help(format!("use it as \"${{params.{name}}}\", or remove it")),
+        );
     }
     failed
 }
@@ -43,8 +52,12 @@ fn walk(
     problems: &mut Vec<Problem>,
 ) {
     match &mut node.kind {
-        NodeKind::List(items) => items.iter_mut().for_each(|n| walk(n, values, used, failed, problems)),
-        NodeKind::Map(pairs) => pairs.iter_mut().for_each(|(_, n)| walk(n, values, used, failed, problems)),
+        NodeKind::List(items) => items
+            .iter_mut()
+            .for_each(|n| walk(n, values, used, failed, problems)),
+        NodeKind::Map(pairs) => pairs
+            .iter_mut()
+            .for_each(|(_, n)| walk(n, values, used, failed, problems)),
         NodeKind::Text(text) if text.contains("${") => {
             let text = text.clone();
             match replace(&text, node, values, used, problems) {
@@ -68,7 +81,10 @@ fn replace(
     while let Some(at) = rest.find("${") {
         out.push_str(&rest[..at]);
         let Some(end) = rest[at..].find('}') else {
-            problems.push(Problem::at("bad-reference", node.span, "`${` is not closed").help("write \"${params.name}\""));
+            problems.push(
+                Problem::at("bad-reference", node.span, "`${` is not closed")
+                    .help("write \"${params.name}\""),
+            );
             return None;
         };
         let inner = rest[at + 2..at + end].trim();
@@ -76,13 +92,26 @@ fn replace(
         rest = &rest[at + end + 1..];
         let Some(name) = inner.strip_prefix("params.") else {
             let message = format!("`${{{inner}}}` is not a parameter");
-            problems.push(Problem::at("bad-reference", node.span, message).help("only `${params.name}` can be used"));
+            problems.push(
+                Problem::at("bad-reference", node.span, message)
+                    .help("only `${params.name}` can be used"),
+            );
             return None;
         };
         let Some((_, value)) = values.get(name) else {
             let near = nearest(name, values.keys().map(String::as_str));
-            let help = near.map_or_else(|| format!("declare it: `params: {{ {name}: … }}`"), |w| format!("did you mean `{w}`?"));
-            problems.push(Problem::at("bad-reference", node.span, format!("there is no parameter `{name}`")).help(help));
+            let help = near.map_or_else(
+                || format!("declare it: `params: {{ {name}: … }}`"),
+                |w| format!("did you mean `{w}`?"),
+            );
+            problems.push(
+                Problem::at(
+                    "bad-reference",
+                    node.span,
+                    format!("there is no parameter `{name}`"),
+                )
+                .help(help),
+            );
             return None;
         };
         used.insert(name.to_owned());
@@ -91,9 +120,14 @@ fn replace(
         }
         match &value.kind {
             NodeKind::Text(t) => out.push_str(t),
-            NodeKind::Bool(_) | NodeKind::Integer(_) | NodeKind::Number(_) => out.push_str(&value.to_value().to_string()),
+            NodeKind::Bool(_) | NodeKind::Integer(_) | NodeKind::Number(_) => {
+                out.push_str(&value.to_value().to_string())
+            }
             _ => {
-                let message = format!("the parameter `{name}` is {}; only a text or a number fits inside a text", value.describe());
+                let message = format!(
+                    "the parameter `{name}` is {}; only a text or a number fits inside a text",
+                    value.describe()
+                );
                 problems.push(Problem::at("wrong-type", node.span, message));
                 return None;
             }

@@ -12,35 +12,70 @@ use crate::diagnostic::{Problem, Problems, SourceText, Span, nearest};
 /// The version of the recipe language.
 pub const VERSION: i64 = 1;
 
-const TOP: [&str; 8] = ["levain", "name", "seed", "device", "threads", "params", "stages", "outputs"];
+const TOP: [&str; 8] = [
+    "levain", "name", "seed", "device", "threads", "params", "stages", "outputs",
+];
 
 /// Reads and checks the recipe at `path` with `--set` options. Mistakes come as [`Problems`].
 pub fn read(path: &Path, options: &[String], contracts: Contracts) -> Result<Recipe> {
     let shown = path.display();
     let size = std::fs::metadata(path)
         .with_context(|| format!("{shown}: the recipe cannot be read; is the path right?"))?;
-    anyhow::ensure!(size.is_file(), "{shown}: a recipe is a file, and this is not one");
-    anyhow::ensure!(size.len() <= yaml::MAX_BYTES as u64, "{shown}: {} bytes; a recipe has at most {}", size.len(), yaml::MAX_BYTES);
-    let bytes = std::fs::read(path).with_context(|| format!("{shown}: the recipe cannot be read"))?;
+    anyhow::ensure!(
+        size.is_file(),
+        "{shown}: a recipe is a file, and this is not one"
+    );
+    anyhow::ensure!(
+        size.len() <= yaml::MAX_BYTES as u64,
+        "{shown}: {} bytes; a recipe has at most {}",
+        size.len(),
+        yaml::MAX_BYTES
+    );
+    let bytes =
+        std::fs::read(path).with_context(|| format!("{shown}: the recipe cannot be read"))?;
     let text = match String::from_utf8(bytes) {
         Ok(text) => text,
         Err(error) => {
             // What comes before the first wrong byte is the same in both texts.
             let start = error.utf8_error().valid_up_to();
             let text = String::from_utf8_lossy(error.as_bytes()).into_owned();
-            let span = Span { source: 0, start, end: start + char::REPLACEMENT_CHARACTER.len_utf8() };
-            let problem = Problem::at("not-utf-8", span, format!("the recipe is not UTF-8: byte {start} begins no character"));
-            let sources = vec![SourceText { name: shown.to_string(), text }];
-            return Err(Problems::new(sources, vec![problem.help("save the file as UTF-8")]).into());
+            let span = Span {
+                source: 0,
+                start,
+                end: start + char::REPLACEMENT_CHARACTER.len_utf8(),
+            };
+            let problem = Problem::at(
+                "not-utf-8",
+                span,
+                format!("the recipe is not UTF-8: byte {start} begins no character"),
+            );
+            let sources = vec![SourceText {
+                name: shown.to_string(),
+                text,
+            }];
+            return Err(
+                Problems::new(sources, vec![problem.help("save the file as UTF-8")]).into(),
+            );
         }
     };
     Ok(check_text(path, text, options, contracts)?)
 }
 
 /// The same for a text at hand.
-pub fn check_text(path: &Path, text: String, options: &[String], contracts: Contracts) -> Result<Recipe, Problems> {
-    let mut sources = vec![SourceText { name: path.display().to_string(), text }];
-    sources.extend(options.iter().map(|o| SourceText { name: "--set".to_owned(), text: o.clone() }));
+pub fn check_text(
+    path: &Path,
+    text: String,
+    options: &[String],
+    contracts: Contracts,
+) -> Result<Recipe, Problems> {
+    let mut sources = vec![SourceText {
+        name: path.display().to_string(),
+        text,
+    }];
+    sources.extend(options.iter().map(|o| SourceText {
+        name: "--set".to_owned(),
+        text: o.clone(),
+    }));
     let mut problems = Vec::new();
     let found = check_sources(path, &sources, contracts, &mut problems);
     match found {
@@ -52,7 +87,12 @@ pub fn check_text(path: &Path, text: String, options: &[String], contracts: Cont
     }
 }
 
-fn check_sources(path: &Path, sources: &[SourceText], contracts: Contracts, problems: &mut Vec<Problem>) -> Option<Recipe> {
+fn check_sources(
+    path: &Path,
+    sources: &[SourceText],
+    contracts: Contracts,
+    problems: &mut Vec<Problem>,
+) -> Option<Recipe> {
     let (mut root, duplicates) = match yaml::parse(&sources[0].text, 0) {
         Ok(parsed) => parsed,
         Err(problem) => {
@@ -68,7 +108,10 @@ fn check_sources(path: &Path, sources: &[SourceText], contracts: Contracts, prob
     }
     if !matches!(root.kind, NodeKind::Map(_)) {
         let message = format!("a recipe is a mapping, this is {}", root.describe());
-        problems.push(Problem::at("wrong-type", root.span, message).help("start with `levain: 1` and `stages:`"));
+        problems.push(
+            Problem::at("wrong-type", root.span, message)
+                .help("start with `levain: 1` and `stages:`"),
+        );
         return None;
     }
     check_version(&root, problems)?;
@@ -88,8 +131,15 @@ fn check_sources(path: &Path, sources: &[SourceText], contracts: Contracts, prob
 }
 
 /// The recipe out of a tree in which options and parameters are in their places.
-fn build(path: &Path, root: &Node, contracts: Contracts, problems: &mut Vec<Problem>) -> Option<Recipe> {
-    let NodeKind::Map(pairs) = &root.kind else { return None };
+fn build(
+    path: &Path,
+    root: &Node,
+    contracts: Contracts,
+    problems: &mut Vec<Problem>,
+) -> Option<Recipe> {
+    let NodeKind::Map(pairs) = &root.kind else {
+        return None;
+    };
     for (key, _) in pairs {
         if !TOP.contains(&key.name.as_str()) {
             let help = nearest(&key.name, TOP).map(|w| format!("did you mean `{w}`?"));
@@ -98,13 +148,19 @@ fn build(path: &Path, root: &Node, contracts: Contracts, problems: &mut Vec<Prob
             problems.push(Problem::at("unknown-key", key.span, message).help(help));
         }
     }
-    let stem = path.file_stem().map_or_else(|| "recipe".to_owned(), |s| s.to_string_lossy().into_owned());
+    let stem = path
+        .file_stem()
+        .map_or_else(|| "recipe".to_owned(), |s| s.to_string_lossy().into_owned());
     let name = top_text(root, "name", problems).unwrap_or(stem);
     let seed = seed(root, problems);
     let device = device(root, problems);
     let threads = top_integer(root, "threads", 1, 4096, problems).map(|t| t as usize);
     let declared = declare(root, contracts, problems)?;
-    let index: bind::Index<'_> = declared.iter().enumerate().map(|(i, d)| (d.key.name.as_str(), (i, d.contract))).collect();
+    let index: bind::Index<'_> = declared
+        .iter()
+        .enumerate()
+        .map(|(i, d)| (d.key.name.as_str(), (i, d.contract)))
+        .collect();
     let outputs = outputs::read(root, &index, problems);
     let stages = read_stages(&declared, &index, seed, problems);
     // Indices in bindings count declared stages: they only fit when every stage could be read.
@@ -112,26 +168,50 @@ fn build(path: &Path, root: &Node, contracts: Contracts, problems: &mut Vec<Prob
         return None;
     }
     bind::check_cycles(&stages, problems);
-    Some(Recipe { name, path: path.to_owned(), seed, device, threads, stages, outputs, sources: Vec::new() })
+    Some(Recipe {
+        name,
+        path: path.to_owned(),
+        seed,
+        device,
+        threads,
+        stages,
+        outputs,
+        sources: Vec::new(),
+    })
 }
 
 fn check_version(root: &Node, problems: &mut Vec<Problem>) -> Option<()> {
     match root.get("levain") {
-        Some(Node { kind: NodeKind::Integer(VERSION), .. }) => Some(()),
+        Some(Node {
+            kind: NodeKind::Integer(VERSION),
+            ..
+        }) => Some(()),
         Some(node) => {
             let problem = match node.kind {
                 NodeKind::Integer(_) | NodeKind::Number(_) => {
-                    let message = format!("the recipe asks for language version {}, this Levain reads version {VERSION}", node.to_value());
-                    Problem::at("unknown-version", node.span, message).help("write `levain: 1`, or use a newer Levain")
+                    let message = format!(
+                        "the recipe asks for language version {}, this Levain reads version {VERSION}",
+                        node.to_value()
+                    );
+                    Problem::at("unknown-version", node.span, message)
+                        .help("write `levain: 1`, or use a newer Levain")
                 }
-                _ => wrong_type("levain", "the number of the recipe's language version", node).help(format!("write `levain: {VERSION}`")),
+                _ => wrong_type(
+                    "levain",
+                    "the number of the recipe's language version",
+                    node,
+                )
+                .help(format!("write `levain: {VERSION}`")),
             };
             problems.push(problem);
             None
         }
         None => {
             let message = "the recipe does not say its language version";
-            problems.push(Problem::at("missing-field", root.span, message).help("begin the file with `levain: 1`"));
+            problems.push(
+                Problem::at("missing-field", root.span, message)
+                    .help("begin the file with `levain: 1`"),
+            );
             Some(())
         }
     }
@@ -146,39 +226,63 @@ struct Declared<'a> {
 }
 
 /// Every stage with its kind: references need every stage's contract before any stage is read.
-fn declare<'a>(root: &'a Node, contracts: Contracts, problems: &mut Vec<Problem>) -> Option<Vec<Declared<'a>>> {
+fn declare<'a>(
+    root: &'a Node,
+    contracts: Contracts,
+    problems: &mut Vec<Problem>,
+) -> Option<Vec<Declared<'a>>> {
     let Some(node) = root.get("stages") else {
         // A slip in the word itself has been said.
-        if matches!(&root.kind, NodeKind::Map(pairs) if pairs.iter().any(|(k, _)| nearest(&k.name, TOP) == Some("stages"))) {
+        if matches!(&root.kind, NodeKind::Map(pairs) if pairs.iter().any(|(k, _)| nearest(&k.name, TOP) == Some("stages")))
+        {
             return None;
         }
         let help = "add `stages:` with at least one stage, such as `rows: { kind: load_dataset, source: data.jsonl }`";
-        problems.push(Problem::at("missing-field", root.span, "the recipe has no stages").help(help));
+        problems
+            .push(Problem::at("missing-field", root.span, "the recipe has no stages").help(help));
         return None;
     };
     let pairs = match &node.kind {
         NodeKind::Map(pairs) if !pairs.is_empty() => pairs,
         NodeKind::Null | NodeKind::Map(_) => {
-            let help = "add at least one, such as `rows: { kind: load_dataset, source: data.jsonl }`";
+            let help =
+                "add at least one, such as `rows: { kind: load_dataset, source: data.jsonl }`";
             problems.push(Problem::at("empty", node.span, "the recipe has no stages").help(help));
             return None;
         }
         _ => {
-            problems.push(wrong_type("stages", "a mapping from names to stages", node).help("write each stage as `name: { kind: … }`"));
+            problems.push(
+                wrong_type("stages", "a mapping from names to stages", node)
+                    .help("write each stage as `name: { kind: … }`"),
+            );
             return None;
         }
     };
     let mut declared = Vec::new();
     for (key, body) in pairs {
         check_name(key, problems);
-        declared.push(Declared { key, body, contract: fields::kind_of(key, body, contracts, problems) });
+        declared.push(Declared {
+            key,
+            body,
+            contract: fields::kind_of(key, body, contracts, problems),
+        });
     }
     Some(declared)
 }
 
-fn read_stages(declared: &[Declared<'_>], index: &bind::Index<'_>, seed: u64, problems: &mut Vec<Problem>) -> Vec<Stage> {
+fn read_stages(
+    declared: &[Declared<'_>],
+    index: &bind::Index<'_>,
+    seed: u64,
+    problems: &mut Vec<Problem>,
+) -> Vec<Stage> {
     let mut stages = Vec::new();
-    for Declared { key, body, contract } in declared {
+    for Declared {
+        key,
+        body,
+        contract,
+    } in declared
+    {
         let Some(contract) = contract else { continue };
         let read = fields::read(body, key, contract, seed, problems);
         let inputs = bind::read(body, key, contract, index, problems);
@@ -197,7 +301,9 @@ fn read_stages(declared: &[Declared<'_>], index: &bind::Index<'_>, seed: u64, pr
 
 fn check_name(key: &Key, problems: &mut Vec<Problem>) {
     let mut chars = key.name.chars();
-    let fine = chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
+    let fine = chars
+        .next()
+        .is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
         && chars.all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
         && key.name.len() <= 100;
     if !fine {
@@ -216,7 +322,8 @@ fn device(root: &Node, problems: &mut Vec<Problem>) -> Option<String> {
     if !is_device(&text) {
         let span = root.get("device").map_or(root.span, |n| n.span);
         problems.push(
-            Problem::at("out-of-range", span, format!("`{text}` is not a device")).help("write `cpu`, `cuda` or `cuda:0`"),
+            Problem::at("out-of-range", span, format!("`{text}` is not a device"))
+                .help("write `cpu`, `cuda` or `cuda:0`"),
         );
     }
     Some(text)
@@ -224,16 +331,30 @@ fn device(root: &Node, problems: &mut Vec<Problem>) -> Option<String> {
 
 /// Whether `text` names a device: `cpu`, `cuda`, `cuda:N`.
 pub fn is_device(text: &str) -> bool {
-    text == "cpu" || text == "cuda" || text.strip_prefix("cuda:").is_some_and(|n| n.parse::<u8>().is_ok())
+    text == "cpu"
+        || text == "cuda"
+        || text
+            .strip_prefix("cuda:")
+            .is_some_and(|n| n.parse::<u8>().is_ok())
 }
 
-fn top_integer(root: &Node, name: &str, min: i64, max: i64, problems: &mut Vec<Problem>) -> Option<i64> {
+fn top_integer(
+    root: &Node,
+    name: &str,
+    min: i64,
+    max: i64,
+    problems: &mut Vec<Problem>,
+) -> Option<i64> {
     let node = root.get(name)?;
     match node.kind {
         NodeKind::Integer(i) if (min..=max).contains(&i) => Some(i),
-        NodeKind::Integer(i) => {
+        NodeKind::Integer(_) => {
             let range = fields::bounds(min as f64, max as f64, false);
-            problems.push(Problem::at("out-of-range", node.span, format!("`{name}` is {range}, not {}", node.describe())));
+            problems.push(Problem::at(
+                "out-of-range",
+                node.span,
+                format!("`{name}` is {range}, not {}", node.describe()),
+            ));
             None
         }
         _ => {
@@ -256,9 +377,15 @@ fn top_text(root: &Node, name: &str, problems: &mut Vec<Problem>) -> Option<Stri
 
 /// `name` should have been something else.
 pub(super) fn wrong_type(name: &str, expected: &str, node: &Node) -> Problem {
-    let problem = Problem::at("wrong-type", node.span, format!("`{name}` is {expected}, not {}", node.describe()));
+    let problem = Problem::at(
+        "wrong-type",
+        node.span,
+        format!("`{name}` is {expected}, not {}", node.describe()),
+    );
     let help = match &node.kind {
-        NodeKind::Text(text) if expected.contains("number") && text.parse::<f64>().is_ok() => Some("write the number without quotes"),
+        NodeKind::Text(text) if expected.contains("number") && text.parse::<f64>().is_ok() => {
+            Some("write the number without quotes")
+        }
         NodeKind::Text(text) if expected.contains("`true`") => match text.to_lowercase().as_str() {
             "yes" | "on" | "true" => Some("write `true`"),
             "no" | "off" | "false" => Some("write `false`"),

@@ -5,21 +5,48 @@ use crate::diagnostic::{Problem, Span, nearest};
 
 /// Applies the option `text`, whose spans say `source`. A path starts at the recipe's top (`params.lr`, `stages.sft.epochs`,
 /// `seed`); a stage's name may stand first as a shorthand (`sft.epochs`).
-pub(super) fn apply(root: &mut Node, text: &str, source: usize, top: &[&str], problems: &mut Vec<Problem>) {
-    let whole = Span { source, start: 0, end: text.len() };
+pub(super) fn apply(
+    root: &mut Node,
+    text: &str,
+    source: usize,
+    top: &[&str],
+    problems: &mut Vec<Problem>,
+) {
+    let whole = Span {
+        source,
+        start: 0,
+        end: text.len(),
+    };
     let Some((path, value)) = text.split_once('=') else {
         let help = "write `--set params.lr=1e-4`";
-        problems.push(Problem::at("bad-option", whole, "an option to set has the form `path=value`").help(help));
+        problems.push(
+            Problem::at(
+                "bad-option",
+                whole,
+                "an option to set has the form `path=value`",
+            )
+            .help(help),
+        );
         return;
     };
     let mut parts = Vec::new();
     let mut start = 0;
     for part in path.split('.') {
-        parts.push(Key { name: part.to_owned(), span: Span { source, start, end: start + part.len() } });
+        parts.push(Key {
+            name: part.to_owned(),
+            span: Span {
+                source,
+                start,
+                end: start + part.len(),
+            },
+        });
         start += part.len() + 1;
     }
     if parts.iter().any(|p| p.name.is_empty()) {
-        problems.push(Problem::at("bad-option", whole, format!("`{path}` has an empty part")).help("write `--set params.lr=1e-4`"));
+        problems.push(
+            Problem::at("bad-option", whole, format!("`{path}` has an empty part"))
+                .help("write `--set params.lr=1e-4`"),
+        );
         return;
     }
     let value = match yaml::parse(value, source) {
@@ -38,11 +65,18 @@ pub(super) fn apply(root: &mut Node, text: &str, source: usize, top: &[&str], pr
             let names = stage_names(stages);
             let words = top.iter().copied().chain(names.iter().map(String::as_str));
             let help = nearest(&first, words).map(|w| format!("did you mean `{w}`?"));
-            let message = format!("`{first}` is neither a part of a recipe nor a stage of this one");
+            let message =
+                format!("`{first}` is neither a part of a recipe nor a stage of this one");
             problems.push(Problem::at("unknown-key", parts[0].span, message).maybe_help(help));
             return;
         }
-        parts.insert(0, Key { name: "stages".to_owned(), span: parts[0].span });
+        parts.insert(
+            0,
+            Key {
+                name: "stages".to_owned(),
+                span: parts[0].span,
+            },
+        );
     }
     insert(root, &parts, value, problems);
 }
@@ -51,7 +85,11 @@ fn insert(node: &mut Node, parts: &[Key], value: Node, problems: &mut Vec<Proble
     let (key, rest) = (&parts[0], &parts[1..]);
     let span = key.span;
     let NodeKind::Map(pairs) = &mut node.kind else {
-        let message = format!("`{}` can't be set: what it should be part of is {}", key.name, node.describe());
+        let message = format!(
+            "`{}` can't be set: what it should be part of is {}",
+            key.name,
+            node.describe()
+        );
         problems.push(Problem::at("bad-option", span, message));
         return;
     };
@@ -64,8 +102,16 @@ fn insert(node: &mut Node, parts: &[Key], value: Node, problems: &mut Vec<Proble
         (None, true) => pairs.push((key.clone(), value)),
         (Some(i), false) => insert(&mut pairs[i].1, rest, value, problems),
         (None, false) => {
-            let help = nearest(&key.name, pairs.iter().map(|(k, _)| k.name.as_str())).map(|w| format!("did you mean `{w}`?"));
-            problems.push(Problem::at("unknown-key", span, format!("the recipe has no `{}` here", key.name)).maybe_help(help));
+            let help = nearest(&key.name, pairs.iter().map(|(k, _)| k.name.as_str()))
+                .map(|w| format!("did you mean `{w}`?"));
+            problems.push(
+                Problem::at(
+                    "unknown-key",
+                    span,
+                    format!("the recipe has no `{}` here", key.name),
+                )
+                .maybe_help(help),
+            );
         }
     }
 }
@@ -78,17 +124,31 @@ fn stage_names(stages: Option<&Node>) -> Vec<String> {
 }
 
 fn moved(span: Span, by: usize, limit: usize) -> Span {
-    Span { source: span.source, start: (span.start + by).min(limit), end: (span.end + by).min(limit) }
+    Span {
+        source: span.source,
+        start: (span.start + by).min(limit),
+        end: (span.end + by).min(limit),
+    }
 }
 
 fn shift(mut node: Node, by: usize, limit: usize) -> Node {
     node.span = moved(node.span, by, limit);
     node.kind = match node.kind {
-        NodeKind::List(items) => NodeKind::List(items.into_iter().map(|n| shift(n, by, limit)).collect()),
+        NodeKind::List(items) => {
+            NodeKind::List(items.into_iter().map(|n| shift(n, by, limit)).collect())
+        }
         NodeKind::Map(pairs) => NodeKind::Map(
             pairs
                 .into_iter()
-                .map(|(k, v)| (Key { span: moved(k.span, by, limit), name: k.name }, shift(v, by, limit)))
+                .map(|(k, v)| {
+                    (
+                        Key {
+                            span: moved(k.span, by, limit),
+                            name: k.name,
+                        },
+                        shift(v, by, limit),
+                    )
+                })
                 .collect(),
         ),
         scalar => scalar,

@@ -60,7 +60,9 @@ impl Node {
             NodeKind::Bool(b) => format!("`{b}`"),
             NodeKind::Integer(i) => format!("the number {i}"),
             NodeKind::Number(x) => format!("the number {x:?}"),
-            NodeKind::Text(t) if t.chars().count() > 40 => format!("the text \"{}…\"", t.chars().take(40).collect::<String>()),
+            NodeKind::Text(t) if t.chars().count() > 40 => {
+                format!("the text \"{}…\"", t.chars().take(40).collect::<String>())
+            }
             NodeKind::Text(t) => format!("the text \"{t}\""),
             NodeKind::List(items) => format!("a list of {}", items.len()),
             NodeKind::Map(_) => "a mapping".to_owned(),
@@ -84,16 +86,28 @@ impl Node {
             NodeKind::Number(x) => (*x).into(),
             NodeKind::Text(t) => t.as_str().into(),
             NodeKind::List(items) => items.iter().map(Node::to_value).collect(),
-            NodeKind::Map(pairs) => Value::Object(pairs.iter().map(|(k, v)| (k.name.clone(), v.to_value())).collect()),
+            NodeKind::Map(pairs) => Value::Object(
+                pairs
+                    .iter()
+                    .map(|(k, v)| (k.name.clone(), v.to_value()))
+                    .collect(),
+            ),
         }
     }
 }
 
 /// Reads `text` into a tree whose spans say `source`. Keys given twice are problems of their own, beside the tree.
 pub fn parse(text: &str, source: usize) -> Result<(Node, Vec<Problem>), Problem> {
-    let whole = Span { source, start: 0, end: 0 };
+    let whole = Span {
+        source,
+        start: 0,
+        end: 0,
+    };
     if text.len() > MAX_BYTES {
-        let message = format!("the recipe has {} bytes; at most {MAX_BYTES} are read", text.len());
+        let message = format!(
+            "the recipe has {} bytes; at most {MAX_BYTES} are read",
+            text.len()
+        );
         return Err(Problem::at("too-large", whole, message));
     }
     let options = serde_saphyr::options! {
@@ -108,7 +122,8 @@ pub fn parse(text: &str, source: usize) -> Result<(Node, Vec<Problem>), Problem>
             max_documents: 1,
         },
     };
-    let raw: Spanned<Raw> = serde_saphyr::from_str_with_options(text, options).map_err(|e| syntax_problem(&e, text, source))?;
+    let raw: Spanned<Raw> = serde_saphyr::from_str_with_options(text, options)
+        .map_err(|e| syntax_problem(&e, text, source))?;
     let mut problems = Vec::new();
     let node = place(raw, text, source, &mut problems);
     Ok((node, problems))
@@ -198,18 +213,30 @@ fn place(raw: Spanned<Raw>, text: &str, source: usize, problems: &mut Vec<Proble
         Raw::Integer(i) => NodeKind::Integer(i),
         Raw::Number(x) => NodeKind::Number(x),
         Raw::Text(t) => NodeKind::Text(t),
-        Raw::List(items) => NodeKind::List(items.into_iter().map(|i| place(i, text, source, problems)).collect()),
+        Raw::List(items) => NodeKind::List(
+            items
+                .into_iter()
+                .map(|i| place(i, text, source, problems))
+                .collect(),
+        ),
         Raw::Map(raw_pairs) => {
             let mut pairs: Vec<(Key, Node)> = Vec::with_capacity(raw_pairs.len());
             let mut seen = std::collections::HashMap::new();
             for (raw_key, raw_value) in raw_pairs {
-                let key = Key { span: span_of(&raw_key.referenced, text, source), name: raw_key.value };
+                let key = Key {
+                    span: span_of(&raw_key.referenced, text, source),
+                    name: raw_key.value,
+                };
                 let value = place(raw_value, text, source, problems);
                 if let Some(first) = seen.insert(key.name.clone(), key.span) {
                     problems.push(
-                        Problem::at("duplicate-key", key.span, format!("`{}` is given twice", key.name))
-                            .other(first, "first given here")
-                            .help("remove one of the two, or give it another name"),
+                        Problem::at(
+                            "duplicate-key",
+                            key.span,
+                            format!("`{}` is given twice", key.name),
+                        )
+                        .other(first, "first given here")
+                        .help("remove one of the two, or give it another name"),
                     );
                 } else {
                     pairs.push((key, value));
@@ -227,19 +254,35 @@ fn span_of(location: &serde_saphyr::Location, text: &str, source: usize) -> Span
         (Some(start), Some(length)) => {
             let start = (start as usize).min(text.len());
             // A collection's span may run over the line's end or following comments: the first line is enough to point at.
-            let rest = &text[floor(text, start)..floor(text, (start + length as usize).min(text.len()))];
+            let rest =
+                &text[floor(text, start)..floor(text, (start + length as usize).min(text.len()))];
             let end = start + rest.lines().next().unwrap_or("").trim_end().len();
             let end = closing_bracket(text, start).unwrap_or(end);
-            Span { source, start, end: end.max(next_char(text, start)) }
+            Span {
+                source,
+                start,
+                end: end.max(next_char(text, start)),
+            }
         }
         _ => {
             // Errors know their line and column only.
-            let line_start: usize =
-                text.split_inclusive('\n').take((location.line() as usize).saturating_sub(1)).map(str::len).sum();
+            let line_start: usize = text
+                .split_inclusive('\n')
+                .take((location.line() as usize).saturating_sub(1))
+                .map(str::len)
+                .sum();
             let line = text[line_start..].lines().next().unwrap_or("");
             let column = (location.column() as usize).saturating_sub(1);
-            let start = line_start + line.char_indices().nth(column).map_or(line.len(), |(i, _)| i);
-            Span { source, start, end: next_char(text, start) }
+            let start = line_start
+                + line
+                    .char_indices()
+                    .nth(column)
+                    .map_or(line.len(), |(i, _)| i);
+            Span {
+                source,
+                start,
+                end: next_char(text, start),
+            }
         }
     }
 }
@@ -269,25 +312,51 @@ fn closing_bracket(text: &str, start: usize) -> Option<usize> {
 
 /// The offset after the character at `start`; the text's end when there is none.
 fn next_char(text: &str, start: usize) -> usize {
-    text.get(start..).and_then(|rest| rest.chars().next()).map_or(text.len(), |c| start + c.len_utf8())
+    text.get(start..)
+        .and_then(|rest| rest.chars().next())
+        .map_or(text.len(), |c| start + c.len_utf8())
 }
 
 fn syntax_problem(error: &serde_saphyr::Error, text: &str, source: usize) -> Problem {
     let inner = error.without_snippet();
-    let span = inner.location().map_or(Span { source, start: 0, end: 0 }, |l| span_of(&l, text, source));
+    let span = inner.location().map_or(
+        Span {
+            source,
+            start: 0,
+            end: 0,
+        },
+        |l| span_of(&l, text, source),
+    );
     let full = inner.to_string();
     // The place is told by the span.
-    let message = full.lines().next().unwrap_or("not YAML").split(" at line ").next().unwrap_or("not YAML");
+    let message = full
+        .lines()
+        .next()
+        .unwrap_or("not YAML")
+        .split(" at line ")
+        .next()
+        .unwrap_or("not YAML");
     let has = |word: &str| message.contains(word);
     if has("Documents {") {
         let help = "remove `---` and what follows, or write it into a file of its own";
-        return Problem::at("yaml", span, "the file holds several YAML documents, and a recipe is one").help(help);
+        return Problem::at(
+            "yaml",
+            span,
+            "the file holds several YAML documents, and a recipe is one",
+        )
+        .help(help);
     }
     if has("Depth {") {
-        return Problem::at("too-large", span, format!("the recipe nests deeper than {MAX_DEPTH} levels"));
+        return Problem::at(
+            "too-large",
+            span,
+            format!("the recipe nests deeper than {MAX_DEPTH} levels"),
+        );
     }
     if has("budget") {
-        let message = format!("the recipe has more than {MAX_NODES} values, aliases counted as often as they are used");
+        let message = format!(
+            "the recipe has more than {MAX_NODES} values, aliases counted as often as they are used"
+        );
         return Problem::at("too-large", span, message);
     }
     let help = if has("tab") {
@@ -303,7 +372,12 @@ fn syntax_problem(error: &serde_saphyr::Error, text: &str, source: usize) -> Pro
     } else {
         "a text that holds `: ` or `#`, or begins with a sign such as `*`, `&`, `@`, `{`, needs quotes"
     };
-    Problem::at("yaml", span, format!("the recipe is not readable YAML: {message}")).help(help)
+    Problem::at(
+        "yaml",
+        span,
+        format!("the recipe is not readable YAML: {message}"),
+    )
+    .help(help)
 }
 
 fn floor(text: &str, offset: usize) -> usize {
@@ -334,7 +408,13 @@ mod tests {
     fn places_are_bytes() {
         let text = "# é\nstages:\n  one: { kind: split }\n";
         let (node, _) = parse(text, 0).unwrap();
-        let kind = node.get("stages").unwrap().get("one").unwrap().get("kind").unwrap();
+        let kind = node
+            .get("stages")
+            .unwrap()
+            .get("one")
+            .unwrap()
+            .get("kind")
+            .unwrap();
         assert_eq!(&text[kind.span.start..kind.span.end], "split");
     }
 

@@ -17,13 +17,25 @@ pub struct Hub {
 impl Hub {
     /// A stream into `sinks`, which begins now.
     pub fn new(sinks: Vec<Box<dyn Sink>>) -> Self {
-        Self { start: Instant::now(), sinks: Mutex::new(sinks) }
+        Self {
+            start: Instant::now(),
+            sinks: Mutex::new(sinks),
+        }
     }
 
     /// Sends an event of `stage`, or of the run.
     pub fn emit(&self, stage: Option<&str>, what: What) {
-        let event = Event { at: self.milliseconds(), stage: stage.map(ToOwned::to_owned), what };
-        for sink in self.sinks.lock().unwrap_or_else(std::sync::PoisonError::into_inner).iter_mut() {
+        let event = Event {
+            at: self.milliseconds(),
+            stage: stage.map(ToOwned::to_owned),
+            what,
+        };
+        for sink in self
+            .sinks
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .iter_mut()
+        {
             sink.emit(&event);
         }
     }
@@ -46,7 +58,9 @@ impl LogFile {
         if let Err(error) = &file {
             tracing::warn!("the run is not logged: {error}");
         }
-        Self { file: file.ok().map(BufWriter::new) }
+        Self {
+            file: file.ok().map(BufWriter::new),
+        }
     }
 }
 
@@ -54,7 +68,8 @@ impl Sink for LogFile {
     fn emit(&mut self, event: &Event) {
         let Some(file) = &mut self.file else { return };
         let frequent = matches!(event.what, What::Hit { .. } | What::Progress { .. });
-        let written = writeln!(file, "{}", to_line(event)).and_then(|()| if frequent { Ok(()) } else { file.flush() });
+        let written = writeln!(file, "{}", to_line(event))
+            .and_then(|()| if frequent { Ok(()) } else { file.flush() });
         if let Err(error) = written {
             tracing::warn!("the run is not logged any more: {error}");
             self.file = None;

@@ -8,31 +8,30 @@
 
 mod events;
 mod node;
+mod scheduler;
 pub mod state;
 
-use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use crate::cache::Entry;
 use crate::contract::Pool;
-use crate::event::{Level, Sink, What};
+use crate::event::{Sink, What};
 use crate::job::Implementation;
 use crate::lock::{RunLock, StageLock};
-use crate::plan::{Standing, Verdict};
+use crate::plan::Verdict;
 use crate::record::Record;
 use crate::session::Session;
 use crate::source::Network;
 use crate::worker::Worker;
 
 use events::{Hub, LogFile};
-use node::{Ended, Work};
-use state::{State, States};
+use scheduler::Scheduler;
+use state::State;
 
 /// What a run may be told.
 pub struct RunOptions<'a> {
@@ -92,52 +91,103 @@ pub struct Exported {
     pub written: usize,
 }
 
+/// Makes the readers of a run's events from the run's folder, when there is one.
+pub type MakeSinks<'a> = Box<dyn FnOnce(Option<&Path>) -> Vec<Box<dyn Sink>> + 'a>;
+
 /// Runs the session's plan. `sinks` is given the run's folder, when there is one.
 pub fn run(
     session: &mut Session,
     options: &RunOptions<'_>,
-    sinks: Box<dyn FnOnce(Option<&Path>) -> Vec<Box<dyn Sink>> + '_>,
+    sinks: MakeSinks<'_>,
 ) -> Result<Outcome> {
     let wanted = wanted(session, &options.targets)?;
-    let force: Vec<usize> = options.force.iter().map(|name| find(session, name)).collect::<Result<_>>()?;
+    let force: Vec<usize> = options
+        .force
+        .iter()
+        .map(|name| find(session, name))
+        .collect::<Result<_>>()?;
     let folder = run_folder(session);
     let mut all = sinks(folder.as_deref());
     if let Some(folder) = &folder {
         all.insert(0, Box::new(LogFile::new(folder)));
-        std::fs::write(folder.join("recipe.yaml"), &session.recipe.sources[0].text).context("the run's folder can't be written")?;
+        std::fs::write(folder.join("recipe.yaml"), &session.recipe.sources[0].text)
+            .context("the run's folder can't be written")?;
     }
     let hub = Hub::new(all);
     if !session.missing().is_empty() {
         let last = Mutex::new(std::time::Instant::now() - Duration::from_secs(1));
         session.fetch(&options.network, &|p| {
-            let mut last = last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut last = last
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
             if last.elapsed() > Duration::from_millis(100) {
                 *last = std::time::Instant::now();
                 let name = format!("fetch {}", p.location);
-                hub.emit(Some(&name), What::Progress { done: p.done, total: p.total.unwrap_or(0), unit: "bytes".to_owned(), rate: None });
+                hub.emit(
+                    Some(&name),
+                    What::Progress {
+                        done: p.done,
+                        total: p.total.unwrap_or(0),
+                        unit: "bytes".to_owned(),
+                        rate: None,
+                    },
+                );
             }
         })?;
     }
-    let standings = session.plan.standings(&session.cache, &session.sources, &|i| force.contains(&i));
-    let planned = session.plan.order.iter().filter(|i| wanted[**i]).map(|i| (session.plan.nodes[*i].name.clone(), standings[*i].verdict));
-    hub.emit(None, What::Planned { recipe: session.recipe.name.clone(), stages: planned.collect() });
+    let standings = session
+        .plan
+        .standings(&session.cache, &session.sources, &|i| force.contains(&i));
+    let planned = session
+        .plan
+        .order
+        .iter()
+        .filter(|i| wanted[**i])
+        .map(|i| (session.plan.nodes[*i].name.clone(), standings[*i].verdict));
+    hub.emit(
+        None,
+        What::Planned {
+            recipe: session.recipe.name.clone(),
+            stages: planned.collect(),
+        },
+    );
 
     // A worker that is missing or of another build is refused before any work.
-    let tensors = |i: usize| wanted[i] && session.plan.nodes[i].contract.pool == Pool::Torch && standings[i].verdict != Verdict::Cached;
+    let tensors = |i: usize| {
+        wanted[i]
+            && session.plan.nodes[i].contract.pool == Pool::Torch
+            && standings[i].verdict != Verdict::Cached
+    };
     let worker = match (0..standings.len()).any(tensors) {
-        true => Some(Worker::start(&options.worker, &session.contracts.versions(Pool::Torch)).inspect_err(|_| {
-            // Nothing happened: there is no run to speak of.
-            folder.iter().for_each(|f| drop(std::fs::remove_dir_all(f)));
-        })?),
+        true => Some(
+            Worker::start(&options.worker, &session.contracts.versions(Pool::Torch)).inspect_err(
+                |_| {
+                    // Nothing happened: there is no run to speak of.
+                    folder.iter().for_each(|f| drop(std::fs::remove_dir_all(f)));
+                },
+            )?,
+        ),
         false => None,
     };
     let mut scheduler = Scheduler::new(session, options, &hub, standings, force, worker);
     scheduler.run(&wanted);
-    let Scheduler { states, entries, records, standings, failures, hits, .. } = scheduler;
+    let Scheduler {
+        states,
+        entries,
+        records,
+        standings,
+        failures,
+        hits,
+        ..
+    } = scheduler;
 
     let mut lock = RunLock {
         recipe: session.recipe.name.clone(),
-        path: session.recipe.path.canonicalize().unwrap_or_else(|_| session.recipe.path.clone()),
+        path: session
+            .recipe
+            .path
+            .canonicalize()
+            .unwrap_or_else(|_| session.recipe.path.clone()),
         set: session.set.clone(),
         complete: states.count(State::Done) == wanted.iter().filter(|w| **w).count(),
         ..RunLock::default()
@@ -156,11 +206,18 @@ pub fn run(
             key: records[index].as_ref().map(Record::key),
             verdict: standings[index].verdict,
             outcome: outcome.to_owned(),
-            outputs: entries[index].as_ref().map(|e| e.outputs.clone()).unwrap_or_default(),
+            outputs: entries[index]
+                .as_ref()
+                .map(|e| e.outputs.clone())
+                .unwrap_or_default(),
         };
         lock.stages.insert(node.name.clone(), entry);
     }
-    lock.sources = session.sources.values().map(|r| (r.location.clone(), r.digest)).collect();
+    lock.sources = session
+        .sources
+        .values()
+        .map(|r| (r.location.clone(), r.digest))
+        .collect();
     let mut failures = failures;
     let exports = restore_outputs(session, &entries, &mut failures);
     if let Some(folder) = &folder {
@@ -201,7 +258,10 @@ fn wanted(session: &Session, targets: &[String]) -> Result<Vec<bool>> {
         return Ok(vec![true; plan.nodes.len()]);
     }
     let mut wanted = vec![false; plan.nodes.len()];
-    let mut queue: Vec<usize> = targets.iter().map(|name| find(session, name)).collect::<Result<_>>()?;
+    let mut queue: Vec<usize> = targets
+        .iter()
+        .map(|name| find(session, name))
+        .collect::<Result<_>>()?;
     while let Some(index) = queue.pop() {
         if !std::mem::replace(&mut wanted[index], true) {
             queue.extend(plan.needs(index));
@@ -212,16 +272,31 @@ fn wanted(session: &Session, targets: &[String]) -> Result<Vec<bool>> {
 
 fn find(session: &Session, name: &str) -> Result<usize> {
     let Some(index) = session.plan.find(name) else {
-        let near = crate::diagnostic::nearest(name, session.plan.nodes.iter().map(|n| n.name.as_str()));
-        bail!("there is no stage `{name}`{}", near.map(|w| format!("; did you mean `{w}`?")).unwrap_or_default());
+        let near =
+            crate::diagnostic::nearest(name, session.plan.nodes.iter().map(|n| n.name.as_str()));
+        bail!(
+            "there is no stage `{name}`{}",
+            near.map(|w| format!("; did you mean `{w}`?"))
+                .unwrap_or_default()
+        );
     };
     Ok(index)
 }
 
 /// A new folder under `runs`, named so that names sort by time. Without one the run is not logged, and goes on.
 fn run_folder(session: &Session) -> Option<PathBuf> {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    let name = format!("{:013}-{}-{}", now.as_millis(), session.recipe.name.replace(|c: char| !c.is_ascii_alphanumeric(), "-"), std::process::id());
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
+    let name = format!(
+        "{:013}-{}-{}",
+        now.as_millis(),
+        session
+            .recipe
+            .name
+            .replace(|c: char| !c.is_ascii_alphanumeric(), "-"),
+        std::process::id()
+    );
     let folder = session.cache.runs().join(name);
     match std::fs::create_dir(&folder) {
         Ok(()) => Some(folder),
@@ -232,278 +307,28 @@ fn run_folder(session: &Session) -> Option<PathBuf> {
     }
 }
 
-fn restore_outputs(session: &Session, entries: &[Option<Entry>], failures: &mut Vec<(String, String)>) -> Vec<Exported> {
+fn restore_outputs(
+    session: &Session,
+    entries: &[Option<Entry>],
+    failures: &mut Vec<(String, String)>,
+) -> Vec<Exported> {
     let mut exports = Vec::new();
     for export in &session.recipe.outputs {
-        let Some(artifact) = entries[export.from.stage].as_ref().and_then(|e| e.outputs.get(export.from.output)) else { continue };
+        let Some(artifact) = entries[export.from.stage]
+            .as_ref()
+            .and_then(|e| e.outputs.get(export.from.output))
+        else {
+            continue;
+        };
         let folder = session.recipe.folder().join(&export.to);
         match crate::export::restore(&session.cache, *artifact, export.format, &folder) {
-            Ok(written) => exports.push(Exported { name: export.name.clone(), folder, written }),
+            Ok(written) => exports.push(Exported {
+                name: export.name.clone(),
+                folder,
+                written,
+            }),
             Err(error) => failures.push((format!("outputs.{}", export.name), format!("{error:#}"))),
         }
     }
     exports
-}
-
-struct Scheduler<'a> {
-    session: &'a Session,
-    options: &'a RunOptions<'a>,
-    hub: &'a Hub,
-    standings: Vec<Standing>,
-    force: Vec<usize>,
-    states: States,
-    entries: Vec<Option<Entry>>,
-    records: Vec<Option<Record>>,
-    hits: Vec<bool>,
-    failures: Vec<(String, String)>,
-    dependents: Vec<Vec<usize>>,
-    /// How many of its needs each node still waits for.
-    missing: Vec<usize>,
-    queues: BTreeMap<Pool, VecDeque<usize>>,
-    running: BTreeMap<Pool, usize>,
-    worker: Arc<Mutex<Option<Worker>>>,
-}
-
-impl<'a> Scheduler<'a> {
-    fn new(
-        session: &'a Session,
-        options: &'a RunOptions<'a>,
-        hub: &'a Hub,
-        standings: Vec<Standing>,
-        force: Vec<usize>,
-        worker: Option<Worker>,
-    ) -> Self {
-        let count = session.plan.nodes.len();
-        let mut dependents = vec![Vec::new(); count];
-        for index in 0..count {
-            session.plan.needs(index).into_iter().for_each(|need| dependents[need].push(index));
-        }
-        Self {
-            session,
-            options,
-            hub,
-            records: standings.iter().map(|s| s.record.clone()).collect(),
-            entries: vec![None; count],
-            hits: vec![false; count],
-            standings,
-            force,
-            states: States::new(count),
-            failures: Vec::new(),
-            dependents,
-            missing: vec![0; count],
-            queues: BTreeMap::new(),
-            running: BTreeMap::new(),
-            worker: Arc::new(Mutex::new(worker)),
-        }
-    }
-
-    fn places(&self, pool: Pool) -> usize {
-        match pool {
-            Pool::Cpu => std::thread::available_parallelism().map_or(1, usize::from),
-            Pool::Torch => 1,
-        }
-    }
-
-    fn run(&mut self, wanted: &[bool]) {
-        let order = self.session.plan.order.clone();
-        for index in order.into_iter().filter(|i| wanted[*i]) {
-            self.states.set(index, State::Want);
-            let needs = self.session.plan.needs(index);
-            self.missing[index] = needs.iter().filter(|n| self.states.get(**n) != State::Done).count();
-            if needs.iter().any(|n| matches!(self.states.get(*n), State::Failed | State::Skipped | State::Waiting)) {
-                self.skip(index, "something it needs is not there");
-            } else if self.missing[index] == 0 {
-                self.ready(index);
-            }
-        }
-        std::thread::scope(|scope| {
-            let (sender, receiver): (Sender<Ended>, Receiver<Ended>) = channel();
-            loop {
-                if self.stopping() {
-                    self.skip_queued();
-                }
-                self.start_queued(scope, &sender);
-                if self.running.values().all(|n| *n == 0) {
-                    break;
-                }
-                match receiver.recv_timeout(Duration::from_millis(200)) {
-                    Ok(ended) => self.ended(ended),
-                    Err(_) => continue,
-                }
-            }
-        });
-        // What was wanted and never became ready waits for something that did not happen.
-        for index in 0..wanted.len() {
-            if wanted[index] && !self.states.get(index).is_final() {
-                self.skip(index, "the run was stopped");
-            }
-        }
-    }
-
-    fn stopping(&self) -> bool {
-        self.options.stop.load(Ordering::SeqCst) || (!self.options.keep_going && !self.failures.is_empty())
-    }
-
-    /// Everything that `index` needs is done: now its record is known.
-    fn ready(&mut self, index: usize) {
-        self.states.set(index, State::Ready);
-        let standing = &self.standings[index];
-        if standing.verdict == Verdict::Cached {
-            self.entries[index] = standing.entry.clone();
-            self.finish_hit(index);
-            return;
-        }
-        let entries = |node: usize| self.entries[node].clone();
-        match self.session.plan.record(index, &self.session.sources, &entries) {
-            Ok(record) => {
-                let forced = self.force.contains(&index);
-                let hit = if forced { None } else { self.session.cache.hit(record.key()) };
-                self.records[index] = Some(record);
-                if let Some(entry) = hit {
-                    self.entries[index] = Some(entry);
-                    self.finish_hit(index);
-                    return;
-                }
-                self.states.set(index, State::Queued);
-                self.queues.entry(self.session.plan.nodes[index].contract.pool).or_default().push_back(index);
-            }
-            Err(unknown) => self.fail(index, format!("its inputs are not known: {unknown:?}")),
-        }
-    }
-
-    fn finish_hit(&mut self, index: usize) {
-        self.hits[index] = true;
-        let key = self.records[index].as_ref().map(Record::key);
-        if let Some(key) = key {
-            self.hub.emit(Some(&self.session.plan.nodes[index].name), What::Hit { key });
-        }
-        self.done(index);
-    }
-
-    fn done(&mut self, index: usize) {
-        self.states.set(index, State::Done);
-        for dependent in self.dependents[index].clone() {
-            if self.states.get(dependent) == State::Want {
-                self.missing[dependent] -= 1;
-                if self.missing[dependent] == 0 {
-                    self.ready(dependent);
-                }
-            }
-        }
-    }
-
-    fn start_queued<'scope>(&mut self, scope: &'scope std::thread::Scope<'scope, '_>, sender: &Sender<Ended>)
-    where
-        'a: 'scope,
-    {
-        for pool in [Pool::Cpu, Pool::Torch] {
-            while self.running.get(&pool).copied().unwrap_or(0) < self.places(pool) {
-                let Some(index) = self.queues.get_mut(&pool).and_then(VecDeque::pop_front) else { break };
-                self.states.set(index, State::Running);
-                *self.running.entry(pool).or_insert(0) += 1;
-                let record = self.records[index].clone().expect("BUG: a queued node has a record");
-                let work = Work {
-                    session: self.session,
-                    options: self.options,
-                    hub: self.hub,
-                    index,
-                    record,
-                    forced: self.force.contains(&index),
-                    inputs: self.input_digests(index),
-                    worker: self.worker.clone(),
-                };
-                let sender = sender.clone();
-                scope.spawn(move || {
-                    let result = work.run();
-                    let _ = sender.send(Ended { index, result });
-                });
-            }
-        }
-    }
-
-    fn input_digests(&self, index: usize) -> BTreeMap<String, node::InputDigest> {
-        let entries = |node: usize| self.entries[node].clone();
-        let plan = &self.session.plan;
-        let digest = |edge: &crate::plan::Edge| plan.digest(edge, &entries).expect("BUG: an input of a ready node is unknown");
-        plan.nodes[index]
-            .inputs
-            .iter()
-            .map(|(name, feed)| {
-                let input = match feed {
-                    crate::plan::Feed::One(edge) => node::InputDigest::One(digest(edge)),
-                    crate::plan::Feed::Many(list) => {
-                        node::InputDigest::Many(list.iter().map(|(n, e)| (n.clone(), digest(e))).collect())
-                    }
-                };
-                (name.clone(), input)
-            })
-            .collect()
-    }
-
-    fn ended(&mut self, ended: Ended) {
-        let index = ended.index;
-        let name = self.session.plan.nodes[index].name.clone();
-        *self.running.entry(self.session.plan.nodes[index].contract.pool).or_insert(1) -= 1;
-        match ended.result {
-            Ok(node::Finished { entry, hit, milliseconds }) => {
-                if hit {
-                    self.hits[index] = true;
-                    self.hub.emit(Some(&name), What::Hit { key: entry.record.key() });
-                } else {
-                    self.hub.emit(Some(&name), What::Finished { outputs: entry.outputs.clone(), milliseconds });
-                }
-                self.entries[index] = Some(entry);
-                self.done(index);
-            }
-            Err(error) if error.is::<crate::job::Cancelled>() => self.skip(index, "stopped; it goes on from its last snapshot"),
-            Err(error) => match error.downcast_ref::<crate::job::Waiting>() {
-                Some(waiting) => {
-                    self.hub.emit(Some(&name), What::Waiting { reason: waiting.reason.clone() });
-                    self.states.set(index, State::Waiting);
-                    self.skip_dependents(index, &format!("`{name}` waits"));
-                }
-                None => self.fail(index, format!("{error:#}")),
-            },
-        }
-    }
-
-    fn fail(&mut self, index: usize, error: String) {
-        let name = self.session.plan.nodes[index].name.clone();
-        self.hub.emit(Some(&name), What::Failed { error: error.clone() });
-        self.failures.push((name.clone(), error));
-        self.states.set(index, State::Failed);
-        self.skip_dependents(index, &format!("`{name}` failed"));
-    }
-
-    fn skip(&mut self, index: usize, reason: &str) {
-        let name = self.session.plan.nodes[index].name.clone();
-        self.hub.emit(Some(&name), What::Skipped { reason: reason.to_owned() });
-        self.states.set(index, State::Skipped);
-        self.skip_dependents(index, &format!("`{name}` did not run"));
-    }
-
-    fn skip_dependents(&mut self, index: usize, reason: &str) {
-        for dependent in self.dependents[index].clone() {
-            if self.states.get(dependent) == State::Want {
-                self.skip(dependent, reason);
-            }
-        }
-    }
-
-    fn skip_queued(&mut self) {
-        let queued: Vec<usize> = self.queues.values_mut().flat_map(std::mem::take).collect();
-        for index in queued {
-            self.skip(index, "the run was stopped");
-        }
-        self.hub_note_stop();
-    }
-
-    fn hub_note_stop(&self) {
-        static SAID: AtomicBool = AtomicBool::new(false);
-        let running: usize = self.running.values().sum();
-        if running > 0 && !SAID.swap(true, Ordering::SeqCst) {
-            let text = format!("stopping: {running} running {} first", if running == 1 { "stage finishes its step" } else { "stages finish their steps" });
-            self.hub.emit(None, What::Note { level: Level::Info, text });
-        }
-    }
 }

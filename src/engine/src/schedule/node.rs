@@ -75,15 +75,31 @@ impl Work<'_> {
         let key = self.record.key();
         let _lease = match self.wait_for_lease(key)? {
             Ok(lease) => lease,
-            Err(entry) => return Ok(Finished { entry: *entry, hit: true, milliseconds: 0 }),
+            Err(entry) => {
+                return Ok(Finished {
+                    entry: *entry,
+                    hit: true,
+                    milliseconds: 0,
+                });
+            }
         };
         let start = Instant::now();
         let node = &self.session.plan.nodes[self.index];
-        self.hub.emit(Some(&node.name), What::Started { kind: node.contract.kind.to_owned(), key });
+        self.hub.emit(
+            Some(&node.name),
+            What::Started {
+                kind: node.contract.kind.to_owned(),
+                key,
+            },
+        );
         self.check_sources()?;
         let out = self.session.cache.private_folder()?;
         let job = self.job(out.path())?;
-        let speaker = Speaker { hub: self.hub, name: &node.name, stop: self.options.stop };
+        let speaker = Speaker {
+            hub: self.hub,
+            name: &node.name,
+            stop: self.options.stop,
+        };
         let (drafts, numerics) = match node.contract.pool {
             Pool::Cpu => (self.run_here(&job, &speaker)?, BTreeMap::new()),
             Pool::Torch => self.run_in_worker(&job, &speaker)?,
@@ -92,11 +108,18 @@ impl Work<'_> {
         self.check_drafts(&drafts, &job)?;
         let milliseconds = start.elapsed().as_millis() as u64;
         let provenance = self.provenance(&job, &numerics, milliseconds);
-        let entry = self.session.cache.publish(&self.record, &drafts, out.path(), provenance)?;
+        let entry = self
+            .session
+            .cache
+            .publish(&self.record, &drafts, out.path(), provenance)?;
         if let Some(snapshots) = &job.snapshots {
             let _ = std::fs::remove_dir_all(snapshots);
         }
-        Ok(Finished { entry, hit: false, milliseconds })
+        Ok(Finished {
+            entry,
+            hit: false,
+            milliseconds,
+        })
     }
 
     /// The lease, or the entry that its holder made meanwhile.
@@ -104,10 +127,8 @@ impl Work<'_> {
         let mut said = false;
         loop {
             let taken = self.session.cache.lease(key);
-            if !self.forced {
-                if let Some(entry) = self.session.cache.hit(key) {
-                    return Ok(Err(Box::new(entry)));
-                }
+            if let Some(entry) = self.session.cache.hit(key).filter(|_| !self.forced) {
+                return Ok(Err(Box::new(entry)));
             }
             match taken {
                 Taken::Ours(lease) => return Ok(Ok(lease)),
@@ -118,7 +139,13 @@ impl Work<'_> {
                     if !std::mem::replace(&mut said, true) {
                         let text = "another process works on the same; waiting for it".to_owned();
                         let name = &self.session.plan.nodes[self.index].name;
-                        self.hub.emit(Some(name), What::Note { level: crate::event::Level::Info, text });
+                        self.hub.emit(
+                            Some(name),
+                            What::Note {
+                                level: crate::event::Level::Info,
+                                text,
+                            },
+                        );
                     }
                     std::thread::sleep(Duration::from_millis(100));
                 }
@@ -144,21 +171,33 @@ impl Work<'_> {
         for (name, digest) in &self.inputs {
             let input = match digest {
                 InputDigest::One(digest) => Input::One(Box::new(cache.view(*digest)?)),
-                InputDigest::Many(list) => {
-                    Input::Many(list.iter().map(|(n, d)| Ok((n.clone(), cache.view(*d)?))).collect::<Result<_>>()?)
-                }
+                InputDigest::Many(list) => Input::Many(
+                    list.iter()
+                        .map(|(n, d)| Ok((n.clone(), cache.view(*d)?)))
+                        .collect::<Result<_>>()?,
+                ),
             };
             check_layouts(node.contract, name, &input)?;
             inputs.insert(name.clone(), input);
         }
         let mut sources = BTreeMap::new();
         for field in node.sources.keys() {
-            let resolved = self.session.sources.get(&(self.index, *field)).context("BUG: a running node has an unknown source")?;
-            let files = resolved.files.iter().map(|f| SourceFile { name: f.name.clone(), path: f.path.clone(), digest: f.digest });
+            let resolved = self
+                .session
+                .sources
+                .get(&(self.index, *field))
+                .context("BUG: a running node has an unknown source")?;
+            let files = resolved.files.iter().map(|f| SourceFile {
+                name: f.name.clone(),
+                path: f.path.clone(),
+                digest: f.digest,
+            });
             sources.insert((*field).to_owned(), files.collect());
         }
         let snapshots = match node.contract.pool {
-            Pool::Torch => Some(cache.snapshots(self.session.plan.partial(self.index, &self.record))?),
+            Pool::Torch => {
+                Some(cache.snapshots(self.session.plan.partial(self.index, &self.record))?)
+            }
             Pool::Cpu => None,
         };
         let recipe = &self.session.recipe;
@@ -171,7 +210,12 @@ impl Work<'_> {
             sources,
             out: out.to_owned(),
             snapshots,
-            device: self.options.device.clone().or_else(|| recipe.device.clone()).unwrap_or_else(|| "cpu".to_owned()),
+            device: self
+                .options
+                .device
+                .clone()
+                .or_else(|| recipe.device.clone())
+                .unwrap_or_else(|| "cpu".to_owned()),
             threads: self
                 .options
                 .threads
@@ -181,15 +225,32 @@ impl Work<'_> {
     }
 
     fn run_here(&self, job: &Job, speaker: &dyn Reporter) -> Result<Drafts> {
-        let implementation = self.options.implementations.iter().find(|i| i.kind == job.kind);
-        let implementation = implementation.with_context(|| format!("BUG: the kind `{}` has no implementation", job.kind))?;
-        server_flatten(catch_unwind(AssertUnwindSafe(|| (implementation.run)(job, speaker))))
+        let implementation = self
+            .options
+            .implementations
+            .iter()
+            .find(|i| i.kind == job.kind);
+        let implementation = implementation
+            .with_context(|| format!("BUG: the kind `{}` has no implementation", job.kind))?;
+        server_flatten(catch_unwind(AssertUnwindSafe(|| {
+            (implementation.run)(job, speaker)
+        })))
     }
 
-    fn run_in_worker(&self, job: &Job, speaker: &dyn Reporter) -> Result<(Drafts, BTreeMap<String, String>)> {
-        let mut slot = self.worker.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    fn run_in_worker(
+        &self,
+        job: &Job,
+        speaker: &dyn Reporter,
+    ) -> Result<(Drafts, BTreeMap<String, String>)> {
+        let mut slot = self
+            .worker
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         if slot.as_mut().is_none_or(|w| !w.alive()) {
-            *slot = Some(Worker::start(&self.options.worker, &self.session.contracts.versions(Pool::Torch))?);
+            *slot = Some(Worker::start(
+                &self.options.worker,
+                &self.session.contracts.versions(Pool::Torch),
+            )?);
         }
         let worker = slot.as_mut().context("BUG: no worker")?;
         let result = worker.run(job, speaker);
@@ -205,39 +266,70 @@ impl Work<'_> {
         let contract = self.session.plan.nodes[self.index].contract;
         for name in drafts.keys() {
             if contract.output(name).is_none() {
-                bail!("BUG: `{}` made `{name}`, which its contract does not have", contract.kind);
+                bail!(
+                    "BUG: `{}` made `{name}`, which its contract does not have",
+                    contract.kind
+                );
             }
         }
         for output in contract.outputs {
-            let Some(draft) = drafts.get(output.name) else { bail!("BUG: `{}` did not make its output `{}`", contract.kind, output.name) };
+            let Some(draft) = drafts.get(output.name) else {
+                bail!(
+                    "BUG: `{}` did not make its output `{}`",
+                    contract.kind,
+                    output.name
+                )
+            };
             if draft.artifact != output.artifact {
-                bail!("BUG: the output `{}` of `{}` is a {}, not a {}", output.name, contract.kind, draft.artifact, output.artifact);
+                bail!(
+                    "BUG: the output `{}` of `{}` is a {}, not a {}",
+                    output.name,
+                    contract.kind,
+                    draft.artifact,
+                    output.artifact
+                );
             }
             if let Some(port) = output.keeps_tokenizer_of {
                 let wanted = job.input(port)?.reference("tokenizer")?.digest;
                 if draft.refs.get("tokenizer") != Some(&Reference::Artifact(wanted)) {
-                    bail!("BUG: the output `{}` of `{}` does not keep the tokenizer of `{port}`", output.name, contract.kind);
+                    bail!(
+                        "BUG: the output `{}` of `{}` does not keep the tokenizer of `{port}`",
+                        output.name,
+                        contract.kind
+                    );
                 }
             }
         }
         Ok(())
     }
 
-    fn provenance(&self, job: &Job, numerics: &BTreeMap<String, String>, milliseconds: u64) -> Provenance {
+    fn provenance(
+        &self,
+        job: &Job,
+        numerics: &BTreeMap<String, String>,
+        milliseconds: u64,
+    ) -> Provenance {
         let node = &self.session.plan.nodes[self.index];
         let loose: serde_json::Map<_, _> = node
             .contract
             .fields
             .iter()
             .filter(|f| f.class != Class::Semantic)
-            .filter_map(|f| job.params.get(f.name).map(|v| (f.name.to_owned(), v.clone())))
+            .filter_map(|f| {
+                job.params
+                    .get(f.name)
+                    .map(|v| (f.name.to_owned(), v.clone()))
+            })
             .collect();
         let mut provenance = Provenance::new();
         provenance.insert("levain".to_owned(), json!(crate::worker::build_id()));
         provenance.insert("milliseconds".to_owned(), json!(milliseconds));
         provenance.insert("parameters".to_owned(), loose.into());
         if node.contract.pool == Pool::Torch {
-            let mut class: serde_json::Map<_, _> = numerics.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
+            let mut class: serde_json::Map<_, _> = numerics
+                .iter()
+                .map(|(k, v)| (k.clone(), json!(v)))
+                .collect();
             class.insert("device".to_owned(), json!(job.device));
             class.insert("threads".to_owned(), json!(job.threads));
             provenance.insert("numerics".to_owned(), class.into());
@@ -248,15 +340,24 @@ impl Work<'_> {
 
 /// A dataset has a layout that its port can use.
 fn check_layouts(contract: &crate::contract::Contract, name: &str, input: &Input) -> Result<()> {
-    let Some(port) = contract.port(name).filter(|p| !p.layouts.is_empty()) else { return Ok(()) };
+    let Some(port) = contract.port(name).filter(|p| !p.layouts.is_empty()) else {
+        return Ok(());
+    };
     let views: Vec<&ArtifactView> = match input {
         Input::One(view) => vec![view],
         Input::Many(list) => list.iter().map(|(_, v)| v).collect(),
     };
     for view in views {
-        let layout = view.summary.get("layout").and_then(|l| l.as_str()).unwrap_or("unknown");
+        let layout = view
+            .summary
+            .get("layout")
+            .and_then(|l| l.as_str())
+            .unwrap_or("unknown");
         if !port.layouts.contains(&layout) {
-            bail!("`{name}` takes rows laid out as {}, and these are `{layout}`", port.layouts.join(", "));
+            bail!(
+                "`{name}` takes rows laid out as {}, and these are `{layout}`",
+                port.layouts.join(", ")
+            );
         }
     }
     Ok(())

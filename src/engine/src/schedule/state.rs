@@ -26,7 +26,10 @@ pub enum State {
 impl State {
     /// Whether nothing will happen to it any more in this run.
     pub fn is_final(self) -> bool {
-        matches!(self, Self::Waiting | Self::Done | Self::Failed | Self::Skipped)
+        matches!(
+            self,
+            Self::Waiting | Self::Done | Self::Failed | Self::Skipped
+        )
     }
 
     fn may_become(self, next: State) -> bool {
@@ -60,7 +63,10 @@ impl States {
     /// Changes the state of node `index`; the only way to do so.
     pub fn set(&mut self, index: usize, next: State) {
         let now = self.0[index];
-        assert!(now.may_become(next), "BUG: a node went from {now:?} to {next:?}");
+        assert!(
+            now.may_become(next),
+            "BUG: a node went from {now:?} to {next:?}"
+        );
         self.0[index] = next;
     }
 

@@ -31,7 +31,9 @@ pub fn locate() -> PathBuf {
         return path.into();
     }
     let own = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("levain"));
-    own.canonicalize().unwrap_or(own).with_file_name("levain-worker")
+    own.canonicalize()
+        .unwrap_or(own)
+        .with_file_name("levain-worker")
 }
 
 impl Worker {
@@ -51,19 +53,34 @@ impl Worker {
             .stderr(Stdio::piped())
             .spawn()
             .with_context(|| format!("the worker {} can't be started", path.display()))?;
-        let input = child.stdin.take().context("the worker has no standard input")?;
-        let output = child.stdout.take().context("the worker has no standard output")?;
-        let stderr = child.stderr.take().context("the worker has no standard error")?;
+        let input = child
+            .stdin
+            .take()
+            .context("the worker has no standard input")?;
+        let output = child
+            .stdout
+            .take()
+            .context("the worker has no standard output")?;
+        let stderr = child
+            .stderr
+            .take()
+            .context("the worker has no standard error")?;
         let errors = std::sync::Arc::new(Mutex::new(String::new()));
         let tail = errors.clone();
         std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
                 tracing::debug!(target: "worker", "{line}");
-                let mut text = tail.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                let mut text = tail
+                    .lock()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner);
                 text.push_str(&line);
                 text.push('\n');
                 if text.len() > 8192 {
-                    let cut = text.char_indices().map(|(i, _)| i).find(|i| text.len() - i <= 4096).unwrap_or(0);
+                    let cut = text
+                        .char_indices()
+                        .map(|(i, _)| i)
+                        .find(|i| text.len() - i <= 4096)
+                        .unwrap_or(0);
                     text.drain(..cut);
                 }
             }
@@ -71,7 +88,8 @@ impl Worker {
         let (sender, replies) = channel();
         std::thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
-                let reply = serde_json::from_str(&line).unwrap_or_else(|e| Reply::Failed(format!("the worker wrote `{line}`: {e}")));
+                let reply = serde_json::from_str(&line)
+                    .unwrap_or_else(|e| Reply::Failed(format!("the worker wrote `{line}`: {e}")));
                 if sender.send(reply).is_err() {
                     break;
                 }
@@ -97,8 +115,15 @@ impl Worker {
                 worker.hello = hello;
                 Ok(worker)
             }
-            Ok(other) => bail!("the worker {} does not say hello but {other:?}; is it a Levain worker of this build?", path.display()),
-            Err(RecvTimeoutError::Timeout) => bail!("the worker {} said nothing for {} s", path.display(), HELLO.as_secs()),
+            Ok(other) => bail!(
+                "the worker {} does not say hello but {other:?}; is it a Levain worker of this build?",
+                path.display()
+            ),
+            Err(RecvTimeoutError::Timeout) => bail!(
+                "the worker {} said nothing for {} s",
+                path.display(),
+                HELLO.as_secs()
+            ),
             Err(RecvTimeoutError::Disconnected) => Err(worker.ended(path)),
         }
     }
@@ -125,7 +150,9 @@ impl Worker {
                 Ok(Reply::Waiting(reason)) => return Err(Waiting { reason }.into()),
                 Ok(other) => bail!("the worker answered out of turn: {other:?}"),
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return Err(self.ended(Path::new("levain-worker"))),
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(self.ended(Path::new("levain-worker")));
+                }
             }
         }
     }
@@ -142,17 +169,25 @@ impl Worker {
     }
 
     fn send(&self, request: &Request) -> Result<()> {
-        let mut guard = self.input.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut guard = self
+            .input
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         let input = guard.as_mut().context("the worker was closed")?;
         let line = serde_json::to_string(request)?;
-        writeln!(input, "{line}").and_then(|()| input.flush()).map_err(|_| anyhow!("the worker does not listen any more"))
+        writeln!(input, "{line}")
+            .and_then(|()| input.flush())
+            .map_err(|_| anyhow!("the worker does not listen any more"))
     }
 
     /// What to say of a worker that is gone.
     fn ended(&mut self, path: &Path) -> anyhow::Error {
         let status = self.child.wait();
         std::thread::sleep(Duration::from_millis(20));
-        let errors = self.errors.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let errors = self
+            .errors
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         let last: Vec<&str> = errors.lines().rev().take(4).collect();
         let last: String = last.into_iter().rev().map(|l| format!("\n  {l}")).collect();
         match status {
@@ -162,7 +197,10 @@ impl Worker {
             ),
             Ok(status) => match status.signal() {
                 Some(signal) => anyhow!("the worker crashed (signal {signal}){last}"),
-                None => anyhow!("the worker {} ended with {status}{last}\n`levain doctor` checks the set-up", path.display()),
+                None => anyhow!(
+                    "the worker {} ended with {status}{last}\n`levain doctor` checks the set-up",
+                    path.display()
+                ),
             },
             Err(error) => anyhow!("the worker is gone: {error}{last}"),
         }
@@ -172,7 +210,10 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         // Closing its standard input ends an idle worker; one that hangs is killed.
-        self.input.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        self.input
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .take();
         for _ in 0..20 {
             if !self.alive() {
                 return;
@@ -212,7 +253,9 @@ impl Conversation {
                         self.worker.send(&Request::Cancel)?;
                     }
                 }
-                Err(RecvTimeoutError::Disconnected) => return Err(self.worker.ended(Path::new("levain-worker"))),
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(self.worker.ended(Path::new("levain-worker")));
+                }
             }
         }
     }
@@ -221,10 +264,19 @@ impl Conversation {
 fn check_hello(hello: &Hello, kinds: &[(String, u32)], path: &Path) -> Result<()> {
     let way = "build both programs anew with `make build`";
     if hello.protocol != PROTOCOL {
-        bail!("the worker {} speaks protocol {}, this levain speaks {PROTOCOL}; {way}", path.display(), hello.protocol);
+        bail!(
+            "the worker {} speaks protocol {}, this levain speaks {PROTOCOL}; {way}",
+            path.display(),
+            hello.protocol
+        );
     }
     if hello.build != build_id() {
-        bail!("the worker {} is of build {}, this levain of {}; {way}", path.display(), hello.build, build_id());
+        bail!(
+            "the worker {} is of build {}, this levain of {}; {way}",
+            path.display(),
+            hello.build,
+            build_id()
+        );
     }
     if hello.kinds != kinds {
         let ours: std::collections::BTreeMap<_, _> = kinds.iter().cloned().collect();
@@ -234,11 +286,20 @@ fn check_hello(hello: &Hello, kinds: &[(String, u32)], path: &Path) -> Result<()
             .into_iter()
             .filter(|n| ours.get(*n) != theirs.get(*n))
             .map(|n| {
-                let version = |v: Option<&u32>| v.map_or("absent".to_owned(), |v| format!("version {v}"));
-                format!("`{n}` here {}, there {}", version(ours.get(n)), version(theirs.get(n)))
+                let version =
+                    |v: Option<&u32>| v.map_or("absent".to_owned(), |v| format!("version {v}"));
+                format!(
+                    "`{n}` here {}, there {}",
+                    version(ours.get(n)),
+                    version(theirs.get(n))
+                )
             })
             .collect();
-        bail!("the worker {} has other kinds: {}; {way}", path.display(), differ.join(", "));
+        bail!(
+            "the worker {} has other kinds: {}; {way}",
+            path.display(),
+            differ.join(", ")
+        );
     }
     Ok(())
 }

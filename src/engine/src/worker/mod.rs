@@ -87,5 +87,9 @@ pub enum Reply {
 
 /// The build of this program: a worker of another build is refused.
 pub fn build_id() -> String {
-    format!("{} ({})", env!("CARGO_PKG_VERSION"), option_env!("LEVAIN_BUILD").unwrap_or("source"))
+    format!(
+        "{} ({})",
+        env!("CARGO_PKG_VERSION"),
+        option_env!("LEVAIN_BUILD").unwrap_or("source")
+    )
 }

@@ -60,7 +60,9 @@ impl Channel<'_> {
 static OUTPUT: Mutex<()> = Mutex::new(());
 
 fn send(reply: &Reply) {
-    let _guard = OUTPUT.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _guard = OUTPUT
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     let mut out = std::io::stdout().lock();
     let line = serde_json::to_string(reply).unwrap_or_default();
     // The engine is gone: so is the reason to go on.
@@ -96,7 +98,10 @@ pub fn serve(service: &Service) -> Result<()> {
                 send(&run(service, &job, &STOP));
             }
             Request::Talk(talk) => {
-                let mut channel = Channel { requests: &requests, stop: &STOP };
+                let mut channel = Channel {
+                    requests: &requests,
+                    stop: &STOP,
+                };
                 let result = catch_unwind(AssertUnwindSafe(|| (service.talk)(&talk, &mut channel)));
                 if let Err(text) = flatten(result) {
                     send(&Reply::Failed(format!("{text:#}")));
@@ -119,7 +124,9 @@ fn read_requests(sender: &Sender<Request>, stop: &AtomicBool) {
             Ok(request) => {
                 let _ = sender.send(request);
             }
-            Err(error) => send(&Reply::Failed(format!("the worker did not understand a request: {error}"))),
+            Err(error) => send(&Reply::Failed(format!(
+                "the worker did not understand a request: {error}"
+            ))),
         }
     }
     // Standard input ended: the engine is gone, perhaps killed. Whatever runs has its last snapshot.
@@ -130,7 +137,9 @@ fn run(service: &Service, job: &Job, stop: &AtomicBool) -> Reply {
     let Some(implementation) = service.implementations.iter().find(|i| i.kind == job.kind) else {
         return Reply::Failed(format!("this worker has no kind `{}`", job.kind));
     };
-    let result = catch_unwind(AssertUnwindSafe(|| (implementation.run)(job, &Lines { stop })));
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        (implementation.run)(job, &Lines { stop })
+    }));
     match flatten(result) {
         Ok(drafts) => Reply::Done(drafts),
         Err(error) if error.is::<Cancelled>() => Reply::Cancelled,

@@ -8,32 +8,74 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use engine::artifact::{ArtifactType, ArtifactView};
 use engine::contract::{
-    Arity, Choice, Class, Contract, Contracts, Field, FieldType, From, Literal, Need, Output, Pool, Port, Preparation, Repeatable, no_check,
+    Arity, Choice, Class, Contract, Contracts, Field, FieldType, From, Literal, Need, Output, Pool,
+    Port, Preparation, Repeatable, no_check,
 };
 use engine::job::{Draft, Drafts, Implementation, Input, Job, Reference, Reporter, Waiting};
 
 const fn field(name: &'static str, ty: FieldType, need: Need) -> Field {
-    Field { name, ty, need, neutral: None, class: Class::Semantic, extendable: false, doc: "a word about it" }
+    Field {
+        name,
+        ty,
+        need,
+        neutral: None,
+        class: Class::Semantic,
+        extendable: false,
+        doc: "a word about it",
+    }
 }
 
 const fn of_class(class: Class, name: &'static str, default: i64) -> Field {
-    let ty = FieldType::Integer { min: 0, max: 1 << 30 };
-    Field { name, ty, need: Need::Default(Literal::Integer(default)), neutral: None, class, extendable: false, doc: "a number" }
+    let ty = FieldType::Integer {
+        min: 0,
+        max: 1 << 30,
+    };
+    Field {
+        name,
+        ty,
+        need: Need::Default(Literal::Integer(default)),
+        neutral: None,
+        class,
+        extendable: false,
+        doc: "a number",
+    }
 }
 
 const fn port(name: &'static str, arity: Arity) -> Port {
-    Port { name, accepts: &[ArtifactType::Dataset], arity, layouts: &[], doc: "a text" }
+    Port {
+        name,
+        accepts: &[ArtifactType::Dataset],
+        arity,
+        layouts: &[],
+        doc: "a text",
+    }
 }
 
 const fn output(name: &'static str) -> Output {
-    Output { name, artifact: ArtifactType::Dataset, keeps_tokenizer_of: None, doc: "a text" }
+    Output {
+        name,
+        artifact: ArtifactType::Dataset,
+        keeps_tokenizer_of: None,
+        doc: "a text",
+    }
 }
 
 const TEXT: &[Output] = &[output("text")];
 const DATA: &[Port] = &[port("data", Arity::One)];
-const MODEL: Port = Port { name: "model", accepts: &[ArtifactType::Model], arity: Arity::One, layouts: &[], doc: "a model" };
+const MODEL: Port = Port {
+    name: "model",
+    accepts: &[ArtifactType::Model],
+    arity: Arity::One,
+    layouts: &[],
+    doc: "a model",
+};
 
-const fn toy(kind: &'static str, fields: &'static [Field], ports: &'static [Port], outputs: &'static [Output]) -> Contract {
+const fn toy(
+    kind: &'static str,
+    fields: &'static [Field],
+    ports: &'static [Port],
+    outputs: &'static [Output],
+) -> Contract {
     Contract {
         kind,
         version: 1,
@@ -51,7 +93,16 @@ const fn toy(kind: &'static str, fields: &'static [Field], ports: &'static [Port
     }
 }
 
-const MOODS: FieldType = FieldType::Choice(&[Choice { word: "calm", doc: "as it is" }, Choice { word: "loud", doc: "in capitals" }]);
+const MOODS: FieldType = FieldType::Choice(&[
+    Choice {
+        word: "calm",
+        doc: "as it is",
+    },
+    Choice {
+        word: "loud",
+        doc: "in capitals",
+    },
+]);
 const SAY_FIELDS: &[Field] = &[
     field("text", FieldType::Text, Need::Required),
     field("mood", MOODS, Need::Default(Literal::Text("calm"))),
@@ -80,11 +131,24 @@ const SAY_FIELDS_LATER: &[Field] = &[
 /// A text, as it is or in capitals.
 const SAY: Contract = toy("say", SAY_FIELDS, &[], TEXT);
 const SAY_LATER: Contract = toy("say", SAY_FIELDS_LATER, &[], TEXT);
-const SAY_NEWER: Contract = Contract { version: 2, ..toy("say", SAY_FIELDS, &[], TEXT) };
+const SAY_NEWER: Contract = Contract {
+    version: 2,
+    ..toy("say", SAY_FIELDS, &[], TEXT)
+};
 /// A file from outside.
-const READ: Contract = toy("read", &[field("source", FieldType::Source, Need::Required)], &[], TEXT);
+const READ: Contract = toy(
+    "read",
+    &[field("source", FieldType::Source, Need::Required)],
+    &[],
+    TEXT,
+);
 /// A file from outside, which it writes to while it reads.
-const SCRIBBLE: Contract = toy("scribble", &[field("source", FieldType::Source, Need::Required)], &[], TEXT);
+const SCRIBBLE: Contract = toy(
+    "scribble",
+    &[field("source", FieldType::Source, Need::Required)],
+    &[],
+    TEXT,
+);
 /// Texts one after the other, each with its name.
 const JOIN: Contract = toy("join", &[], &[port("parts", Arity::Many)], TEXT);
 /// Small letters: many texts become the same.
@@ -95,15 +159,42 @@ const FAIL: Contract = toy("fail", &[], &[port("data", Arity::Optional)], TEXT);
 const CRASH: Contract = toy("crash", &[], &[], TEXT);
 /// Does not make what its contract says.
 const LIE: Contract = toy("lie", &[], &[], TEXT);
-const SLOW: Contract = toy("slow", &[field("text", FieldType::Text, Need::Required), of_class(Class::Execution, "milliseconds", 300)], &[], TEXT);
+const SLOW: Contract = toy(
+    "slow",
+    &[
+        field("text", FieldType::Text, Need::Required),
+        of_class(Class::Execution, "milliseconds", 300),
+    ],
+    &[],
+    TEXT,
+);
 /// Waits until a person has written into the file.
-const ASK: Contract = toy("ask", &[field("question", FieldType::Text, Need::Required), field("answer", FieldType::Text, Need::Required)], &[], TEXT);
+const ASK: Contract = toy(
+    "ask",
+    &[
+        field("question", FieldType::Text, Need::Required),
+        field("answer", FieldType::Text, Need::Required),
+    ],
+    &[],
+    TEXT,
+);
 /// A computation that can be continued.
 const LONG: Contract = toy(
     "long",
     &[
-        Field { extendable: true, ..of_class(Class::Semantic, "steps", 10) },
-        field("rate", FieldType::Number { min: 0.0, max: 1.0, above: true }, Need::Default(Literal::Number(0.5))),
+        Field {
+            extendable: true,
+            ..of_class(Class::Semantic, "steps", 10)
+        },
+        field(
+            "rate",
+            FieldType::Number {
+                min: 0.0,
+                max: 1.0,
+                above: true,
+            },
+            Need::Default(Literal::Number(0.5)),
+        ),
     ],
     &[],
     TEXT,
@@ -111,80 +202,200 @@ const LONG: Contract = toy(
 /// A model with its tokenizer.
 const MAKE: Contract = toy(
     "make",
-    &[field("weights", FieldType::Text, Need::Required), field("alphabet", FieldType::Text, Need::Default(Literal::Text("abc")))],
+    &[
+        field("weights", FieldType::Text, Need::Required),
+        field(
+            "alphabet",
+            FieldType::Text,
+            Need::Default(Literal::Text("abc")),
+        ),
+    ],
     &[],
-    &[Output { name: "model", artifact: ArtifactType::Model, keeps_tokenizer_of: None, doc: "a model" }],
+    &[Output {
+        name: "model",
+        artifact: ArtifactType::Model,
+        keeps_tokenizer_of: None,
+        doc: "a model",
+    }],
 );
 /// A model trained on rows, which are tokenized in a preparation that waits for no training.
 const TUNE: Contract = Contract {
     preparations: &[Preparation {
         name: "tokens",
         kind: "cut",
-        inputs: &[("tokenizer", From::TokenizerOf("model")), ("data", From::Port("data"))],
+        inputs: &[
+            ("tokenizer", From::TokenizerOf("model")),
+            ("data", From::Port("data")),
+        ],
         fields: &["length"],
         replaces: &["data"],
     }],
     ..toy(
         "tune",
         &[
-            field("rate", FieldType::Number { min: 0.0, max: 1.0, above: true }, Need::Default(Literal::Number(0.5))),
-            field("length", FieldType::Integer { min: 1, max: 100 }, Need::Default(Literal::Integer(8))),
+            field(
+                "rate",
+                FieldType::Number {
+                    min: 0.0,
+                    max: 1.0,
+                    above: true,
+                },
+                Need::Default(Literal::Number(0.5)),
+            ),
+            field(
+                "length",
+                FieldType::Integer { min: 1, max: 100 },
+                Need::Default(Literal::Integer(8)),
+            ),
         ],
         &[MODEL, port("data", Arity::One)],
-        &[Output { name: "model", artifact: ArtifactType::Model, keeps_tokenizer_of: Some("model"), doc: "a model" }],
+        &[Output {
+            name: "model",
+            artifact: ArtifactType::Model,
+            keeps_tokenizer_of: Some("model"),
+            doc: "a model",
+        }],
     )
 };
 /// Rows as tokens.
 const CUT: Contract = toy(
     "cut",
-    &[field("length", FieldType::Integer { min: 1, max: 100 }, Need::Required)],
-    &[Port { name: "tokenizer", accepts: &[ArtifactType::Tokenizer], arity: Arity::One, layouts: &[], doc: "a tokenizer" }, port("data", Arity::One)],
-    &[Output { name: "tokens", artifact: ArtifactType::Tokens, keeps_tokenizer_of: None, doc: "tokens" }],
+    &[field(
+        "length",
+        FieldType::Integer { min: 1, max: 100 },
+        Need::Required,
+    )],
+    &[
+        Port {
+            name: "tokenizer",
+            accepts: &[ArtifactType::Tokenizer],
+            arity: Arity::One,
+            layouts: &[],
+            doc: "a tokenizer",
+        },
+        port("data", Arity::One),
+    ],
+    &[Output {
+        name: "tokens",
+        artifact: ArtifactType::Tokens,
+        keeps_tokenizer_of: None,
+        doc: "tokens",
+    }],
 );
 
 /// All toys.
 pub fn contracts() -> Contracts {
-    Contracts { kinds: &[&SAY, &READ, &SCRIBBLE, &JOIN, &LOWER, &HALVES, &FAIL, &CRASH, &LIE, &SLOW, &ASK, &LONG, &MAKE, &TUNE], hidden: &[&CUT] }
+    Contracts {
+        kinds: &[
+            &SAY, &READ, &SCRIBBLE, &JOIN, &LOWER, &HALVES, &FAIL, &CRASH, &LIE, &SLOW, &ASK,
+            &LONG, &MAKE, &TUNE,
+        ],
+        hidden: &[&CUT],
+    }
 }
 
 /// The toys of a later program, in which `say` has one more field.
 pub fn later() -> Contracts {
-    Contracts { kinds: &[&SAY_LATER, &LOWER, &JOIN], hidden: &[] }
+    Contracts {
+        kinds: &[&SAY_LATER, &LOWER, &JOIN],
+        hidden: &[],
+    }
 }
 
 /// The toys of a program in which `say` works differently.
 pub fn newer() -> Contracts {
-    Contracts { kinds: &[&SAY_NEWER, &LOWER, &JOIN], hidden: &[] }
+    Contracts {
+        kinds: &[&SAY_NEWER, &LOWER, &JOIN],
+        hidden: &[],
+    }
 }
 
 /// How the toys run.
 pub const IMPLEMENTATIONS: &[Implementation] = &[
-    Implementation { kind: "say", run: say },
-    Implementation { kind: "read", run: read },
-    Implementation { kind: "scribble", run: scribble },
-    Implementation { kind: "join", run: join },
-    Implementation { kind: "lower", run: lower },
-    Implementation { kind: "halves", run: halves },
-    Implementation { kind: "fail", run: |_, _| bail!("it fails, as it should") },
-    Implementation { kind: "crash", run: |_, _| panic!("it crashes, as it should") },
-    Implementation { kind: "lie", run: |_, _| Ok(Drafts::new()) },
-    Implementation { kind: "slow", run: slow },
-    Implementation { kind: "ask", run: ask },
-    Implementation { kind: "long", run: long },
-    Implementation { kind: "make", run: make },
-    Implementation { kind: "tune", run: tune },
-    Implementation { kind: "cut", run: cut },
+    Implementation {
+        kind: "say",
+        run: say,
+    },
+    Implementation {
+        kind: "read",
+        run: read,
+    },
+    Implementation {
+        kind: "scribble",
+        run: scribble,
+    },
+    Implementation {
+        kind: "join",
+        run: join,
+    },
+    Implementation {
+        kind: "lower",
+        run: lower,
+    },
+    Implementation {
+        kind: "halves",
+        run: halves,
+    },
+    Implementation {
+        kind: "fail",
+        run: |_, _| bail!("it fails, as it should"),
+    },
+    Implementation {
+        kind: "crash",
+        run: |_, _| panic!("it crashes, as it should"),
+    },
+    Implementation {
+        kind: "lie",
+        run: |_, _| Ok(Drafts::new()),
+    },
+    Implementation {
+        kind: "slow",
+        run: slow,
+    },
+    Implementation {
+        kind: "ask",
+        run: ask,
+    },
+    Implementation {
+        kind: "long",
+        run: long,
+    },
+    Implementation {
+        kind: "make",
+        run: make,
+    },
+    Implementation {
+        kind: "tune",
+        run: tune,
+    },
+    Implementation {
+        kind: "cut",
+        run: cut,
+    },
 ];
 
 fn draft(job: &Job, artifact: ArtifactType, name: &str, text: &str) -> Result<Draft> {
     let path = job.out.join(format!("{name}.txt"));
     fs::write(&path, text)?;
     let summary = [("bytes".to_owned(), text.len().into())].into();
-    Ok(Draft { artifact, files: vec![(format!("{name}.txt"), path)], refs: BTreeMap::new(), summary })
+    Ok(Draft {
+        artifact,
+        files: vec![(format!("{name}.txt"), path)],
+        refs: BTreeMap::new(),
+        summary,
+    })
 }
 
 fn texts<const N: usize>(job: &Job, outputs: [(&str, &str); N]) -> Result<Drafts> {
-    outputs.into_iter().map(|(name, text)| Ok((name.to_owned(), draft(job, ArtifactType::Dataset, name, text)?))).collect()
+    outputs
+        .into_iter()
+        .map(|(name, text)| {
+            Ok((
+                name.to_owned(),
+                draft(job, ArtifactType::Dataset, name, text)?,
+            ))
+        })
+        .collect()
 }
 
 fn content(view: &ArtifactView) -> Result<String> {
@@ -192,23 +403,40 @@ fn content(view: &ArtifactView) -> Result<String> {
 }
 
 fn word<'a>(job: &'a Job, name: &str) -> &'a str {
-    job.params.get(name).and_then(|v| v.as_str()).unwrap_or_default()
+    job.params
+        .get(name)
+        .and_then(|v| v.as_str())
+        .unwrap_or_default()
 }
 
 fn say(job: &Job, _: &dyn Reporter) -> Result<Drafts> {
-    let text = if word(job, "mood") == "loud" { word(job, "text").to_uppercase() } else { word(job, "text").to_owned() };
-    let times = job.params.get("times").and_then(|v| v.as_u64()).unwrap_or(1) as usize;
+    let text = if word(job, "mood") == "loud" {
+        word(job, "text").to_uppercase()
+    } else {
+        word(job, "text").to_owned()
+    };
+    let times = job
+        .params
+        .get("times")
+        .and_then(|v| v.as_u64())
+        .unwrap_or(1) as usize;
     texts(job, [("text", &text.repeat(times))])
 }
 
 fn read(job: &Job, _: &dyn Reporter) -> Result<Drafts> {
-    texts(job, [("text", &fs::read_to_string(&job.source("source")?[0].path)?)])
+    texts(
+        job,
+        [("text", &fs::read_to_string(&job.source("source")?[0].path)?)],
+    )
 }
 
 fn scribble(job: &Job, _: &dyn Reporter) -> Result<Drafts> {
     let path = &job.source("source")?[0].path;
     let text = fs::read_to_string(path)?;
-    fs::File::options().append(true).open(path)?.write_all(b"!")?;
+    fs::File::options()
+        .append(true)
+        .open(path)?
+        .write_all(b"!")?;
     texts(job, [("text", &text)])
 }
 
@@ -221,7 +449,10 @@ fn join(job: &Job, _: &dyn Reporter) -> Result<Drafts> {
 }
 
 fn lower(job: &Job, _: &dyn Reporter) -> Result<Drafts> {
-    texts(job, [("text", &content(job.input("data")?)?.to_lowercase())])
+    texts(
+        job,
+        [("text", &content(job.input("data")?)?.to_lowercase())],
+    )
 }
 
 fn halves(job: &Job, _: &dyn Reporter) -> Result<Drafts> {
@@ -244,34 +475,71 @@ fn ask(job: &Job, _: &dyn Reporter) -> Result<Drafts> {
     let path = std::path::Path::new(word(job, "answer"));
     match fs::read_to_string(path) {
         Ok(answer) => texts(job, [("text", &answer)]),
-        Err(_) => Err(Waiting { reason: format!("answer `{}` and run again", word(job, "question")) }.into()),
+        Err(_) => Err(Waiting {
+            reason: format!("answer `{}` and run again", word(job, "question")),
+        }
+        .into()),
     }
 }
 
 fn long(job: &Job, _: &dyn Reporter) -> Result<Drafts> {
-    texts(job, [("text", &format!("{} {}", job.params["steps"], job.params["rate"]))])
+    texts(
+        job,
+        [(
+            "text",
+            &format!("{} {}", job.params["steps"], job.params["rate"]),
+        )],
+    )
 }
 
 fn make(job: &Job, _: &dyn Reporter) -> Result<Drafts> {
-    let tokenizer = draft(job, ArtifactType::Tokenizer, "alphabet", word(job, "alphabet"))?;
+    let tokenizer = draft(
+        job,
+        ArtifactType::Tokenizer,
+        "alphabet",
+        word(job, "alphabet"),
+    )?;
     let mut model = draft(job, ArtifactType::Model, "weights", word(job, "weights"))?;
-    model.refs.insert("tokenizer".to_owned(), Reference::Inline(Box::new(tokenizer)));
+    model.refs.insert(
+        "tokenizer".to_owned(),
+        Reference::Inline(Box::new(tokenizer)),
+    );
     Ok([("model".to_owned(), model)].into())
 }
 
 fn tune(job: &Job, _: &dyn Reporter) -> Result<Drafts> {
     let model = job.input("model")?;
-    let Some(Input::One(tokens)) = job.inputs.get("tokens") else { bail!("the tokens are missing") };
-    let text = format!("{} + {} × {}", content(model)?, job.params["rate"], content(tokens)?);
+    let Some(Input::One(tokens)) = job.inputs.get("tokens") else {
+        bail!("the tokens are missing")
+    };
+    let text = format!(
+        "{} + {} × {}",
+        content(model)?,
+        job.params["rate"],
+        content(tokens)?
+    );
     let mut tuned = draft(job, ArtifactType::Model, "weights", &text)?;
-    tuned.refs.insert("base".to_owned(), Reference::Artifact(model.digest));
-    tuned.refs.insert("tokenizer".to_owned(), Reference::Artifact(model.reference("tokenizer")?.digest));
+    tuned
+        .refs
+        .insert("base".to_owned(), Reference::Artifact(model.digest));
+    tuned.refs.insert(
+        "tokenizer".to_owned(),
+        Reference::Artifact(model.reference("tokenizer")?.digest),
+    );
     Ok([("model".to_owned(), tuned)].into())
 }
 
 fn cut(job: &Job, _: &dyn Reporter) -> Result<Drafts> {
     let alphabet = content(job.input("tokenizer")?)?;
     let length = job.params["length"].as_u64().unwrap_or(0) as usize;
-    let text: String = content(job.input("data")?)?.chars().filter(|c| alphabet.contains(*c)).take(length).collect();
-    Ok([("tokens".to_owned(), draft(job, ArtifactType::Tokens, "tokens", &text)?)].into())
+    let text: String = content(job.input("data")?)?
+        .chars()
+        .filter(|c| alphabet.contains(*c))
+        .take(length)
+        .collect();
+    Ok([(
+        "tokens".to_owned(),
+        draft(job, ArtifactType::Tokens, "tokens", &text)?,
+    )]
+    .into())
 }

@@ -66,7 +66,9 @@ impl Sink for Log {
 
 impl Kitchen {
     pub fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap() }
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+        }
     }
 
     pub fn path(&self) -> &Path {
@@ -89,8 +91,14 @@ impl Kitchen {
 
     pub fn open_in(&self, text: &str, told: &Told, cache: Cache) -> Session {
         // Each session has a file of its own, so that several may be at work at once.
-        let path = self.path().join(format!("recipe-{:?}.yaml", std::thread::current().id()));
-        let whole = if text.contains("levain:") { text.to_owned() } else { format!("levain: 1\nname: test\nstages:\n{text}") };
+        let path = self
+            .path()
+            .join(format!("recipe-{:?}.yaml", std::thread::current().id()));
+        let whole = if text.contains("levain:") {
+            text.to_owned()
+        } else {
+            format!("levain: 1\nname: test\nstages:\n{text}")
+        };
         fs::write(&path, whole).unwrap();
         let set: Vec<String> = told.set.iter().map(|s| (*s).to_owned()).collect();
         Session::open(&path, &set, told.contracts, cache).unwrap_or_else(|e| panic!("{e:#}"))
@@ -105,13 +113,23 @@ impl Kitchen {
     pub fn plan(&self, text: &str, told: &Told) -> String {
         let session = self.open(text, told);
         let standings = session.standings();
-        let lines = session.plan.nodes.iter().zip(&standings).map(|(n, s)| format!("{} {}\n", n.name, verdict(s.verdict)));
+        let lines = session
+            .plan
+            .nodes
+            .iter()
+            .zip(&standings)
+            .map(|(n, s)| format!("{} {}\n", n.name, verdict(s.verdict)));
         lines.collect()
     }
 
     /// The place of the only file of an output.
     pub fn blob(&self, outcome: &Outcome, stage: &str, output: &str) -> PathBuf {
-        self.cache().view(artifact(outcome, stage, output)).unwrap().files[0].1.clone()
+        self.cache()
+            .view(artifact(outcome, stage, output))
+            .unwrap()
+            .files[0]
+            .1
+            .clone()
     }
 
     /// The text of the only file of an output.
@@ -126,7 +144,11 @@ impl Kitchen {
         while let Some(folder) = folders.pop() {
             for entry in fs::read_dir(&folder).unwrap() {
                 let path = entry.unwrap().path();
-                if path.is_dir() { folders.push(path) } else { found.push(path) }
+                if path.is_dir() {
+                    folders.push(path)
+                } else {
+                    found.push(path)
+                }
             }
         }
         found.sort();
@@ -154,7 +176,11 @@ pub fn try_run(session: &mut Session, told: &Told) -> anyhow::Result<Ran> {
     };
     let events = Arc::new(Mutex::new(Vec::new()));
     let log = events.clone();
-    let outcome = engine::schedule::run(session, &options, Box::new(move |_| vec![Box::new(Log(log)) as Box<dyn Sink>]))?;
+    let outcome = engine::schedule::run(
+        session,
+        &options,
+        Box::new(move |_| vec![Box::new(Log(log)) as Box<dyn Sink>]),
+    )?;
     let events = events.lock().unwrap().clone();
     Ok(Ran { outcome, events })
 }
@@ -162,33 +188,65 @@ pub fn try_run(session: &mut Session, told: &Told) -> anyhow::Result<Ran> {
 impl Ran {
     /// What became of each stage, a line each in the order of the recipe, and of each failure.
     pub fn text(&self) -> String {
-        let mut lines: Vec<String> = self.outcome.lock.stages.iter().map(|(name, stage)| format!("{name} {}\n", stage.outcome)).collect();
+        let mut lines: Vec<String> = self
+            .outcome
+            .lock
+            .stages
+            .iter()
+            .map(|(name, stage)| format!("{name} {}\n", stage.outcome))
+            .collect();
         lines.sort();
-        lines.extend(self.outcome.failures.iter().map(|(name, error)| format!("! {name}: {error}\n")));
+        lines.extend(
+            self.outcome
+                .failures
+                .iter()
+                .map(|(name, error)| format!("! {name}: {error}\n")),
+        );
         lines.concat()
     }
 
     /// The events without what differs from run to run, a line each.
     pub fn log(&self) -> String {
         let line = |event: &Event| {
-            let stage = event.stage.as_ref().map(|s| format!("{s} ")).unwrap_or_default();
+            let stage = event
+                .stage
+                .as_ref()
+                .map(|s| format!("{s} "))
+                .unwrap_or_default();
             let what = match &event.what {
                 What::Planned { recipe, stages } => {
-                    let stages: Vec<_> = stages.iter().map(|(n, v)| format!("{n} {}", verdict(*v))).collect();
+                    let stages: Vec<_> = stages
+                        .iter()
+                        .map(|(n, v)| format!("{n} {}", verdict(*v)))
+                        .collect();
                     format!("planned {recipe}: {}", stages.join(", "))
                 }
                 What::Started { kind, .. } => format!("started {kind}"),
                 What::Hit { .. } => "hit".to_owned(),
-                What::Progress { done, total, unit, .. } => format!("progress {done}/{total} {unit}"),
+                What::Progress {
+                    done, total, unit, ..
+                } => format!("progress {done}/{total} {unit}"),
                 What::Metrics { step, .. } => format!("metrics {step}"),
                 What::Sample { title, .. } => format!("sample {title}"),
                 What::Note { text, .. } => format!("note {text}"),
                 What::Waiting { reason } => format!("waiting {reason}"),
-                What::Finished { outputs, .. } => format!("finished {}", outputs.keys().cloned().collect::<Vec<_>>().join(", ")),
+                What::Finished { outputs, .. } => format!(
+                    "finished {}",
+                    outputs.keys().cloned().collect::<Vec<_>>().join(", ")
+                ),
                 What::Failed { error } => format!("failed {error}"),
                 What::Skipped { reason } => format!("skipped {reason}"),
-                What::Ended { ran, hits, failed, waiting, skipped, .. } => {
-                    format!("ended: {ran} ran, {hits} hits, {failed} failed, {waiting} waiting, {skipped} skipped")
+                What::Ended {
+                    ran,
+                    hits,
+                    failed,
+                    waiting,
+                    skipped,
+                    ..
+                } => {
+                    format!(
+                        "ended: {ran} ran, {hits} hits, {failed} failed, {waiting} waiting, {skipped} skipped"
+                    )
                 }
             };
             format!("{stage}{what}\n")
@@ -198,13 +256,22 @@ impl Ran {
 
     /// How many stages began to work.
     pub fn started(&self) -> usize {
-        self.events.iter().filter(|e| matches!(e.what, What::Started { .. })).count()
+        self.events
+            .iter()
+            .filter(|e| matches!(e.what, What::Started { .. }))
+            .count()
     }
 
     /// Output digests of every stage.
     pub fn digests(&self) -> Vec<(String, String, Digest)> {
         let stages = self.outcome.lock.stages.iter();
-        let mut list: Vec<_> = stages.flat_map(|(n, s)| s.outputs.iter().map(move |(o, d)| (n.clone(), o.clone(), *d))).collect();
+        let mut list: Vec<_> = stages
+            .flat_map(|(n, s)| {
+                s.outputs
+                    .iter()
+                    .map(move |(o, d)| (n.clone(), o.clone(), *d))
+            })
+            .collect();
         list.sort();
         list
     }
@@ -226,7 +293,13 @@ fn verdict(verdict: Verdict) -> &'static str {
 /// Compares two texts of several lines, of which the wanted one is indented as the test's source is.
 #[track_caller]
 pub fn same(found: &str, wanted: &str) {
-    let tidy = |text: &str| text.lines().map(str::trim).filter(|l| !l.is_empty()).map(|l| format!("{l}\n")).collect::<String>();
+    let tidy = |text: &str| {
+        text.lines()
+            .map(str::trim)
+            .filter(|l| !l.is_empty())
+            .map(|l| format!("{l}\n"))
+            .collect::<String>()
+    };
     let (found, wanted) = (tidy(found), tidy(wanted));
     assert!(found == wanted, "found:\n{found}\nwanted:\n{wanted}");
 }
@@ -243,7 +316,12 @@ pub fn check(kitchen: &Kitchen, recipe: &str, plan: &str, outcome: &str) -> Ran 
     same(&ran.text(), outcome);
     if ran.outcome.lock.complete {
         let again = kitchen.run(recipe, &told);
-        assert_eq!(again.started(), 0, "a second run works again:\n{}", again.log());
+        assert_eq!(
+            again.started(),
+            0,
+            "a second run works again:\n{}",
+            again.log()
+        );
         assert_eq!(again.digests(), ran.digests());
     }
     ran

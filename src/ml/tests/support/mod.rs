@@ -6,7 +6,7 @@ pub mod tolerance;
 use anyhow::Result;
 use formats::config::LlamaConfig;
 use formats::peft::AdapterConfig;
-use levain_ml::{Kind, Llama, Params, Place, Tensor};
+use ml::{Kind, Llama, Params, Place, Tensor};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ impl Golden {
         let mut tensors = BTreeMap::new();
         for name in names {
             let path = folder().join(format!("data/ml/{name}.safetensors"));
-            tensors.extend(levain_ml::tensors::read_file(&path).unwrap());
+            tensors.extend(ml::tensors::read_file(&path).unwrap());
         }
         Golden(tensors)
     }
@@ -130,7 +130,7 @@ pub fn adapter(settings: Value) -> AdapterConfig {
 
 /// Replaces the parameters whose names satisfy the condition by numbers of the formula in ±0.2.
 pub fn fill(params: &Params, condition: impl Fn(&str) -> bool) {
-    levain_ml::no_grad(|| {
+    ml::no_grad(|| {
         for (name, tensor) in params.trained().filter(|(name, _)| condition(name)) {
             let fresh = numbers(name, &tensor.size(), 0.2).to_kind(tensor.kind());
             tensor.shallow_clone().copy_(&fresh);
@@ -143,7 +143,7 @@ pub fn adapted(kind: Kind, settings: Value) -> (Llama, Params) {
     let mut params = Params::new();
     let mut model = model(kind, json!({}), &mut params);
     let linears = model.linears_mut();
-    levain_ml::lora::attach(linears, &adapter(settings), 0, &mut params).unwrap();
+    ml::lora::attach(linears, &adapter(settings), 0, &mut params).unwrap();
     fill(&params, |_| true);
     (model, params)
 }

@@ -73,7 +73,12 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     }
     let age = DAY.mul_f64(args.older_than);
     let rubbish = find(&cache, context.contracts(), age, args.keep_runs)?;
-    let bytes: u64 = rubbish.blobs.iter().chain(&rubbish.folders).map(|(_, size)| size).sum();
+    let bytes: u64 = rubbish
+        .blobs
+        .iter()
+        .chain(&rubbish.folders)
+        .map(|(_, size)| size)
+        .sum();
     if !args.dry_run {
         remove(&rubbish)?;
     }
@@ -87,7 +92,11 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     let verb = if args.dry_run { "would go" } else { "removed" };
     context.print(&format!(
         "{}, {}, {}: {} {verb}\n",
-        if rubbish.entries.len() == 1 { "1 entry".to_owned() } else { format!("{} entries", units::count(rubbish.entries.len() as u64)) },
+        if rubbish.entries.len() == 1 {
+            "1 entry".to_owned()
+        } else {
+            format!("{} entries", units::count(rubbish.entries.len() as u64))
+        },
         units::plural(rubbish.blobs.len(), "blob"),
         units::plural(rubbish.folders.len(), "left-over folder"),
         units::bytes(bytes)
@@ -98,13 +107,16 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
 /// Whether somebody works in the cache.
 fn busy(cache: &Cache) -> bool {
     let mut held = false;
-    walk(&cache.root().join("leases"), &mut |_, metadata| held |= age_of(metadata.modified().ok()) < HEARTBEAT);
+    walk(&cache.root().join("leases"), &mut |_, metadata| {
+        held |= age_of(metadata.modified().ok()) < HEARTBEAT
+    });
     held
 }
 
 /// The age of a time; what has none, or lies in the future, is young.
 fn age_of(time: Option<SystemTime>) -> Duration {
-    time.and_then(|t| SystemTime::now().duration_since(t).ok()).unwrap_or_default()
+    time.and_then(|t| SystemTime::now().duration_since(t).ok())
+        .unwrap_or_default()
 }
 
 /// Blobs all have the same modification time; when they were linked is told by their change time.
@@ -116,7 +128,12 @@ fn blob_age(metadata: &fs::Metadata) -> Duration {
 fn find(cache: &Cache, contracts: Contracts, age: Duration, keep_runs: usize) -> Result<Rubbish> {
     let mut keys: BTreeSet<Digest> = BTreeSet::new();
     let mut sources: BTreeSet<Digest> = BTreeSet::new();
-    for run in runs(&cache.runs())?.iter().rev().filter_map(|r| r.lock()).take(keep_runs) {
+    for run in runs(&cache.runs())?
+        .iter()
+        .rev()
+        .filter_map(|r| r.lock())
+        .take(keep_runs)
+    {
         keys.extend(run.stages.values().filter_map(|s| s.key));
         sources.extend(run.sources.values());
     }
@@ -124,8 +141,12 @@ fn find(cache: &Cache, contracts: Contracts, age: Duration, keep_runs: usize) ->
     let mut kept: BTreeSet<Digest> = sources.clone();
     walk(&cache.root().join("entries"), &mut |path, metadata| {
         let Some(key) = digest_of(&path) else { return };
-        let Some(entry) = cache.entry(key) else { return };
-        let keep = keys.contains(&key) || age_of(metadata.modified().ok()) < age || recorded(&entry, contracts);
+        let Some(entry) = cache.entry(key) else {
+            return;
+        };
+        let keep = keys.contains(&key)
+            || age_of(metadata.modified().ok()) < age
+            || recorded(&entry, contracts);
         if keep {
             kept.extend(entry.reaches.iter().map(|(digest, _)| *digest));
         } else {
@@ -134,7 +155,8 @@ fn find(cache: &Cache, contracts: Contracts, age: Duration, keep_runs: usize) ->
     });
     find_sources(cache, age, &sources, &mut kept, &mut rubbish);
     walk(&cache.root().join("objects"), &mut |path, metadata| {
-        let keep = digest_of(&path).is_none_or(|digest| kept.contains(&digest)) || blob_age(metadata) < age;
+        let keep = digest_of(&path).is_none_or(|digest| kept.contains(&digest))
+            || blob_age(metadata) < age;
         if !keep {
             rubbish.blobs.push((path, metadata.len()));
         }
@@ -145,25 +167,45 @@ fn find(cache: &Cache, contracts: Contracts, age: Duration, keep_runs: usize) ->
 
 /// Whether a person, a program or a remote endpoint gave the answer: it can't be made again.
 fn recorded(entry: &Entry, contracts: Contracts) -> bool {
-    let kind = entry.record.items().find_map(|(name, item)| match (name, item) {
-        ("kind", Item::Value(value)) => value.as_str(),
-        _ => None,
-    });
+    let kind = entry
+        .record
+        .items()
+        .find_map(|(name, item)| match (name, item) {
+            ("kind", Item::Value(value)) => value.as_str(),
+            _ => None,
+        });
     // The answers of a kind that this program does not know are not its to throw away.
-    kind.and_then(|k| contracts.any(k)).is_none_or(|c| c.repeatable == Repeatable::Recorded)
+    kind.and_then(|k| contracts.any(k))
+        .is_none_or(|c| c.repeatable == Repeatable::Recorded)
 }
 
 /// Notes about fetched sources: `location-….json` has a list of files, `files-DIGEST.json` is one.
-fn find_sources(cache: &Cache, age: Duration, sources: &BTreeSet<Digest>, kept: &mut BTreeSet<Digest>, rubbish: &mut Rubbish) {
+fn find_sources(
+    cache: &Cache,
+    age: Duration,
+    sources: &BTreeSet<Digest>,
+    kept: &mut BTreeSet<Digest>,
+    rubbish: &mut Rubbish,
+) {
     walk(&cache.root().join("sources"), &mut |path, metadata| {
-        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        if !(name.starts_with("location-") || name.starts_with("files-")) || !name.ends_with(".json") {
+        let name = path
+            .file_name()
+            .and_then(|n| n.to_str())
+            .unwrap_or_default();
+        if !(name.starts_with("location-") || name.starts_with("files-"))
+            || !name.ends_with(".json")
+        {
             return;
         }
-        let value: serde_json::Value = fs::read(&path).ok().and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or_default();
+        let value: serde_json::Value = fs::read(&path)
+            .ok()
+            .and_then(|b| serde_json::from_slice(&b).ok())
+            .unwrap_or_default();
         let list = value.get("files").unwrap_or(&value);
-        let entries: Vec<engine::source::Entry> = serde_json::from_value(list.clone()).unwrap_or_default();
-        let used = entries.iter().any(|e| sources.contains(&e.digest)) || sources.contains(&engine::source::digest_of(&entries));
+        let entries: Vec<engine::source::Entry> =
+            serde_json::from_value(list.clone()).unwrap_or_default();
+        let used = entries.iter().any(|e| sources.contains(&e.digest))
+            || sources.contains(&engine::source::digest_of(&entries));
         if used || age_of(metadata.modified().ok()) < age {
             kept.extend(entries.iter().map(|e| e.digest));
         } else {
@@ -182,7 +224,11 @@ fn find_folders(cache: &Cache, age: Duration, rubbish: &mut Rubbish) {
             let found = youngest.entry(entry.path()).or_insert((age_of(own), 0));
             let mut visit = |_: PathBuf, metadata: &fs::Metadata| {
                 // A quarantined blob has the time of all blobs.
-                let age = if name == "quarantine" { blob_age(metadata) } else { age_of(metadata.modified().ok()) };
+                let age = if name == "quarantine" {
+                    blob_age(metadata)
+                } else {
+                    age_of(metadata.modified().ok())
+                };
                 *found = (found.0.min(age), found.1 + metadata.len());
             };
             match entry.metadata() {
@@ -196,17 +242,30 @@ fn find_folders(cache: &Cache, age: Duration, rubbish: &mut Rubbish) {
                 Err(_) => {}
             }
         }
-        rubbish.folders.extend(youngest.into_iter().filter(|(_, (age, _))| *age >= limit).map(|(path, (_, size))| (path, size)));
+        rubbish.folders.extend(
+            youngest
+                .into_iter()
+                .filter(|(_, (age, _))| *age >= limit)
+                .map(|(path, (_, size))| (path, size)),
+        );
     }
 }
 
 fn remove(rubbish: &Rubbish) -> Result<()> {
-    let files = rubbish.entries.iter().chain(&rubbish.notes).chain(rubbish.blobs.iter().map(|(path, _)| path));
+    let files = rubbish
+        .entries
+        .iter()
+        .chain(&rubbish.notes)
+        .chain(rubbish.blobs.iter().map(|(path, _)| path));
     for path in files {
         gone(path, fs::remove_file(path))?;
     }
     for (path, _) in &rubbish.folders {
-        let result = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+        let result = if path.is_dir() {
+            fs::remove_dir_all(path)
+        } else {
+            fs::remove_file(path)
+        };
         gone(path, result)?;
     }
     Ok(())
@@ -215,7 +274,9 @@ fn remove(rubbish: &Rubbish) -> Result<()> {
 /// What somebody else removed is gone as well.
 fn gone(path: &Path, result: std::io::Result<()>) -> Result<()> {
     match result {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).with_context(|| format!("{} can't be removed", path.display())),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("{} can't be removed", path.display()))
+        }
         _ => Ok(()),
     }
 }
@@ -235,11 +296,23 @@ mod tests {
         let out = cache.private_folder().unwrap();
         let file = out.path().join("rows");
         fs::write(&file, text).unwrap();
-        let draft = Draft { artifact: ArtifactType::Dataset, files: vec![("rows".to_owned(), file)], refs: BTreeMap::new(), summary: BTreeMap::new() };
+        let draft = Draft {
+            artifact: ArtifactType::Dataset,
+            files: vec![("rows".to_owned(), file)],
+            refs: BTreeMap::new(),
+            summary: BTreeMap::new(),
+        };
         let mut record = Record::default();
         record.add("kind", Item::Value("split".into()));
         record.add("param.text", Item::Value(text.into()));
-        let entry = cache.publish(&record, &[("rows".to_owned(), draft)].into(), out.path(), BTreeMap::new()).unwrap();
+        let entry = cache
+            .publish(
+                &record,
+                &[("rows".to_owned(), draft)].into(),
+                out.path(),
+                BTreeMap::new(),
+            )
+            .unwrap();
         (record.key(), entry)
     }
 
@@ -251,21 +324,36 @@ mod tests {
         let (unused, entry) = publish(&cache, "unused");
         let run = cache.runs().join("1700000000000-r-1");
         fs::create_dir(&run).unwrap();
-        let stage =
-            StageLock { kind: "split".to_owned(), key: Some(used), verdict: Verdict::WillRun, outcome: "done".to_owned(), outputs: BTreeMap::new() };
+        let stage = StageLock {
+            kind: "split".to_owned(),
+            key: Some(used),
+            verdict: Verdict::WillRun,
+            outcome: "done".to_owned(),
+            outputs: BTreeMap::new(),
+        };
         let mut lock = RunLock::default();
         lock.stages.insert("rows".to_owned(), stage);
         lock.write(&run).unwrap();
 
         // Everything is young.
         let rubbish = find(&cache, kinds::contracts(), DAY, 10).unwrap();
-        assert!(rubbish.entries.is_empty() && rubbish.blobs.is_empty() && rubbish.folders.is_empty());
+        assert!(
+            rubbish.entries.is_empty() && rubbish.blobs.is_empty() && rubbish.folders.is_empty()
+        );
 
         let rubbish = find(&cache, kinds::contracts(), Duration::ZERO, 10).unwrap();
-        assert_eq!((rubbish.entries.len(), rubbish.blobs.len()), (1, entry.reaches.len()));
+        assert_eq!(
+            (rubbish.entries.len(), rubbish.blobs.len()),
+            (1, entry.reaches.len())
+        );
         remove(&rubbish).unwrap();
         assert!(cache.hit(used).is_some());
         assert!(cache.entry(unused).is_none());
-        assert!(entry.reaches.iter().all(|(digest, size)| !cache.has(*digest, *size)));
+        assert!(
+            entry
+                .reaches
+                .iter()
+                .all(|(digest, size)| !cache.has(*digest, *size))
+        );
     }
 }

@@ -4,7 +4,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The folders of a cache.
-const FOLDERS: [&str; 8] = ["objects", "entries", "partial", "runs", "sources", "leases", "tmp", "quarantine"];
+const FOLDERS: [&str; 8] = [
+    "objects",
+    "entries",
+    "partial",
+    "runs",
+    "sources",
+    "leases",
+    "tmp",
+    "quarantine",
+];
 
 /// What the folders of a cache hold.
 pub(in crate::commands) struct Size {
@@ -29,14 +38,20 @@ pub(in crate::commands) fn of(root: &Path) -> Size {
         });
         (name, count, bytes)
     });
-    Size { folders: folders.into() }
+    Size {
+        folders: folders.into(),
+    }
 }
 
 /// Calls `visit` with every file below `folder`. What vanishes meanwhile, or can't be read, is left out.
 pub(super) fn walk(folder: &Path, visit: &mut dyn FnMut(PathBuf, &fs::Metadata)) {
-    let Ok(entries) = fs::read_dir(folder) else { return };
+    let Ok(entries) = fs::read_dir(folder) else {
+        return;
+    };
     for entry in entries.flatten() {
-        let Ok(metadata) = entry.metadata() else { continue };
+        let Ok(metadata) = entry.metadata() else {
+            continue;
+        };
         if metadata.is_dir() {
             walk(&entry.path(), visit);
         } else {

@@ -41,10 +41,13 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     });
     damaged.iter().for_each(|digest| cache.quarantine(*digest));
     let mut keys = Vec::new();
-    walk(&cache.root().join("entries"), &mut |path, _| match digest_of(&path) {
-        Some(key) => keys.push(key),
-        None => strange.push(path.display().to_string()),
-    });
+    walk(
+        &cache.root().join("entries"),
+        &mut |path, _| match digest_of(&path) {
+            Some(key) => keys.push(key),
+            None => strange.push(path.display().to_string()),
+        },
+    );
     let (mut wrong, mut incomplete) = (Vec::new(), 0usize);
     for key in &keys {
         match cache.entry(*key) {
@@ -52,7 +55,10 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
             None => wrong.push(*key),
             Some(entry) if entry.record.key() != *key => {
                 let from = engine_entry_path(&cache, *key);
-                let _ = std::fs::rename(&from, cache.root().join("quarantine").join(format!("entry-{key}")));
+                let _ = std::fs::rename(
+                    &from,
+                    cache.root().join("quarantine").join(format!("entry-{key}")),
+                );
                 wrong.push(*key);
             }
             Some(_) if cache.hit(*key).is_none() => incomplete += 1,
@@ -66,29 +72,64 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
             "incomplete_entries": incomplete, "strange_files": strange, "unreadable": unread,
         }))?;
     } else {
-        let mut text = format!("{} ({}) and {} looked at\n", units::plural(blobs, "blob"), units::bytes(bytes), entries(keys.len()));
+        let mut text = format!(
+            "{} ({}) and {} looked at\n",
+            units::plural(blobs, "blob"),
+            units::bytes(bytes),
+            entries(keys.len())
+        );
         for digest in &damaged {
-            text.push_str(&format!("{} the blob {} was damaged and is in quarantine now\n", context.out.red("✗"), digest.short()));
+            text.push_str(&format!(
+                "{} the blob {} was damaged and is in quarantine now\n",
+                context.out.red("✗"),
+                digest.short()
+            ));
         }
         for key in &wrong {
-            text.push_str(&format!("{} the entry {} was damaged and is in quarantine now\n", context.out.red("✗"), key.short()));
+            text.push_str(&format!(
+                "{} the entry {} was damaged and is in quarantine now\n",
+                context.out.red("✗"),
+                key.short()
+            ));
         }
-        unread.iter().for_each(|line| text.push_str(&format!("{} {line}\n", context.out.red("✗"))));
-        strange.iter().for_each(|line| text.push_str(&format!("{} {line} does not belong here\n", context.out.yellow("!"))));
+        unread
+            .iter()
+            .for_each(|line| text.push_str(&format!("{} {line}\n", context.out.red("✗"))));
+        strange.iter().for_each(|line| {
+            text.push_str(&format!(
+                "{} {line} does not belong here\n",
+                context.out.yellow("!")
+            ))
+        });
         if incomplete > 0 {
-            text.push_str(&format!("{} without all of their blobs: a run makes them anew\n", entries(incomplete)));
+            text.push_str(&format!(
+                "{} without all of their blobs: a run makes them anew\n",
+                entries(incomplete)
+            ));
         }
-        text.push_str(if fine { "everything is whole\n" } else { "the next run makes anew what it needs\n" });
+        text.push_str(if fine {
+            "everything is whole\n"
+        } else {
+            "the next run makes anew what it needs\n"
+        });
         context.print(&text)?;
     }
     Ok(if fine { Status::Done } else { Status::Failed })
 }
 
 fn entries(count: usize) -> String {
-    if count == 1 { "1 entry".to_owned() } else { format!("{} entries", units::count(count as u64)) }
+    if count == 1 {
+        "1 entry".to_owned()
+    } else {
+        format!("{} entries", units::count(count as u64))
+    }
 }
 
 fn engine_entry_path(cache: &engine::cache::Cache, key: Digest) -> std::path::PathBuf {
     let text = key.to_string();
-    cache.root().join("entries").join(&text[..2]).join(&text[2..])
+    cache
+        .root()
+        .join("entries")
+        .join(&text[..2])
+        .join(&text[2..])
 }

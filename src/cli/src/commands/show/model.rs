@@ -13,14 +13,28 @@ pub(super) fn card(view: &ArtifactView, style: Style) -> Result<String> {
         chain.reverse();
         for (depth, artifact) in chain.iter().enumerate() {
             let adapter = artifact.refs.contains_key("base");
-            let what = if adapter { format!("adapter {depth}") } else { "base".to_owned() };
-            out.push_str(&format!("\n{} {}\n{}", style.bold(&what), style.dim(&artifact.digest.short()), body(artifact)));
+            let what = if adapter {
+                format!("adapter {depth}")
+            } else {
+                "base".to_owned()
+            };
+            out.push_str(&format!(
+                "\n{} {}\n{}",
+                style.bold(&what),
+                style.dim(&artifact.digest.short()),
+                body(artifact)
+            ));
         }
     } else {
         out.push_str(&body(view));
     }
     for (name, reference) in view.refs.iter().filter(|(name, _)| *name != "base") {
-        out.push_str(&format!("\n{} {}\n{}", style.bold(name), style.dim(&reference.digest.short()), body(reference)));
+        out.push_str(&format!(
+            "\n{} {}\n{}",
+            style.bold(name),
+            style.dim(&reference.digest.short()),
+            body(reference)
+        ));
     }
     Ok(out)
 }
@@ -38,6 +52,10 @@ fn chain(model: &ArtifactView) -> Vec<&ArtifactView> {
 
 fn body(view: &ArtifactView) -> String {
     let files = files(view, "    ");
-    let files = if files.is_empty() { files } else { format!("  files\n{files}") };
+    let files = if files.is_empty() {
+        files
+    } else {
+        format!("  files\n{files}")
+    };
     format!("{}{files}", facts(view))
 }

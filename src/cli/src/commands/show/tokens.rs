@@ -26,14 +26,28 @@ const SPREAD: usize = 8;
 pub(super) fn find_tokens(session: &Session, reference: &str) -> Result<(usize, Digest)> {
     let node = find(session, reference)?;
     let nodes = &session.plan.nodes;
-    let makes_tokens = |index: usize| nodes[index].contract.outputs.first().is_some_and(|o| o.artifact == ArtifactType::Tokens);
+    let makes_tokens = |index: usize| {
+        nodes[index]
+            .contract
+            .outputs
+            .first()
+            .is_some_and(|o| o.artifact == ArtifactType::Tokens)
+    };
     let found = match makes_tokens(node) {
         true => Some(node),
         false => (0..nodes.len()).find(|i| nodes[*i].owner == Some(node) && makes_tokens(*i)),
     };
     let found = found.ok_or_else(|| {
-        let able: Vec<_> = (0..nodes.len()).filter(|i| makes_tokens(*i)).filter_map(|i| nodes[i].owner).map(|o| format!("`{}`", nodes[o].name)).collect();
-        let help = if able.is_empty() { "no stage of this recipe does".to_owned() } else { format!("these do: {}", able.join(", ")) };
+        let able: Vec<_> = (0..nodes.len())
+            .filter(|i| makes_tokens(*i))
+            .filter_map(|i| nodes[i].owner)
+            .map(|o| format!("`{}`", nodes[o].name))
+            .collect();
+        let help = if able.is_empty() {
+            "no stage of this recipe does".to_owned()
+        } else {
+            format!("these do: {}", able.join(", "))
+        };
         Failure::usage(format_args!("`{reference}` reads no tokens; {help}"))
     })?;
     artifact(session, &nodes[found].name)
@@ -57,8 +71,17 @@ struct Words {
 impl<'a> TokensView<'a> {
     pub fn open(session: &Session, node: usize, view: &'a ArtifactView) -> Result<Self> {
         let tokens = Tokens::open(arrow_file(view)?)?;
-        let max_length = session.plan.nodes[node].params.get("max_length").and_then(Value::as_u64).map(|n| n as usize);
-        Ok(Self { view, tokens, words: Words::of(&tokenizer(session, node, view)?)?, max_length })
+        let max_length = session.plan.nodes[node]
+            .params
+            .get("max_length")
+            .and_then(Value::as_u64)
+            .map(|n| n as usize);
+        Ok(Self {
+            view,
+            tokens,
+            words: Words::of(&tokenizer(session, node, view)?)?,
+            max_length,
+        })
     }
 
     pub fn text(&self, rows: usize, style: Style) -> Result<String> {
@@ -67,44 +90,84 @@ impl<'a> TokensView<'a> {
             let row = self.tokens.row(index)?;
             let mask = row.mask();
             let trained = mask.iter().filter(|t| **t).count();
-            out.push_str(&format!("\n{}\n", style.bold(&format!("row {index}: {}, {} trained", units::plural(row.len(), "token"), units::count(trained as u64)))));
+            out.push_str(&format!(
+                "\n{}\n",
+                style.bold(&format!(
+                    "row {index}: {}, {} trained",
+                    units::plural(row.len(), "token"),
+                    units::count(trained as u64)
+                ))
+            ));
             out.push_str(&draw(&self.words.pieces(row.ids, &mask), style));
             out.push('\n');
             if self.truncated(row.ids) {
-                out.push_str(&style.yellow(&format!("✂ cut off after {} tokens\n", units::count(row.len() as u64))));
+                out.push_str(&style.yellow(&format!(
+                    "✂ cut off after {} tokens\n",
+                    units::count(row.len() as u64)
+                )));
             }
         }
         if self.tokens.len() > rows {
-            out.push_str(&style.dim(&format!("\n{} more rows; `--rows COUNT` prints more\n", units::count((self.tokens.len() - rows) as u64))));
+            out.push_str(&style.dim(&format!(
+                "\n{}; `--rows COUNT` prints more\n",
+                units::plural(self.tokens.len() - rows, "more row")
+            )));
         }
         Ok(out)
     }
 
     fn head(&self, style: Style) -> String {
-        let number = |key: &str| self.view.summary.get(key).and_then(Value::as_u64).map(units::count);
+        let number = |key: &str| {
+            self.view
+                .summary
+                .get(key)
+                .and_then(Value::as_u64)
+                .map(units::count)
+        };
         let mut parts = vec![units::plural(self.tokens.len(), "row")];
         parts.extend(number("tokens").map(|n| format!("{n} tokens")));
         parts.extend(number("trained").map(|n| format!("{n} trained")));
-        parts.extend(number("truncated").filter(|n| n != "0").map(|n| format!("{n} rows cut off")));
+        parts.extend(
+            number("truncated")
+                .filter(|n| n != "0")
+                .map(|n| format!("{n} rows cut off")),
+        );
         let mut out = format!("  {}\n", parts.join(", "));
         if let Some(lengths) = self.view.summary.get("lengths") {
             out.push_str(&format!("  tokens in a row: {}\n", span(lengths)));
         }
-        let special = |name: &str, token: &Option<String>| token.as_ref().map(|t| format!("{name} {}", style.yellow(t)));
-        let ends: Vec<String> =
-            special("BOS", &self.words.files.bos_token).into_iter().chain(special("EOS", &self.words.files.eos_token)).collect();
+        let special = |name: &str, token: &Option<String>| {
+            token
+                .as_ref()
+                .map(|t| format!("{name} {}", style.yellow(t)))
+        };
+        let ends: Vec<String> = special("BOS", &self.words.files.bos_token)
+            .into_iter()
+            .chain(special("EOS", &self.words.files.eos_token))
+            .collect();
         let legend = match style.color {
-            true => format!("{} {}", style.shaded(TRAINED[0], "trained"), style.shaded(REST[0], "not trained")),
+            true => format!(
+                "{} {}",
+                style.shaded(TRAINED[0], "trained"),
+                style.shaded(REST[0], "not trained")
+            ),
             false => "⟦trained⟧ not trained".to_owned(),
         };
-        out.push_str(&format!("  {legend}{}{}\n", if ends.is_empty() { "" } else { ", " }, ends.join(", ")));
+        out.push_str(&format!(
+            "  {legend}{}{}\n",
+            if ends.is_empty() { "" } else { ", " },
+            ends.join(", ")
+        ));
         out
     }
 
     /// A row as long as rows may be that does not end where a text ends.
     fn truncated(&self, ids: &[i32]) -> bool {
-        let ended = ids.last().and_then(|id| self.words.special.get(&(*id as u32)));
-        self.max_length == Some(ids.len()) && ended.is_none_or(|text| Some(text) != self.words.files.eos_token.as_ref())
+        let ended = ids
+            .last()
+            .and_then(|id| self.words.special.get(&(*id as u32)));
+        self.max_length == Some(ids.len())
+            && ended.is_none_or(|text| Some(text) != self.words.files.eos_token.as_ref())
     }
 
     pub fn to_json(&self, rows: usize) -> Result<Value> {
@@ -112,7 +175,12 @@ impl<'a> TokensView<'a> {
         for index in 0..rows.min(self.tokens.len()) {
             let row = self.tokens.row(index)?;
             let mask = row.mask();
-            let text: String = self.words.pieces(row.ids, &mask).into_iter().map(|p| p.text).collect();
+            let text: String = self
+                .words
+                .pieces(row.ids, &mask)
+                .into_iter()
+                .map(|p| p.text)
+                .collect();
             list.push(json!({ "input_ids": row.ids, "trained": mask, "text": text, "truncated": self.truncated(row.ids) }));
         }
         Ok(json!({
@@ -133,13 +201,18 @@ fn tokenizer(session: &Session, node: usize, view: &ArtifactView) -> Result<Arti
     let entries = |index: usize| standings[index].entry.clone();
     for feed in session.plan.nodes[node].inputs.values() {
         let Feed::One(edge) = feed else { continue };
-        let Some(digest) = session.plan.digest(edge, &entries) else { continue };
+        let Some(digest) = session.plan.digest(edge, &entries) else {
+            continue;
+        };
         let found = session.cache.view(digest)?;
         if found.artifact == ArtifactType::Tokenizer {
             return Ok(found);
         }
     }
-    anyhow::bail!("the tokenizer that made `{}` is not in the cache; `levain run` makes it again", session.plan.nodes[node].name)
+    anyhow::bail!(
+        "the tokenizer that made `{}` is not in the cache; `levain run` makes it again",
+        session.plan.nodes[node].name
+    )
 }
 
 /// A few tokens that make whole characters.
@@ -151,14 +224,25 @@ struct Piece {
 
 impl Words {
     fn of(view: &ArtifactView) -> Result<Self> {
-        let files = TokenizerFiles::from_folder_files(&view.files).context("the tokenizer in the cache can't be read")?;
+        let files = TokenizerFiles::from_folder_files(&view.files)
+            .context("the tokenizer in the cache can't be read")?;
         let tokenizer = files.tokenizer()?;
-        let special =
-            tokenizer.get_added_tokens_decoder().into_iter().filter(|(_, token)| token.special).map(|(id, token)| (id, token.content)).collect();
+        let special = tokenizer
+            .get_added_tokens_decoder()
+            .into_iter()
+            .filter(|(_, token)| token.special)
+            .map(|(id, token)| (id, token.content))
+            .collect();
         let decode = Box::new(move |ids: &[u32]| {
-            tokenizer.decode(ids, false).unwrap_or_else(|_| ids.iter().map(|id| format!("<{id}>")).collect())
+            tokenizer
+                .decode(ids, false)
+                .unwrap_or_else(|_| ids.iter().map(|id| format!("<{id}>")).collect())
         });
-        Ok(Self { files, decode, special })
+        Ok(Self {
+            files,
+            decode,
+            special,
+        })
     }
 
     /// The row in pieces, each of one colour. A tokenizer's decoder may drop the space before a text's first word, so a piece
@@ -170,25 +254,44 @@ impl Words {
             let id = ids[at] as u32;
             let trained = mask.get(at).copied().unwrap_or(false);
             if let Some(text) = self.special.get(&id) {
-                pieces.push(Piece { text: text.clone(), trained, special: true });
+                pieces.push(Piece {
+                    text: text.clone(),
+                    trained,
+                    special: true,
+                });
                 at += 1;
                 continue;
             }
-            let before: Vec<u32> = ids[at.saturating_sub(1)..at].iter().map(|id| *id as u32).collect();
+            let before: Vec<u32> = ids[at.saturating_sub(1)..at]
+                .iter()
+                .map(|id| *id as u32)
+                .collect();
             let head = (self.decode)(&before);
             let mut end = at + 1;
             let text = loop {
-                let all: Vec<u32> = before.iter().copied().chain(ids[at..end].iter().map(|id| *id as u32)).collect();
+                let all: Vec<u32> = before
+                    .iter()
+                    .copied()
+                    .chain(ids[at..end].iter().map(|id| *id as u32))
+                    .collect();
                 let text = (self.decode)(&all);
-                let text = text.strip_prefix(&head).map_or_else(|| (self.decode)(&all[before.len()..]), ToOwned::to_owned);
+                let text = text
+                    .strip_prefix(&head)
+                    .map_or_else(|| (self.decode)(&all[before.len()..]), ToOwned::to_owned);
                 // A character that is not whole yet is drawn as U+FFFD: the next token may complete it.
-                let same = end < ids.len() && mask.get(end) == Some(&trained) && !self.special.contains_key(&(ids[end] as u32));
+                let same = end < ids.len()
+                    && mask.get(end) == Some(&trained)
+                    && !self.special.contains_key(&(ids[end] as u32));
                 if !text.ends_with('\u{fffd}') || end - at >= SPREAD || !same {
                     break text;
                 }
                 end += 1;
             };
-            pieces.push(Piece { text, trained, special: false });
+            pieces.push(Piece {
+                text,
+                trained,
+                special: false,
+            });
             at = end;
         }
         pieces
@@ -227,14 +330,25 @@ fn draw(pieces: &[Piece], style: Style) -> String {
         out.push('⟧');
     }
     if pieces.len() > LIMIT {
-        out.push_str(&format!(" … {} more", units::count((pieces.len() - LIMIT) as u64)));
+        out.push_str(&format!(
+            " … {} more",
+            units::count((pieces.len() - LIMIT) as u64)
+        ));
     }
     out
 }
 
 /// Control characters would confuse a terminal.
 fn visible(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect()
+    text.chars()
+        .map(|c| {
+            if c.is_control() && c != '\t' {
+                '\u{fffd}'
+            } else {
+                c
+            }
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -242,21 +356,36 @@ mod tests {
     use super::*;
 
     fn piece(text: &str, trained: bool, special: bool) -> Piece {
-        Piece { text: text.to_owned(), trained, special }
+        Piece {
+            text: text.to_owned(),
+            trained,
+            special,
+        }
     }
 
     #[test]
     fn brackets_mark_what_is_trained() {
-        let pieces =
-            [piece("<s>", false, true), piece("Hi\n", false, false), piece("Hello", true, false), piece("</s>", true, true)];
+        let pieces = [
+            piece("<s>", false, true),
+            piece("Hi\n", false, false),
+            piece("Hello", true, false),
+            piece("</s>", true, true),
+        ];
         assert_eq!(draw(&pieces, Style::default()), "<s>Hi⏎\n⟦Hello</s>⟧");
-        let pieces = [piece("a", true, false), piece("b", false, false), piece("\x1b", true, false)];
+        let pieces = [
+            piece("a", true, false),
+            piece("b", false, false),
+            piece("\x1b", true, false),
+        ];
         assert_eq!(draw(&pieces, Style::default()), "⟦a⟧b⟦\u{fffd}⟧");
     }
 
     #[test]
     fn colours_mark_what_is_trained() {
         let pieces = [piece("a", false, false), piece("b", true, false)];
-        assert_eq!(draw(&pieces, Style { color: true }), "\x1b[37ma\x1b[0m\x1b[30;102mb\x1b[0m");
+        assert_eq!(
+            draw(&pieces, Style { color: true }),
+            "\x1b[37ma\x1b[0m\x1b[30;102mb\x1b[0m"
+        );
     }
 }

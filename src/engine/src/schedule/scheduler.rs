@@ -1,0 +1,370 @@
+//! The loop of a run: which node is ready, queued, running, over.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::RunOptions;
+use super::events::Hub;
+use super::node::{self, Ended, Work};
+use super::state::{State, States};
+use crate::cache::Entry;
+use crate::contract::Pool;
+use crate::event::{Level, What};
+use crate::plan::{Standing, Verdict};
+use crate::record::Record;
+use crate::session::Session;
+use crate::worker::Worker;
+
+/// The state of a run.
+pub(super) struct Scheduler<'a> {
+    session: &'a Session,
+    options: &'a RunOptions<'a>,
+    hub: &'a Hub,
+    pub(super) standings: Vec<Standing>,
+    force: Vec<usize>,
+    pub(super) states: States,
+    pub(super) entries: Vec<Option<Entry>>,
+    pub(super) records: Vec<Option<Record>>,
+    pub(super) hits: Vec<bool>,
+    pub(super) failures: Vec<(String, String)>,
+    dependents: Vec<Vec<usize>>,
+    /// How many of its needs each node still waits for.
+    missing: Vec<usize>,
+    queues: BTreeMap<Pool, VecDeque<usize>>,
+    running: BTreeMap<Pool, usize>,
+    worker: Arc<Mutex<Option<Worker>>>,
+}
+
+impl<'a> Scheduler<'a> {
+    /// Nothing has happened yet.
+    pub(super) fn new(
+        session: &'a Session,
+        options: &'a RunOptions<'a>,
+        hub: &'a Hub,
+        standings: Vec<Standing>,
+        force: Vec<usize>,
+        worker: Option<Worker>,
+    ) -> Self {
+        let count = session.plan.nodes.len();
+        let mut dependents = vec![Vec::new(); count];
+        for index in 0..count {
+            session
+                .plan
+                .needs(index)
+                .into_iter()
+                .for_each(|need| dependents[need].push(index));
+        }
+        Self {
+            session,
+            options,
+            hub,
+            records: standings.iter().map(|s| s.record.clone()).collect(),
+            entries: vec![None; count],
+            hits: vec![false; count],
+            standings,
+            force,
+            states: States::new(count),
+            failures: Vec::new(),
+            dependents,
+            missing: vec![0; count],
+            queues: BTreeMap::new(),
+            running: BTreeMap::new(),
+            worker: Arc::new(Mutex::new(worker)),
+        }
+    }
+
+    fn places(&self, pool: Pool) -> usize {
+        match pool {
+            Pool::Cpu => std::thread::available_parallelism().map_or(1, usize::from),
+            Pool::Torch => 1,
+        }
+    }
+
+    /// Brings every wanted node to its end.
+    pub(super) fn run(&mut self, wanted: &[bool]) {
+        let order = self.session.plan.order.clone();
+        for index in order.into_iter().filter(|i| wanted[*i]) {
+            self.states.set(index, State::Want);
+            let needs = self.session.plan.needs(index);
+            self.missing[index] = needs
+                .iter()
+                .filter(|n| self.states.get(**n) != State::Done)
+                .count();
+            if needs.iter().any(|n| {
+                matches!(
+                    self.states.get(*n),
+                    State::Failed | State::Skipped | State::Waiting
+                )
+            }) {
+                self.skip(index, "something it needs is not there");
+            } else if self.missing[index] == 0 {
+                self.ready(index);
+            }
+        }
+        std::thread::scope(|scope| {
+            let (sender, receiver): (Sender<Ended>, Receiver<Ended>) = channel();
+            loop {
+                if self.stopping() {
+                    self.skip_queued();
+                }
+                self.start_queued(scope, &sender);
+                if self.running.values().all(|n| *n == 0) {
+                    break;
+                }
+                match receiver.recv_timeout(Duration::from_millis(200)) {
+                    Ok(ended) => self.ended(ended),
+                    Err(_) => continue,
+                }
+            }
+        });
+        // What was wanted and never became ready waits for something that did not happen.
+        for (index, _) in wanted.iter().enumerate().filter(|(_, wanted)| **wanted) {
+            if !self.states.get(index).is_final() {
+                self.skip(index, "the run was stopped");
+            }
+        }
+    }
+
+    fn stopping(&self) -> bool {
+        self.options.stop.load(Ordering::SeqCst)
+            || (!self.options.keep_going && !self.failures.is_empty())
+    }
+
+    /// Everything that `index` needs is done: now its record is known.
+    fn ready(&mut self, index: usize) {
+        self.states.set(index, State::Ready);
+        let standing = &self.standings[index];
+        if standing.verdict == Verdict::Cached {
+            self.entries[index] = standing.entry.clone();
+            self.finish_hit(index);
+            return;
+        }
+        let entries = |node: usize| self.entries[node].clone();
+        match self
+            .session
+            .plan
+            .record(index, &self.session.sources, &entries)
+        {
+            Ok(record) => {
+                let forced = self.force.contains(&index);
+                let hit = if forced {
+                    None
+                } else {
+                    self.session.cache.hit(record.key())
+                };
+                self.records[index] = Some(record);
+                if let Some(entry) = hit {
+                    self.entries[index] = Some(entry);
+                    self.finish_hit(index);
+                    return;
+                }
+                self.states.set(index, State::Queued);
+                self.queues
+                    .entry(self.session.plan.nodes[index].contract.pool)
+                    .or_default()
+                    .push_back(index);
+            }
+            Err(unknown) => self.fail(index, format!("its inputs are not known: {unknown:?}")),
+        }
+    }
+
+    fn finish_hit(&mut self, index: usize) {
+        self.hits[index] = true;
+        let key = self.records[index].as_ref().map(Record::key);
+        if let Some(key) = key {
+            self.hub.emit(
+                Some(&self.session.plan.nodes[index].name),
+                What::Hit { key },
+            );
+        }
+        self.done(index);
+    }
+
+    fn done(&mut self, index: usize) {
+        self.states.set(index, State::Done);
+        for dependent in self.dependents[index].clone() {
+            if self.states.get(dependent) == State::Want {
+                self.missing[dependent] -= 1;
+                if self.missing[dependent] == 0 {
+                    self.ready(dependent);
+                }
+            }
+        }
+    }
+
+    fn start_queued<'scope>(
+        &mut self,
+        scope: &'scope std::thread::Scope<'scope, '_>,
+        sender: &Sender<Ended>,
+    ) where
+        'a: 'scope,
+    {
+        for pool in [Pool::Cpu, Pool::Torch] {
+            while self.running.get(&pool).copied().unwrap_or(0) < self.places(pool) {
+                let Some(index) = self.queues.get_mut(&pool).and_then(VecDeque::pop_front) else {
+                    break;
+                };
+                self.states.set(index, State::Running);
+                *self.running.entry(pool).or_insert(0) += 1;
+                let record = self.records[index]
+                    .clone()
+                    .expect("BUG: a queued node has a record");
+                let work = Work {
+                    session: self.session,
+                    options: self.options,
+                    hub: self.hub,
+                    index,
+                    record,
+                    forced: self.force.contains(&index),
+                    inputs: self.input_digests(index),
+                    worker: self.worker.clone(),
+                };
+                let sender = sender.clone();
+                scope.spawn(move || {
+                    let result = work.run();
+                    let _ = sender.send(Ended { index, result });
+                });
+            }
+        }
+    }
+
+    fn input_digests(&self, index: usize) -> BTreeMap<String, node::InputDigest> {
+        let entries = |node: usize| self.entries[node].clone();
+        let plan = &self.session.plan;
+        let digest = |edge: &crate::plan::Edge| {
+            plan.digest(edge, &entries)
+                .expect("BUG: an input of a ready node is unknown")
+        };
+        plan.nodes[index]
+            .inputs
+            .iter()
+            .map(|(name, feed)| {
+                let input = match feed {
+                    crate::plan::Feed::One(edge) => node::InputDigest::One(digest(edge)),
+                    crate::plan::Feed::Many(list) => node::InputDigest::Many(
+                        list.iter().map(|(n, e)| (n.clone(), digest(e))).collect(),
+                    ),
+                };
+                (name.clone(), input)
+            })
+            .collect()
+    }
+
+    fn ended(&mut self, ended: Ended) {
+        let index = ended.index;
+        let name = self.session.plan.nodes[index].name.clone();
+        *self
+            .running
+            .entry(self.session.plan.nodes[index].contract.pool)
+            .or_insert(1) -= 1;
+        match ended.result {
+            Ok(node::Finished {
+                entry,
+                hit,
+                milliseconds,
+            }) => {
+                if hit {
+                    self.hits[index] = true;
+                    self.hub.emit(
+                        Some(&name),
+                        What::Hit {
+                            key: entry.record.key(),
+                        },
+                    );
+                } else {
+                    self.hub.emit(
+                        Some(&name),
+                        What::Finished {
+                            outputs: entry.outputs.clone(),
+                            milliseconds,
+                        },
+                    );
+                }
+                self.entries[index] = Some(entry);
+                self.done(index);
+            }
+            Err(error) if error.is::<crate::job::Cancelled>() => {
+                self.skip(index, "stopped; it goes on from its last snapshot")
+            }
+            Err(error) => match error.downcast_ref::<crate::job::Waiting>() {
+                Some(waiting) => {
+                    self.hub.emit(
+                        Some(&name),
+                        What::Waiting {
+                            reason: waiting.reason.clone(),
+                        },
+                    );
+                    self.states.set(index, State::Waiting);
+                    self.skip_dependents(index, &format!("`{name}` waits"));
+                }
+                None => self.fail(index, format!("{error:#}")),
+            },
+        }
+    }
+
+    fn fail(&mut self, index: usize, error: String) {
+        let name = self.session.plan.nodes[index].name.clone();
+        self.hub.emit(
+            Some(&name),
+            What::Failed {
+                error: error.clone(),
+            },
+        );
+        self.failures.push((name.clone(), error));
+        self.states.set(index, State::Failed);
+        self.skip_dependents(index, &format!("`{name}` failed"));
+    }
+
+    fn skip(&mut self, index: usize, reason: &str) {
+        let name = self.session.plan.nodes[index].name.clone();
+        self.hub.emit(
+            Some(&name),
+            What::Skipped {
+                reason: reason.to_owned(),
+            },
+        );
+        self.states.set(index, State::Skipped);
+        self.skip_dependents(index, &format!("`{name}` did not run"));
+    }
+
+    fn skip_dependents(&mut self, index: usize, reason: &str) {
+        for dependent in self.dependents[index].clone() {
+            if self.states.get(dependent) == State::Want {
+                self.skip(dependent, reason);
+            }
+        }
+    }
+
+    fn skip_queued(&mut self) {
+        let queued: Vec<usize> = self.queues.values_mut().flat_map(std::mem::take).collect();
+        for index in queued {
+            self.skip(index, "the run was stopped");
+        }
+        self.hub_note_stop();
+    }
+
+    fn hub_note_stop(&self) {
+        static SAID: AtomicBool = AtomicBool::new(false);
+        let running: usize = self.running.values().sum();
+        if running > 0 && !SAID.swap(true, Ordering::SeqCst) {
+            let text = format!(
+                "stopping: {running} running {} first",
+                if running == 1 {
+                    "stage finishes its step"
+                } else {
+                    "stages finish their steps"
+                }
+            );
+            self.hub.emit(
+                None,
+                What::Note {
+                    level: Level::Info,
+                    text,
+                },
+            );
+        }
+    }
+}
