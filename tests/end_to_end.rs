@@ -169,11 +169,7 @@ fn exit_codes_tell_mistakes_failures_and_machines_apart() {
         .expect(4);
     kitchen.write("rows.jsonl", "{\"text\": \"one\"}\n{\"text\": \n");
     let said = kitchen.say("run tour.yaml").expect(1);
-    assert!(
-        said.err.contains("rows.jsonl") && said.err.contains("line 2"),
-        "{}",
-        said.err
-    );
+    assert!(said.err.contains("rows.jsonl:2:"), "{}", said.err);
     kitchen.write(
         "remote.yaml",
         "levain: 1\nstages:\n  rows: { kind: load_dataset, source: 'pypi:nothing==1#rows.json' }\n",
@@ -191,11 +187,11 @@ fn rows_that_cant_be_used_are_a_failure_that_names_their_place() {
     for (rows, words) in [
         (
             &b"{\"prompt\": \"a\", \"completion\": \"b\"}\n{\"prompt\": \"a\"\n"[..],
-            &["rows.jsonl", "line 2"][..],
+            &["rows.jsonl:2:"][..],
         ),
         (
             b"{\"prompt\": \"a\", \"completion\": \"\xff\"}\n",
-            &["rows.jsonl", "line 1", "UTF-8"],
+            &["rows.jsonl:1:", "UTF-8"],
         ),
         (b"", &["rows.jsonl", "no rows"]),
         (b"\n\n", &["rows.jsonl", "no rows"]),

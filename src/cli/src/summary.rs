@@ -95,7 +95,7 @@ pub(crate) fn text(session: &Session, outcome: &Outcome, context: &Context) -> S
     }
     if outcome.failed == 0 && !outcome.cancelled {
         for line in next(
-            &session
+            session
                 .recipe
                 .sources
                 .first()

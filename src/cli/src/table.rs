@@ -117,6 +117,7 @@ pub(crate) fn wrap(text: &str, width: usize, limit: usize) -> Vec<String> {
         if let Some(last) = lines.last_mut() {
             let cut = cut_at(last, width - 2);
             last.truncate(cut);
+            last.truncate(last.trim_end().len());
             last.push_str(" …");
         }
     }

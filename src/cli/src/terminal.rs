@@ -92,10 +92,7 @@ impl Terminal {
         let live = std::io::stderr().is_terminal() && !plain && !dumb && detail != Detail::Quiet;
         let display: Box<dyn Display> = match live {
             true => Box::new(Live::new()),
-            false => Box::new(Lines::new(
-                Box::new(|text| say(text)),
-                detail != Detail::Quiet,
-            )),
+            false => Box::new(Lines::new(Box::new(say), detail != Detail::Quiet)),
         };
         Self::with(kinds, style, detail, display)
     }

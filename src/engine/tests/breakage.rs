@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
-use engine::cache::Cache;
+use engine::cache::{Cache, Taken};
 use engine::event::What;
 
 use support::{CHAIN, Kitchen, Ran, Told, artifact, check, run, same, try_run};
@@ -131,6 +131,10 @@ fn leftovers_of_killed_runs_disturb_nothing() {
         .unwrap()
         .set_modified(old)
         .unwrap();
+    assert!(
+        !cache.at_work(),
+        "a process that is gone is taken for one at work"
+    );
     fs::create_dir(cache.root().join("tmp/work-abc")).unwrap();
     fs::write(cache.root().join("tmp/work-abc/text.txt"), "Fl").unwrap();
     fs::write(cache.root().join("tmp/.tmpabc"), "{\"rec").unwrap();
@@ -306,4 +310,22 @@ fn outputs_are_restored_and_only_where_they_differ() {
     let ran = kitchen.run(recipe, &Told::default());
     assert_eq!((ran.outcome.failures.len(), ran.started()), (2, 0));
     assert!(ran.outcome.failures.iter().all(|(name, error)| name.starts_with("outputs.") && error.contains("can't be written")));
+}
+
+#[test]
+fn a_lease_is_held_by_one_and_given_back() {
+    let kitchen = Kitchen::new();
+    let cache = kitchen.cache();
+    let key = engine::digest::Digest::of_bytes(b"key");
+    let Taken::Ours(lease) = cache.lease(key) else {
+        panic!("nobody holds the lease")
+    };
+    assert!(cache.at_work() && matches!(cache.lease(key), Taken::Theirs));
+    drop(lease);
+    assert!(!cache.at_work() && matches!(cache.lease(key), Taken::Ours(_)));
+    // One whose process is gone is taken over at once: no waiting for a heartbeat.
+    let path = cache.root().join("leases").join(key.to_string());
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    fs::write(&path, format!("2147483646 {}", boot.trim())).unwrap();
+    assert!(!cache.at_work() && matches!(cache.lease(key), Taken::Ours(_)));
 }

@@ -1,4 +1,4 @@
-//! `load_dataset`.
+//! `load_dataset`: files → rows in Arrow.
 
 use std::time::Instant;
 

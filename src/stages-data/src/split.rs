@@ -1,4 +1,4 @@
-//! `split`.
+//! `split`: rows → training rows and held-out rows.
 
 use anyhow::Result;
 use data::split::{Portion, split_dataset};

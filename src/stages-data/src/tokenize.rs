@@ -1,4 +1,4 @@
-//! `tokenize`.
+//! `tokenize`: rows → token ids with a loss mask.
 
 use std::time::Instant;
 

@@ -1,4 +1,4 @@
-//! `generate`.
+//! `generate`: completions of prompts.
 
 use std::collections::BTreeMap;
 

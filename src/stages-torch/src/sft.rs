@@ -1,4 +1,4 @@
-//! `sft`.
+//! `sft`: the training loop, its snapshots, and what comes of it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -283,7 +283,7 @@ fn mistakes_end_with_2_and_leave_no_cache_behind() {
     let (status, text) = kitchen.levain("plan tour.yaml");
     assert_eq!(status, Status::Mistake);
     assert!(
-        text.contains("tour.yaml:7:37") && text.contains("did you mean `test`?"),
+        text.contains("tour.yaml:7:38") && text.contains("did you mean `test`?"),
         "{text}"
     );
     let (status, text) = kitchen.levain("check tour.yaml --json");

@@ -35,8 +35,7 @@ fn told(detail: Detail, events: Vec<(u64, &str, What)>) -> String {
         });
     }
     drop(terminal);
-    let text = text.lock().unwrap().clone();
-    text
+    text.lock().unwrap().clone()
 }
 
 fn key() -> Digest {

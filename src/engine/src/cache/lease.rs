@@ -52,6 +52,12 @@ impl Cache {
         }
         Taken::Theirs
     }
+
+    /// Whether somebody who is still there holds a lease.
+    pub fn at_work(&self) -> bool {
+        let leases = fs::read_dir(self.root().join("leases"));
+        leases.is_ok_and(|list| list.flatten().any(|entry| !void(&entry.path())))
+    }
 }
 
 impl Lease {

@@ -102,8 +102,13 @@ fn check_sources(
     };
     problems.extend(duplicates);
     if matches!(root.kind, NodeKind::Null) {
+        let first = Span {
+            source: 0,
+            start: 0,
+            end: sources[0].text.len().min(1),
+        };
         let help = "start from `levain init`, or from a file in `recipes/`";
-        problems.push(Problem::at("empty", root.span, "the recipe is empty").help(help));
+        problems.push(Problem::at("empty", first, "the recipe is empty").help(help));
         return None;
     }
     if !matches!(root.kind, NodeKind::Map(_)) {

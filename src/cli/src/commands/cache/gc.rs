@@ -22,8 +22,6 @@ use crate::failure::{Failure, Status};
 use crate::log::runs;
 use crate::units;
 
-/// A lease with a heartbeat younger than this is held.
-const HEARTBEAT: Duration = Duration::from_secs(20);
 /// Private folders older than this belong to nobody.
 const LEFT_OVER: Duration = Duration::from_secs(24 * 3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -65,7 +63,7 @@ struct Rubbish {
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     let cache = context.existing_cache()?;
-    if !args.dry_run && busy(&cache) {
+    if !args.dry_run && cache.at_work() {
         return Err(Failure::machine(anyhow::anyhow!(
             "a run is at work in {}: wait until it is done, or look with `--dry-run`",
             cache.root().display()
@@ -102,15 +100,6 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
         units::bytes(bytes)
     ))?;
     Ok(Status::Done)
-}
-
-/// Whether somebody works in the cache.
-fn busy(cache: &Cache) -> bool {
-    let mut held = false;
-    walk(&cache.root().join("leases"), &mut |_, metadata| {
-        held |= age_of(metadata.modified().ok()) < HEARTBEAT
-    });
-    held
 }
 
 /// The age of a time; what has none, or lies in the future, is young.

@@ -61,10 +61,12 @@ pub(super) struct TokensView<'a> {
     max_length: Option<usize>,
 }
 
+type Decode = Box<dyn Fn(&[u32]) -> String>;
+
 /// Token ids → text.
 struct Words {
     files: TokenizerFiles,
-    decode: Box<dyn Fn(&[u32]) -> String>,
+    decode: Decode,
     special: HashMap<u32, String>,
 }
 
