@@ -48,10 +48,10 @@ fn sources() -> Vec<(String, String)> {
                 {
                     folders.push(path);
                 }
-            } else if kind.is_file() {
-                if let Ok(text) = fs::read_to_string(&path) {
-                    list.push((name, text));
-                }
+            } else if kind.is_file()
+                && let Ok(text) = fs::read_to_string(&path)
+            {
+                list.push((name, text));
             }
         }
     }

@@ -7,8 +7,9 @@ namespace levain {
 
 void serial(int64_t count, Body body, void* context) { body(context, 0, count); }
 void pack(Matrix, int64_t, int64_t, int64_t, float*) { abort(); }
-void pack_weight(Matrix, int64_t, int64_t, const LowRank*, bool, float*, Parallel) { abort(); }
-void gemm(Matrix, int64_t, Packed, Result, Parallel) { abort(); }
+void pack_weight(Matrix, int64_t, int64_t, const LowRank*, float*, Parallel) { abort(); }
+void pack_weight_back(Matrix, int64_t, int64_t, const LowRank*, int64_t, int64_t, float*, Parallel) { abort(); }
+void gemm(const Part*, int64_t, int64_t, const float*, const Share*, int64_t, Parallel) { abort(); }
 void gemm(Matrix, int64_t, Matrix, int64_t, int64_t, Result, Parallel) { abort(); }
 void gemm_direct(const float*, int64_t, int64_t, int64_t, Packed, Result) { abort(); }
 void gemm_few(const float*, int64_t, Matrix, int64_t, int64_t, float, float*, Parallel) { abort(); }

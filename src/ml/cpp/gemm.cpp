@@ -143,54 +143,59 @@ void store_row(const float* sums, int64_t count, void* to, Type type, bool add) 
 }
 
 struct Product {
-  Matrix a;
-  int64_t rows;
-  Packed b;
-  Result result;
-  int64_t first_panel, last_panel;
+  const Part* parts;
+  int64_t part_count, depth, rows;
+  const float* b;
+  const Share* shares;
+  int64_t share_count, first_panel, last_panel;
 };
 
-// Slivers [begin, end) of a against all panels of the product.
+// Six rows of all parts, side by side.
+void pack_sliver(const Product& p, int64_t row, float* to) {
+  const int64_t count = p.rows - row < kRows ? p.rows - row : kRows;
+  for (int64_t i = 0; i < p.part_count; i++) {
+    const Matrix& a = p.parts[i].a;
+    if (a.type == Type::bf16)
+      pack_rows(static_cast<const uint16_t*>(a.data) + row * a.row, a.row, a.column, count, p.parts[i].depth, to);
+    else
+      pack_rows(static_cast<const float*>(a.data) + row * a.row, a.row, a.column, count, p.parts[i].depth, to);
+    to += p.parts[i].depth * kRows;
+  }
+}
+
+// Slivers [begin, end) of the rows against the panels of the product.
 void run_rows(const Product& p, int64_t begin, int64_t end) {
-  const int64_t depth = p.b.depth;
+  const int64_t depth = p.depth;
   int64_t block = kBlockBytes / (4 * depth * kRows);
   block = block < 4 ? 4 : block;
   const int64_t passes = (depth + kDepth - 1) / kDepth;
-  const int64_t step = passes == 0 ? 1 : (depth + passes - 1) / passes;
+  const int64_t step = (depth + passes - 1) / passes;
   const int64_t blocks = (end - begin + block - 1) / block;
   if (blocks == 0) return;
   block = (end - begin + blocks - 1) / blocks;
   float* a = scratch(block * kRows * depth + 16);
   float* sums = scratch(block * kRows * 16);
-  const int64_t size = p.a.type == Type::bf16 ? 2 : 4;
   for (int64_t from = begin; from < end; from += block) {
     const int64_t slivers = end - from < block ? end - from : block;
-    for (int64_t s = 0; s < slivers; s++) {
-      const int64_t row = (from + s) * kRows;
-      const int64_t count = p.rows - row < kRows ? p.rows - row : kRows;
-      const char* data = static_cast<const char*>(p.a.data) + row * p.a.row * size;
-      float* to = a + s * kRows * depth;
-      if (p.a.type == Type::bf16)
-        pack_rows(reinterpret_cast<const uint16_t*>(data), p.a.row, p.a.column, count, depth, to);
-      else
-        pack_rows(reinterpret_cast<const float*>(data), p.a.row, p.a.column, count, depth, to);
-    }
+    for (int64_t s = 0; s < slivers; s++) pack_sliver(p, (from + s) * kRows, a + s * kRows * depth);
+    const Share* share = p.shares;
+    int64_t share_panel = 0;  // the first panel of the share
     for (int64_t panel = p.first_panel; panel < p.last_panel; panel++) {
-      const float* b = p.b.data + panel * p.b.panel;
+      while (panel - share_panel >= (share->columns + 15) / 16) share_panel += (share++->columns + 15) / 16;
+      const float* b = p.b + panel * 16 * depth;
       for (int64_t k = 0; k < depth; k += step) {
         const int64_t length = depth - k < step ? depth - k : step;
         for (int64_t s = 0; s < slivers; s++)
           tile(length, a + s * kRows * depth + k * kRows, b + k * 16, sums + s * kRows * 16, k == 0);
       }
-      const int64_t columns = p.b.columns - panel * 16 < 16 ? p.b.columns - panel * 16 : 16;
-      const int64_t out_size = p.result.type == Type::bf16 ? 2 : 4;
-      for (int64_t s = 0; s < slivers; s++)
-        for (int64_t i = 0; i < kRows; i++) {
-          const int64_t row = (from + s) * kRows + i;
-          if (row >= p.rows) break;
-          char* out = static_cast<char*>(p.result.data) + (row * p.result.row + panel * 16) * out_size;
-          store_row(sums + (s * kRows + i) * 16, columns, out, p.result.type, p.result.add);
-        }
+      const Result& result = share->result;
+      const int64_t column = (panel - share_panel) * 16;
+      const int64_t columns = share->columns - column < 16 ? share->columns - column : 16;
+      const int64_t size = result.type == Type::bf16 ? 2 : 4;
+      const int64_t rows = p.rows - from * kRows < slivers * kRows ? p.rows - from * kRows : slivers * kRows;
+      char* out = static_cast<char*>(result.data) + (from * kRows * result.row + column) * size;
+      for (int64_t i = 0; i < rows; i++)
+        store_row(sums + i * 16, columns, out + i * result.row * size, result.type, result.add);
     }
   }
   release(sums);
@@ -312,10 +317,14 @@ void pack(Matrix b, int64_t depth, int64_t first, int64_t count, float* to) {
   }
 }
 
-void gemm(Matrix a, int64_t rows, Packed b, Result result, Parallel parallel) {
-  const int64_t slivers = (rows + kRows - 1) / kRows, panels = (b.columns + 15) / 16;
-  Product product{a, rows, b, result, 0, panels};
-  if (b.depth == 0) return;
+void gemm(const Part* parts, int64_t part_count, int64_t rows, const float* b, const Share* shares,
+          int64_t share_count, Parallel parallel) {
+  int64_t depth = 0, panels = 0;
+  for (int64_t i = 0; i < part_count; i++) depth += parts[i].depth;
+  for (int64_t i = 0; i < share_count; i++) panels += (shares[i].columns + 15) / 16;
+  const int64_t slivers = (rows + kRows - 1) / kRows;
+  if (depth == 0 || panels == 0 || slivers == 0) return;
+  Product product{parts, part_count, depth, rows, b, shares, share_count, 0, panels};
   if (slivers >= 16 || slivers >= panels) {
     parallel(
         slivers,
@@ -348,7 +357,9 @@ void gemm(Matrix a, int64_t rows, Matrix b, int64_t depth, int64_t columns, Resu
         pack(job.b, job.depth, begin * 16, last - begin * 16, job.to + begin * 16 * job.depth);
       },
       &job);
-  gemm(a, rows, Packed{job.to, depth, columns, 16 * depth}, result, parallel);
+  const Part part{a, depth};
+  const Share share{result, columns};
+  gemm(&part, 1, rows, job.to, &share, 1, parallel);
   release(job.to);
 }
 
@@ -366,21 +377,35 @@ void gemm_direct(const float* a, int64_t row, int64_t column, int64_t rows, Pack
   }
 }
 
-void pack_weight(Matrix weight, int64_t out, int64_t in, const LowRank* change, bool forward, float* to,
-                 Parallel parallel) {
-  struct Job {
-    Matrix weight;
-    int64_t out, in;
-    const LowRank* change;
-    bool forward;
-    float* to;
-  } job{weight, out, in, change, forward, to};
-  // Sixteen rows of the weight at a time are widened and changed in f32, then laid out.
+namespace {
+
+struct WeightJob {
+  Matrix weight;
+  int64_t out, in;
+  const LowRank* change;
+  int64_t first, depth;  // of the packed depth, on the way back
+  float* to;
+
+  // `count` rows from `row`, widened and changed.
+  void rows(int64_t row, int64_t count, float* rows) const {
+    for (int64_t i = 0; i < count; i++) {
+      widen(weight, (row + i) * weight.row, in, rows + i * in);
+      if (change)
+        add_low_rank(change->down, change->up + (row + i) * change->rank, change->rank, change->scale, in,
+                     rows + i * in);
+    }
+  }
+};
+
+}  // namespace
+
+void pack_weight(Matrix weight, int64_t out, int64_t in, const LowRank* change, float* to, Parallel parallel) {
+  WeightJob job{weight, out, in, change, 0, 0, to};
   parallel(
       (out + 15) / 16,
       [](void* context, int64_t begin, int64_t end) {
-        auto& job = *static_cast<Job*>(context);
-        if (!job.change && job.forward) {
+        const auto& job = *static_cast<WeightJob*>(context);
+        if (!job.change) {
           const int64_t last = end * 16 < job.out ? end * 16 : job.out;
           pack(Matrix{job.weight.data, job.weight.type, 1, job.weight.row}, job.in, begin * 16, last - begin * 16,
                job.to + begin * 16 * job.in);
@@ -389,34 +414,36 @@ void pack_weight(Matrix weight, int64_t out, int64_t in, const LowRank* change, 
         float* rows = scratch(16 * job.in);
         for (int64_t panel = begin; panel < end; panel++) {
           const int64_t count = job.out - panel * 16 < 16 ? job.out - panel * 16 : 16;
-          for (int64_t i = 0; i < count; i++) {
-            const int64_t row = panel * 16 + i;
-            widen(job.weight, row * job.weight.row, job.in, rows + i * job.in);
-            if (job.change) {
-              const LowRank& c = *job.change;
-              add_low_rank(c.down, c.up + row * c.rank, c.rank, c.scale, job.in, rows + i * job.in);
-            }
-          }
-          if (job.forward) {
-            pack_panel(rows, 1, job.in, job.in, count, job.to + panel * 16 * job.in);
-          } else {
-            // Row `k` of the packed depth is row `k` of the weight: 16 columns of it go to each panel.
-            for (int64_t j = 0; j < job.in; j += 16) {
-              float* at = job.to + j * job.out + panel * 16 * 16;
-              const int64_t columns = job.in - j < 16 ? job.in - j : 16;
-              for (int64_t i = 0; i < count; i++) {
-                const float* from = rows + i * job.in + j;
-                if (columns == 16) {
-                  _mm256_storeu_ps(at + i * 16, _mm256_loadu_ps(from));
-                  _mm256_storeu_ps(at + i * 16 + 8, _mm256_loadu_ps(from + 8));
-                } else {
-                  for (int64_t c = 0; c < 16; c++) at[i * 16 + c] = c < columns ? from[c] : 0.f;
-                }
-              }
+          job.rows(panel * 16, count, rows);
+          pack_panel(rows, 1, job.in, job.in, count, job.to + panel * 16 * job.in);
+        }
+        release(rows);
+      },
+      &job);
+}
+
+void pack_weight_back(Matrix weight, int64_t out, int64_t in, const LowRank* change, int64_t first, int64_t depth,
+                      float* to, Parallel parallel) {
+  WeightJob job{weight, out, in, change, first, depth, to};
+  parallel(
+      out,
+      [](void* context, int64_t begin, int64_t end) {
+        const auto& job = *static_cast<WeightJob*>(context);
+        float* row = scratch(job.in);
+        for (int64_t k = begin; k < end; k++) {
+          job.rows(k, 1, row);
+          // Sixteen columns of the row go to each panel.
+          for (int64_t j = 0; j < job.in; j += 16) {
+            float* at = job.to + j * job.depth + (job.first + k) * 16;
+            if (job.in - j >= 16) {
+              _mm256_storeu_ps(at, _mm256_loadu_ps(row + j));
+              _mm256_storeu_ps(at + 8, _mm256_loadu_ps(row + j + 8));
+            } else {
+              for (int64_t c = 0; c < 16; c++) at[c] = c < job.in - j ? row[j + c] : 0.f;
             }
           }
         }
-        release(rows);
+        release(row);
       },
       &job);
 }

@@ -28,7 +28,7 @@ using Parallel = void (*)(int64_t count, Body body, void* context);
 // Runs it in the calling thread: for kernels that are themselves parallel over a larger unit.
 void serial(int64_t count, Body body, void* context);
 
-// B packed for `gemm`: panels of 16 columns, each depth x 16 in f32, `panel` floats apart.
+// B packed for `gemm_direct`: panels of 16 columns, each depth x 16 in f32, `panel` floats apart.
 struct Packed {
   const float* data;
   int64_t depth, columns, panel;
@@ -46,14 +46,25 @@ struct LowRank {
 // Packs columns [first, first + count) of b (depth x columns) into `to`, whose panel 0 is column `first`;
 // `first` is a multiple of 16.
 void pack(Matrix b, int64_t depth, int64_t first, int64_t count, float* to);
-// Packs a weight (out x in, rows contiguous) with its low-rank change added: as depth in, columns out when `forward`
-// (x * weight^T), as depth out, columns in otherwise (gradient * weight).
-void pack_weight(Matrix weight, int64_t out, int64_t in, const LowRank* change, bool forward, float* to,
-                 Parallel parallel);
+// Packs a weight (out x in, rows contiguous) with its low-rank change added, for x * weight^T: depth in, columns out.
+void pack_weight(Matrix weight, int64_t out, int64_t in, const LowRank* change, float* to, Parallel parallel);
+// The same for gradient * weight: columns in, and its `out` rows as rows [first, first + out) of a depth of `depth`.
+void pack_weight_back(Matrix weight, int64_t out, int64_t in, const LowRank* change, int64_t first, int64_t depth,
+                      float* to, Parallel parallel);
 
-// result (rows x b.columns) = a (rows x depth) * b, sums in f32.
-void gemm(Matrix a, int64_t rows, Packed b, Result result, Parallel parallel);
-// The same with b packed on the way.
+// A factor with its columns side by side with others', and a result that takes the next columns; each begins a new panel.
+struct Part {
+  Matrix a;
+  int64_t depth;
+};
+struct Share {
+  Result result;
+  int64_t columns;
+};
+// shares (rows x columns each) = [parts] (rows x depth in all) * b, sums in f32; b's panels are those of the shares.
+void gemm(const Part* parts, int64_t part_count, int64_t rows, const float* b, const Share* shares,
+          int64_t share_count, Parallel parallel);
+// result (rows x columns) = a (rows x depth) * b, b packed on the way.
 void gemm(Matrix a, int64_t rows, Matrix b, int64_t depth, int64_t columns, Result result, Parallel parallel);
 
 // The same in the calling thread, with f32 rows read where they lie: a(i, k) = a[i * row + k * column]. Reads the rows

@@ -47,24 +47,71 @@ void check(const Tensor& x, const std::vector<Map>& maps) {
   }
 }
 
-Tensor product(const Map& map, const Tensor& x, const float* few) {
+// Decoding: each weight is read once where it lies.
+Tensor decoded(const Map& map, const Tensor& x, const float* wide) {
   const int64_t rows = x.size(0), in = x.size(1), out = map.weight.size(0);
   Tensor y = at::empty({rows, out}, x.options());
   LowRank low{};
   if (map.change()) low = map.low_rank();
-  const LowRank* change = map.change() ? &low : nullptr;
-  if (few) {
-    Tensor bias = map.bias.defined() ? map.bias.to(at::kFloat).contiguous() : Tensor();
-    linear_rows(few, rows, in, matrix(map.weight), out, change, bias.defined() ? bias.const_data_ptr<float>() : nullptr,
-                result(y), pool);
-    return y;
-  }
-  float* packed = scratch(packed_size(in, out));
-  pack_weight(matrix(map.weight), out, in, change, true, packed, pool);
-  gemm(matrix(x), rows, Packed{packed, in, out, 16 * in}, result(y), pool);
-  release(packed);
-  if (map.bias.defined()) y.add_(map.bias);
+  const Tensor bias = map.bias.defined() ? map.bias.to(at::kFloat).contiguous() : Tensor();
+  linear_rows(wide, rows, in, matrix(map.weight), out, map.change() ? &low : nullptr,
+              bias.defined() ? bias.const_data_ptr<float>() : nullptr, result(y), pool);
   return y;
+}
+
+int64_t up16(int64_t n) { return (n + 15) / 16 * 16; }
+
+// All maps as one product: x is widened once.
+variable_list products(const std::vector<Map>& maps, const Tensor& x) {
+  const int64_t rows = x.size(0), in = x.size(1);
+  int64_t columns = 0;
+  for (const Map& map : maps) columns += up16(map.weight.size(0));
+  float* packed = scratch(in * columns);
+  variable_list results;
+  std::vector<Share> shares;
+  columns = 0;
+  for (const Map& map : maps) {
+    const int64_t out = map.weight.size(0);
+    LowRank low{};
+    if (map.change()) low = map.low_rank();
+    pack_weight(matrix(map.weight), out, in, map.change() ? &low : nullptr, packed + in * columns, pool);
+    columns += up16(out);
+    results.push_back(at::empty({rows, out}, x.options()));
+    shares.push_back({result(results.back()), out});
+  }
+  const Part part{matrix(x), in};
+  gemm(&part, 1, rows, packed, shares.data(), shares.size(), pool);
+  release(packed);
+  for (size_t i = 0; i < maps.size(); i++)
+    if (maps[i].bias.defined()) results[i].add_(maps[i].bias);
+  return results;
+}
+
+// The gradient to x: the gradients of all results side by side times the weights one above the other.
+Tensor to_input(const std::vector<Map>& maps, const variable_list& gradients, const Tensor& x) {
+  const int64_t rows = x.size(0), in = x.size(1);
+  int64_t depth = 0;
+  for (size_t i = 0; i < maps.size(); i++)
+    if (gradients[i].defined()) depth += maps[i].weight.size(0);
+  if (depth == 0) return Tensor();
+  float* packed = scratch(packed_size(depth, in));
+  std::vector<Part> parts;
+  int64_t first = 0;
+  for (size_t i = 0; i < maps.size(); i++) {
+    if (!gradients[i].defined()) continue;
+    const Map& map = maps[i];
+    const int64_t out = map.weight.size(0);
+    LowRank low{};
+    if (map.change()) low = map.low_rank();
+    pack_weight_back(matrix(map.weight), out, in, map.change() ? &low : nullptr, first, depth, packed, pool);
+    parts.push_back({matrix(gradients[i]), out});
+    first += out;
+  }
+  Tensor dx = at::empty({rows, in}, x.options());
+  const Share share{result(dx), in};
+  gemm(parts.data(), parts.size(), rows, packed, &share, 1, pool);
+  release(packed);
+  return dx;
 }
 
 struct Linear : Function<Linear> {
@@ -85,15 +132,12 @@ struct Linear : Function<Linear> {
     context->saved_data["eps"] = eps;
     context->saved_data["flags"] = flags;
     context->saved_data["scales"] = scales;
-    float* few = nullptr;
-    if (decoding) {
-      few = scratch(x.numel());
-      const Tensor wide = at::from_blob(few, x.sizes(), at::TensorOptions().dtype(at::kFloat));
-      wide.copy_(x);
-    }
+    if (!decoding) return products(maps, x);
+    float* wide = scratch(x.numel());
+    at::from_blob(wide, x.sizes(), at::TensorOptions().dtype(at::kFloat)).copy_(x);
     variable_list results;
-    for (const Map& map : maps) results.push_back(product(map, x, few));
-    release(few);
+    for (const Map& map : maps) results.push_back(decoded(map, x, wide));
+    release(wide);
     return results;
   }
 
@@ -130,7 +174,9 @@ struct Linear : Function<Linear> {
     const size_t shift = 2;
     const bool inputs = context->needs_input_grad(0) || (skip && context->needs_input_grad(1));
     size_t edge = 1 + skip;
-    Tensor dx;  // its sum over the maps stays in f32
+    for (Tensor& g : gradients)
+      if (g.defined()) g = g.contiguous();
+    Tensor dx = inputs ? to_input(maps, gradients, x) : Tensor();
     for (size_t i = 0; i < maps.size(); i++) {
       const Map& map = maps[i];
       const size_t weight_at = edge++;
@@ -138,18 +184,8 @@ struct Linear : Function<Linear> {
       const size_t down_at = map.change() ? edge : 0;
       if (map.change()) edge += 2;
       if (!gradients[i].defined()) continue;
-      const Tensor g = gradients[i].contiguous();
+      const Tensor& g = gradients[i];
       const int64_t out = map.weight.size(0);
-      LowRank low{};
-      if (map.change()) low = map.low_rank();
-      if (inputs) {
-        const bool first = !dx.defined();
-        if (first) dx = at::empty({rows, in}, maps.size() == 1 ? x.options() : x.options().dtype(at::kFloat));
-        float* packed = scratch(packed_size(out, in));
-        pack_weight(matrix(map.weight), out, in, map.change() ? &low : nullptr, false, packed, pool);
-        gemm(matrix(g), rows, Packed{packed, out, in, 16 * out}, result(dx, !first), pool);
-        release(packed);
-      }
       if (context->needs_input_grad(weight_at)) {
         Tensor dw = at::empty({out, in}, map.weight.options());
         gemm(transposed(g), out, matrix(x), rows, in, result(dw), pool);
@@ -161,7 +197,6 @@ struct Linear : Function<Linear> {
         std::tie(results[down_at + shift], results[down_at + 1 + shift]) = factors(map, x, g);
     }
     if (!dx.defined()) return results;
-    if (dx.scalar_type() != x.scalar_type()) dx = dx.to(x.scalar_type());
     if (before == Before::norm) {
       results[0] = norm_backward(dx, source, saved[1], inverse);
       if (context->needs_input_grad(1)) results[1 + shift] = norm_weight_gradient(dx, source, saved[1], inverse);

@@ -149,8 +149,8 @@ inline void dot4(const W* w, int64_t w_row, const float* x0, const float* x1, in
     a3 = _mm256_fmadd_ps(p, u, a3);
     b3 = _mm256_fmadd_ps(p, v, b3);
   }
-  y0[0] = sum8(a0), y0[1] = sum8(a1), y0[2] = sum8(a2), y0[3] = sum8(a3);
-  y1[0] = sum8(b0), y1[1] = sum8(b1), y1[2] = sum8(b2), y1[3] = sum8(b3);
+  _mm_storeu_ps(y0, sums4(a0, a1, a2, a3));
+  _mm_storeu_ps(y1, sums4(b0, b1, b2, b3));
   for (; k < in; k++) {
     const float p[4] = {load1(w0 + k), load1(w1 + k), load1(w2 + k), load1(w3 + k)};
     for (int i = 0; i < 4; i++) {
