@@ -184,7 +184,7 @@ impl Linear {
         let through_f32 = x.device() == HOST
             && weight.kind() == Kind::BFloat16
             && x.kind() == Kind::BFloat16
-            && !torch::native_bf16();
+            && !torch::multiplies_bf16(x);
         let y = if through_f32 {
             let bias = self.bias.as_ref().map(|bias| bias.to_kind(Kind::Float));
             x.to_kind(Kind::Float)

@@ -324,7 +324,7 @@ impl Llama {
                 torch::linear(&wide, torch::Before::Nothing, &[map], pass.decode)?.remove(0),
             );
         }
-        if head.kind() == Kind::BFloat16 && (torch::native_bf16() || !torch::fused(head)) {
+        if torch::multiplies_bf16(hidden) && head.kind() == hidden.kind() {
             return Ok(hidden.f_linear(head, None::<&Tensor>)?.to_kind(Kind::Float));
         }
         Ok(wide.f_linear(&head.to_kind(wide.kind()), None::<&Tensor>)?)

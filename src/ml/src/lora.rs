@@ -30,7 +30,7 @@ impl Lora {
         pass.train && self.dropout > 0.0
     }
 
-    /// `y + scale · (dropout(x) A^T) B^T`, summed in the type of the factors.
+    /// `y + scale · (dropout(x) A^T) B^T`, in the type of the factors, or in bf16 where that is multiplied natively.
     pub fn added(&self, pass: Pass, name: &str, x: &Tensor, y: &Tensor) -> Result<Tensor> {
         let kind = self.down.kind();
         let x = if self.drops(pass) {
@@ -40,6 +40,11 @@ impl Lora {
         } else {
             x.shallow_clone()
         };
+        if torch::multiplies_bf16(&x) {
+            let low = x.f_matmul(&self.down.to_kind(x.kind()).tr())?;
+            let up = (&self.up * self.scale).to_kind(x.kind());
+            return Ok(y + low.f_matmul(&up.tr())?);
+        }
         let low = x.to_kind(kind).f_matmul(&self.down.tr())?;
         let change = low.f_matmul(&self.up.tr())? * self.scale;
         Ok((y.to_kind(kind) + change).to_kind(y.kind()))

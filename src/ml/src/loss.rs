@@ -1,6 +1,6 @@
 //! Cross entropy of next tokens, as a sum with a weight, without a tensor of all logits.
 
-use crate::torch;
+use crate::torch::{self, Way};
 use anyhow::{Result, ensure};
 use tch::{Kind, Tensor};
 
@@ -42,9 +42,14 @@ pub fn cross_entropy(
     let count = targets.numel();
     ensure!(count > 0, "there is no token to predict");
     ensure!(chunk > 0, "a chunk of logits needs at least one row");
-    let fused = torch::fused_linear(hidden, head);
-    let [sum, log_probabilities, right] =
-        torch::cross_entropy(hidden, head, targets, chunk, fused)?;
+    let way = if torch::fused_linear(hidden, head) {
+        Way::Kernels
+    } else if torch::multiplies_bf16(hidden) && hidden.kind() == head.kind() {
+        Way::Native
+    } else {
+        Way::Wide
+    };
+    let [sum, log_probabilities, right] = torch::cross_entropy(hidden, head, targets, chunk, way)?;
     Ok(CrossEntropy {
         sum,
         log_probabilities,

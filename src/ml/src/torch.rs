@@ -82,7 +82,7 @@ unsafe extern "C" {
         head: *const C_tensor,
         targets: *const C_tensor,
         chunk: i64,
-        fused: c_int,
+        way: i64,
     ) -> c_int;
 }
 
@@ -139,6 +139,11 @@ pub fn capability() -> String {
 pub fn native_bf16() -> bool {
     // SAFETY: a question to the processor.
     unsafe { levain_native_bf16() == 1 }
+}
+
+/// True for a bf16 tensor on a device that multiplies bf16 itself.
+pub fn multiplies_bf16(x: &Tensor) -> bool {
+    x.kind() == Kind::BFloat16 && (x.device() != HOST || native_bf16())
 }
 
 /// Memory that is freed stays with the process, which makes the next step of a training run much faster.
@@ -345,13 +350,24 @@ pub fn attend_cached(
     })
 }
 
+/// Who multiplies in [`cross_entropy`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// libtorch in f32 (f64 stays): every device.
+    Wide,
+    /// The kernels of this crate; see [`fused_linear`].
+    Kernels,
+    /// libtorch in the type of the hidden states, for processors with native bf16.
+    Native,
+}
+
 /// `[sum of losses, log-probability of each target, target was the largest logit]` of `softmax(hidden head^T)`.
 pub fn cross_entropy(
     hidden: &Tensor,
     head: &Tensor,
     targets: &Tensor,
     chunk: i64,
-    fused: bool,
+    way: Way,
 ) -> Result<[Tensor; 3]> {
     // SAFETY: the tensors live through the call.
     let results = call("cross_entropy", 3, |out| unsafe {
@@ -361,7 +377,7 @@ pub fn cross_entropy(
             head.as_ptr(),
             targets.as_ptr(),
             chunk,
-            c_int::from(fused),
+            way as i64,
         )
     })?;
     results
