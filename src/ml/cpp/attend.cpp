@@ -86,6 +86,8 @@ float attend_one(const T* q, const T* k, const T* v, int64_t keys, int64_t row, 
 }
 
 int64_t up16(int64_t n) { return (n + 15) / 16 * 16; }
+// The distance of two rows of scores: rows at a multiple of 4 KB would fight for the same lines of the first cache.
+int64_t apart(int64_t width) { return width + 16; }
 
 }  // namespace
 
@@ -108,7 +110,8 @@ void attend(const Segment& segment, const Heads& heads, int64_t head, void* out,
     return;
   }
   const int64_t past = keys - segment.queries, width = up16(keys), wide = up16(size);
-  float* buffer = scratch(size * width + wide * keys + kBlock * (size + width) + 16);
+  const int64_t far = apart(width);
+  float* buffer = scratch(size * width + wide * keys + kBlock * (size + far) + 16);
   float *k_packed = buffer, *v_packed = k_packed + size * width, *rows = v_packed + wide * keys,
         *scores = rows + kBlock * size;
   pack(Matrix{k, heads.type, 1, segment.kv_row}, size, 0, keys, k_packed);
@@ -117,12 +120,12 @@ void attend(const Segment& segment, const Heads& heads, int64_t head, void* out,
     const int64_t count = segment.queries - first < kBlock ? segment.queries - first : kBlock;
     const int64_t seen = past + first + count;
     load_rows(q, heads.type, segment.q_row, first, count, size, rows);
-    gemm_direct(rows, size, 1, count, Packed{k_packed, size, up16(seen), 16 * size}, Result{scores, Type::f32, width, false});
+    gemm_direct(rows, size, 1, count, Packed{k_packed, size, up16(seen), 16 * size}, Result{scores, Type::f32, far, false});
     for (int64_t i = 0; i < count; i++) {
-      const float sum = soften(scores + i * width, past + first + i + 1, seen, heads.scale, nullptr);
+      const float sum = soften(scores + i * far, past + first + i + 1, seen, heads.scale, nullptr);
       if (log_sums) log_sums[first + i] = sum;
     }
-    gemm_direct(scores, width, 1, count, Packed{v_packed, seen, size, 16 * keys},
+    gemm_direct(scores, far, 1, count, Packed{v_packed, seen, size, 16 * keys},
                 Result{at(out, heads.type, first * out_row), heads.type, out_row, false});
   }
   release(buffer);
@@ -138,11 +141,12 @@ void attend_backward(const Segment& segment, const Heads& heads, int64_t head, c
   out = at(out, heads.type, head * size);
   gradient = at(gradient, heads.type, head * size);
   dq = at(dq, heads.type, head * size);
-  float* buffer = scratch(2 * size * width + wide * keys + kBlock * (3 * size + 2 * wide + 2 * width) + 16);
+  const int64_t far = apart(width);
+  float* buffer = scratch(2 * size * width + wide * keys + kBlock * (3 * size + 2 * wide + 2 * far) + 16);
   float *k_packed = buffer, *v_packed = k_packed + size * width, *k_rows = v_packed + size * width,
         *q_wide = k_rows + wide * keys, *g_wide = q_wide + kBlock * size, *o_wide = g_wide + kBlock * size,
         *q_packed = o_wide + kBlock * size, *g_packed = q_packed + kBlock * wide, *scores = g_packed + kBlock * wide,
-        *slopes = scores + kBlock * width;
+        *slopes = scores + kBlock * far;
   pack(Matrix{k, heads.type, 1, segment.kv_row}, size, 0, keys, k_packed);
   pack(Matrix{v, heads.type, 1, segment.kv_row}, size, 0, keys, v_packed);
   pack(Matrix{k, heads.type, segment.kv_row, 1}, keys, 0, size, k_rows);
@@ -155,12 +159,12 @@ void attend_backward(const Segment& segment, const Heads& heads, int64_t head, c
     load_rows(gradient, heads.type, out_row, first, count, size, g_wide);
     load_rows(out, heads.type, out_row, first, count, size, o_wide);
     gemm_direct(q_wide, size, 1, count, Packed{k_packed, size, up16(seen), 16 * size},
-                Result{scores, Type::f32, width, false});
+                Result{scores, Type::f32, far, false});
     gemm_direct(g_wide, size, 1, count, Packed{v_packed, size, up16(seen), 16 * size},
-                Result{slopes, Type::f32, width, false});
+                Result{slopes, Type::f32, far, false});
     for (int64_t i = 0; i < count; i++) {
-      float* p = scores + i * width;
-      float* d = slopes + i * width;
+      float* p = scores + i * far;
+      float* d = slopes + i * far;
       const int64_t visible = past + first + i + 1;
       soften(p, visible, up16(seen), heads.scale, &log_sums[first + i]);
       __m256 dots = _mm256_setzero_ps();
@@ -181,9 +185,9 @@ void attend_backward(const Segment& segment, const Heads& heads, int64_t head, c
     // dv += p^T gradient, dk += d^T q, dq = d k
     pack(Matrix{g_wide, Type::f32, size, 1}, count, 0, size, g_packed);
     pack(Matrix{q_wide, Type::f32, size, 1}, count, 0, size, q_packed);
-    gemm_direct(scores, 1, width, seen, Packed{g_packed, count, size, 16 * count}, Result{dv, Type::f32, size, true});
-    gemm_direct(slopes, 1, width, seen, Packed{q_packed, count, size, 16 * count}, Result{dk, Type::f32, size, true});
-    gemm_direct(slopes, width, 1, count, Packed{k_rows, seen, size, 16 * keys},
+    gemm_direct(scores, 1, far, seen, Packed{g_packed, count, size, 16 * count}, Result{dv, Type::f32, size, true});
+    gemm_direct(slopes, 1, far, seen, Packed{q_packed, count, size, 16 * count}, Result{dk, Type::f32, size, true});
+    gemm_direct(slopes, far, 1, count, Packed{k_rows, seen, size, 16 * keys},
                 Result{at(dq, heads.type, first * segment.q_row), heads.type, segment.q_row, false});
   }
   release(buffer);

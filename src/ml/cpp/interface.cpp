@@ -134,9 +134,10 @@ int levain_attend_cached(Tensor** out, const Tensor* q, const Tensor* k, const T
 }
 
 int levain_cross_entropy(Tensor** out, const Tensor* hidden, const Tensor* head, const Tensor* targets, int64_t chunk,
-                         int fused) {
+                         int64_t way) {
   return guarded([&] {
-    auto results = levain::cross_entropy(*hidden, *head, *targets, chunk, fused != 0);
+    TORCH_CHECK(way >= 0 && way <= 2 && chunk > 0, "cross_entropy: no way ", way, " with chunks of ", chunk);
+    auto results = levain::cross_entropy(*hidden, *head, *targets, chunk, static_cast<levain::Way>(way));
     for (size_t i = 0; i < 3; i++) out[i] = fresh(results[i]);
   });
 }

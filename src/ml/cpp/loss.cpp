@@ -11,7 +11,7 @@ constexpr int64_t kTile = 2048;  // words of the vocabulary packed at a time: 4.
 struct CrossEntropy : Function<CrossEntropy> {
   // Gives (sum of losses, log-probability of each target, whether each target was the largest logit).
   static variable_list forward(AutogradContext* context, const Tensor& input, const Tensor& head,
-                               const Tensor& targets, int64_t chunk, bool fused, bool gradients) {
+                               const Tensor& targets, int64_t chunk, int64_t way, bool gradients) {
     const Tensor hidden = input.contiguous();
     const int64_t rows = hidden.size(0), width = hidden.size(1), words = head.size(0);
     TORCH_CHECK(head.dim() == 2 && head.size(1) == width && head.is_contiguous() && targets.numel() == rows,
@@ -27,19 +27,24 @@ struct CrossEntropy : Function<CrossEntropy> {
     for (int64_t first = 0; first < rows; first += chunk) {
       const int64_t count = std::min(chunk, rows - first);
       const Tensor h = hidden.narrow(0, first, count), t = targets.narrow(0, first, count);
-      if (fused) {
+      if (way == static_cast<int64_t>(Way::kernels)) {
         fused_chunk(h, head, t, log_probabilities.narrow(0, first, count), right.narrow(0, first, count),
                     to_hidden ? dhidden.narrow(0, first, count) : Tensor(), dhead);
       } else {
-        Tensor logits = at::mm(h.to(wide.dtype()), head.to(wide.dtype()).t());
+        // Products in bf16 only where the processor has them; softmax and sums are wide in either case.
+        const auto type = way == static_cast<int64_t>(Way::native) ? hidden.scalar_type()
+                                                                   : at::typeMetaToScalarType(wide.dtype());
+        const Tensor typed_head = head.to(type), typed = h.to(type);
+        Tensor logits = at::mm(typed, typed_head.t()).to(wide.dtype());
         right.narrow(0, first, count).copy_(logits.argmax(1) == t);
         Tensor log_softmax = logits.log_softmax(1);
         log_probabilities.narrow(0, first, count).copy_(log_softmax.gather(1, t.unsqueeze(1)).squeeze(1));
         if (to_hidden || to_head) {
           Tensor p = log_softmax.exp_();
           p.scatter_add_(1, t.unsqueeze(1), -at::ones({count, 1}, p.options()));
-          if (to_hidden) dhidden.narrow(0, first, count).copy_(at::mm(p, head.to(wide.dtype())));
-          if (to_head) dhead.addmm_(p.t(), h.to(wide.dtype()));
+          p = p.to(type);
+          if (to_hidden) dhidden.narrow(0, first, count).copy_(at::mm(p, typed_head));
+          if (to_head) dhead.add_(at::mm(p.t(), typed));
         }
       }
     }
@@ -54,7 +59,9 @@ struct CrossEntropy : Function<CrossEntropy> {
                           const Tensor& log_probabilities, const Tensor& right, const Tensor& dhidden,
                           const Tensor& dhead) {
     const int64_t rows = hidden.size(0), width = hidden.size(1), words = head.size(0);
-    float* logits = scratch(rows * words);
+    // Rows at a multiple of 64 KB would fight for the same lines of the caches.
+    const int64_t apart = (words + 15) / 16 * 16 + 16;
+    float* logits = scratch(rows * apart);
     const int64_t size = head.element_size();
     const auto tile = [&](int64_t first) {
       return static_cast<const char*>(head.const_data_ptr()) + first * width * size;
@@ -62,13 +69,13 @@ struct CrossEntropy : Function<CrossEntropy> {
     for (int64_t first = 0; first < words; first += kTile) {
       const int64_t count = std::min(kTile, words - first);
       gemm(matrix(hidden), rows, Matrix{tile(first), type_of(head), 1, width}, width, count,
-           Result{logits + first, Type::f32, words, false}, pool);
+           Result{logits + first, Type::f32, apart, false}, pool);
     }
     const bool gradients = dhidden.defined() || dhead.defined();
     const auto* wanted = targets.const_data_ptr<int64_t>();
     ranges(rows, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; i++) {
-        float* row = logits + i * words;
+        float* row = logits + i * apart;
         const RowSummary summary = summarize(row, words);
         log_probabilities.data_ptr<float>()[i] = row[wanted[i]] - summary.log_sum;
         right.data_ptr<bool>()[i] = summary.best == wanted[i];
@@ -80,10 +87,10 @@ struct CrossEntropy : Function<CrossEntropy> {
     for (int64_t first = 0; gradients && first < words; first += kTile) {
       const int64_t count = std::min(kTile, words - first);
       if (dhidden.defined())
-        gemm(Matrix{logits + first, Type::f32, words, 1}, rows, Matrix{tile(first), type_of(head), width, 1}, count,
+        gemm(Matrix{logits + first, Type::f32, apart, 1}, rows, Matrix{tile(first), type_of(head), width, 1}, count,
              width, result(dhidden, first > 0), pool);
       if (dhead.defined())
-        gemm(Matrix{logits + first, Type::f32, 1, words}, count, matrix(hidden), rows, width,
+        gemm(Matrix{logits + first, Type::f32, 1, apart}, count, matrix(hidden), rows, width,
              Result{dhead.data_ptr<float>() + first * width, Type::f32, width, true}, pool);
     }
     release(logits);
@@ -102,10 +109,10 @@ struct CrossEntropy : Function<CrossEntropy> {
 }  // namespace
 
 variable_list cross_entropy(const Tensor& hidden, const Tensor& head, const Tensor& targets, int64_t chunk,
-                            bool fused) {
+                            Way way) {
   // Inside of forward the gradient mode is off, so it is asked for here.
   const bool gradients = at::GradMode::is_enabled() && (hidden.requires_grad() || head.requires_grad());
-  return CrossEntropy::apply(hidden, head, targets, chunk, fused, gradients);
+  return CrossEntropy::apply(hidden, head, targets, chunk, static_cast<int64_t>(way), gradients);
 }
 
 }  // namespace levain

@@ -70,6 +70,7 @@ Tensor attend_cached(const Tensor& q, const Tensor& k, const Tensor& v, const st
                      const std::vector<int64_t>& rows, const std::vector<int64_t>& filled, int64_t heads,
                      int64_t groups, double scale);
 // Sum of -log softmax(hidden head^T)[target]; also log-probabilities and right predictions per row.
-variable_list cross_entropy(const Tensor& hidden, const Tensor& head, const Tensor& targets, int64_t chunk, bool fused);
+enum class Way : int64_t { wide = 0, kernels = 1, native = 2 };  // libtorch in f32 or f64; our kernels; libtorch in bf16
+variable_list cross_entropy(const Tensor& hidden, const Tensor& head, const Tensor& targets, int64_t chunk, Way way);
 
 }  // namespace levain

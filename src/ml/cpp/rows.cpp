@@ -160,6 +160,40 @@ inline void dot4(const W* w, int64_t w_row, const float* x0, const float* x1, in
   }
 }
 
+// Sums of 2 weight rows against 4 rows of x: y[j * 4 + i] for row j of x and weight row i. Each sum runs over k as in
+// `dot4`, so a row's result does not depend on how many rows there are.
+template <typename W>
+inline void dot2(const W* w, int64_t w_row, const float* x, int64_t in, float* y) {
+  __m256 a0 = _mm256_setzero_ps(), a1 = a0, a2 = a0, a3 = a0, b0 = a0, b1 = a0, b2 = a0, b3 = a0;
+  const W *w0 = w, *w1 = w + w_row;
+  const float *x0 = x, *x1 = x0 + in, *x2 = x1 + in, *x3 = x2 + in;
+  int64_t k = 0;
+  for (; k + 8 <= in; k += 8) {
+    const __m256 p = load8(w0 + k), q = load8(w1 + k);
+    __m256 v = _mm256_loadu_ps(x0 + k);
+    a0 = _mm256_fmadd_ps(p, v, a0);
+    b0 = _mm256_fmadd_ps(q, v, b0);
+    v = _mm256_loadu_ps(x1 + k);
+    a1 = _mm256_fmadd_ps(p, v, a1);
+    b1 = _mm256_fmadd_ps(q, v, b1);
+    v = _mm256_loadu_ps(x2 + k);
+    a2 = _mm256_fmadd_ps(p, v, a2);
+    b2 = _mm256_fmadd_ps(q, v, b2);
+    v = _mm256_loadu_ps(x3 + k);
+    a3 = _mm256_fmadd_ps(p, v, a3);
+    b3 = _mm256_fmadd_ps(q, v, b3);
+  }
+  float first[4], second[4];
+  _mm_storeu_ps(first, sums4(a0, a1, a2, a3));
+  _mm_storeu_ps(second, sums4(b0, b1, b2, b3));
+  for (; k < in; k++)
+    for (int j = 0; j < 4; j++) {
+      first[j] += load1(w0 + k) * x[j * in + k];
+      second[j] += load1(w1 + k) * x[j * in + k];
+    }
+  for (int j = 0; j < 4; j++) y[j * 4] = first[j], y[j * 4 + 1] = second[j];
+}
+
 struct Rows {
   const float* x;
   int64_t rows, in;
@@ -171,52 +205,70 @@ struct Rows {
   Result result;
 };
 
+// Writes `count` outputs from n on for row q of x, with the low-rank change and the bias.
+void finish(const Rows& job, int64_t q, int64_t n, int64_t count, float* sums) {
+  if (job.change) {
+    const LowRank& c = *job.change;
+    const float *low = job.low + q * c.rank, *up = c.up + n * c.rank;
+    __m256 d0 = _mm256_setzero_ps(), d1 = d0, d2 = d0, d3 = d0;
+    int64_t k = 0;
+    for (; count == 4 && k + 8 <= c.rank; k += 8) {
+      const __m256 v = _mm256_loadu_ps(low + k);
+      d0 = _mm256_fmadd_ps(v, _mm256_loadu_ps(up + k), d0);
+      d1 = _mm256_fmadd_ps(v, _mm256_loadu_ps(up + c.rank + k), d1);
+      d2 = _mm256_fmadd_ps(v, _mm256_loadu_ps(up + 2 * c.rank + k), d2);
+      d3 = _mm256_fmadd_ps(v, _mm256_loadu_ps(up + 3 * c.rank + k), d3);
+    }
+    float dots[4];
+    _mm_storeu_ps(dots, sums4(d0, d1, d2, d3));
+    for (; k < c.rank; k++)
+      for (int64_t i = 0; i < count; i++) dots[i] += up[i * c.rank + k] * low[k];
+    for (int64_t i = 0; i < count; i++) sums[i] += c.scale * dots[i];
+  }
+  if (job.bias)
+    for (int64_t i = 0; i < count; i++) sums[i] += job.bias[n + i];
+  const int64_t at = q * job.result.row + n;
+  if (job.result.type == Type::bf16) {
+    auto* to = static_cast<uint16_t*>(job.result.data) + at;
+    if (count == 4)
+      store4(to, _mm_loadu_ps(sums));
+    else
+      for (int64_t i = 0; i < count; i++) to[i] = narrow(sums[i]);
+  } else {
+    memcpy(static_cast<float*>(job.result.data) + at, sums, static_cast<size_t>(count) * 4);
+  }
+}
+
 template <typename W>
 void linear_outputs(const Rows& job, int64_t begin, int64_t end) {
   const auto* weight = static_cast<const W*>(job.weight.data);
-  // For more than two rows the four weight rows are widened once.
-  float* wide = sizeof(W) == 2 && job.rows > 2 ? scratch(4 * job.in) : nullptr;
   for (int64_t block = begin; block < end; block++) {
-    // The last block starts early enough to have four rows: it repeats some outputs.
+    // The last block starts early enough to have four weight rows: it repeats some outputs.
     const int64_t n = job.out < 4 ? 0 : (block * 4 + 4 <= job.out ? block * 4 : job.out - 4);
-    const int64_t count = job.out < 4 ? job.out : 4;
-    const W* w = weight + n * job.weight.row;
-    const int64_t distance = job.out < 4 ? 0 : job.weight.row;
-    if (wide)
-      for (int64_t i = 0; i < count; i++) widen(job.weight, (n + i) * job.weight.row, job.in, wide + i * job.in);
-    for (int64_t r = 0; r < job.rows; r += 2) {
+    const int64_t count = job.out < 4 ? job.out : 4, row = job.weight.row;
+    const W* w = weight + n * row;
+    float y[16];
+    int64_t r = 0;
+    for (; job.out >= 4 && r + 4 <= job.rows; r += 4) {
+      dot2(w, row, job.x + r * job.in, job.in, y);
+      dot2(w + 2 * row, row, job.x + r * job.in, job.in, y + 2);
+      for (int64_t j = 0; j < 4; j++) finish(job, r + j, n, count, y + j * 4);
+    }
+    for (; r < job.rows; r += 2) {
       const int64_t other = r + 1 < job.rows ? r + 1 : r;
-      float y[2][4];
-      if (job.out < 4) {
+      if (job.out >= 4) {
+        dot4(w, row, job.x + r * job.in, job.x + other * job.in, job.in, y, y + 4);
+      } else {
         for (int64_t i = 0; i < count; i++) {
           float y0[4], y1[4];
-          dot4(w + i * job.weight.row, 0, job.x + r * job.in, job.x + other * job.in, job.in, y0, y1);
-          y[0][i] = y0[0], y[1][i] = y1[0];
+          dot4(w + i * row, 0, job.x + r * job.in, job.x + other * job.in, job.in, y0, y1);
+          y[i] = y0[0], y[4 + i] = y1[0];
         }
-      } else if (wide) {
-        dot4(wide, job.in, job.x + r * job.in, job.x + other * job.in, job.in, y[0], y[1]);
-      } else {
-        dot4(w, distance, job.x + r * job.in, job.x + other * job.in, job.in, y[0], y[1]);
       }
-      for (int64_t q = r; q <= other; q++)
-        for (int64_t i = 0; i < count; i++) {
-          float value = y[q - r][i];
-          if (job.change) {
-            const LowRank& c = *job.change;
-            float sum = 0.f;
-            for (int64_t k = 0; k < c.rank; k++) sum += c.up[(n + i) * c.rank + k] * job.low[q * c.rank + k];
-            value += c.scale * sum;
-          }
-          if (job.bias) value += job.bias[n + i];
-          const int64_t at = q * job.result.row + n + i;
-          if (job.result.type == Type::bf16)
-            static_cast<uint16_t*>(job.result.data)[at] = narrow(value);
-          else
-            static_cast<float*>(job.result.data)[at] = value;
-        }
+      finish(job, r, n, count, y);
+      if (other > r) finish(job, other, n, count, y + 4);
     }
   }
-  release(wide);
 }
 
 }  // namespace

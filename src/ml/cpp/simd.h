@@ -38,6 +38,11 @@ inline void store8(uint16_t* p, __m256 v) {
   __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
 }
+inline void store4(uint16_t* p, __m128 v) {
+  uint16_t half[8];
+  store8(half, _mm256_castps128_ps256(v));
+  memcpy(p, half, 8);
+}
 inline void store1(float* p, float v) { *p = v; }
 inline void store1(uint16_t* p, float v) { *p = narrow(v); }
 
