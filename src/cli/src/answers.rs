@@ -215,7 +215,7 @@ fn one(sample: &Value, width: usize, style: Style) -> String {
         .collect();
     let head: Vec<String> = answers
         .keys()
-        .map(|name| style.bold(&table::pad(name, column)))
+        .map(|name| table::pad(&style.bold(name), column))
         .collect();
     out.push_str(&format!("  {}\n", head.join(" │ ").trim_end()));
     for row in 0..cells.iter().map(Vec::len).max().unwrap_or(0) {
@@ -265,6 +265,7 @@ fn flatten(prefix: &str, value: &Value, rows: &mut Vec<Vec<String>>) {
         Value::Number(n) => {
             let text = match (n.as_u64(), n.as_f64()) {
                 (Some(whole), _) => units::count(whole),
+                (None, Some(x)) if x.fract() == 0.0 && x.abs() < 1e15 => format!("{x}"),
                 (None, Some(x)) => number_text(x),
                 _ => n.to_string(),
             };
@@ -273,6 +274,10 @@ fn flatten(prefix: &str, value: &Value, rows: &mut Vec<Vec<String>>) {
         Value::String(text) => rows.push(vec![prefix.to_owned(), text.clone()]),
         Value::Array(items) if items.len() > 8 => {
             rows.push(vec![prefix.to_owned(), units::plural(items.len(), "value")])
+        }
+        Value::Array(items) if items.iter().all(|i| !i.is_array() && !i.is_object()) => {
+            let list: Vec<String> = items.iter().map(words).collect();
+            rows.push(vec![prefix.to_owned(), list.join(", ")]);
         }
         other => rows.push(vec![prefix.to_owned(), other.to_string()]),
     }

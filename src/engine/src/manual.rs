@@ -433,9 +433,11 @@ fn push_paragraphs(out: &mut String, text: &str, indent: &str, width: usize) {
         if index > 0 {
             out.push('\n');
         }
-        let verbatim = paragraph
-            .lines()
-            .any(|l| l.starts_with([' ', '-', '|', '`', '$']));
+        let verbatim = paragraph.lines().any(|l| {
+            [" ", "- ", "|", "```", "$$"]
+                .iter()
+                .any(|sign| l.starts_with(sign))
+        });
         if verbatim {
             out.push_str(&indented(paragraph, indent));
         } else {

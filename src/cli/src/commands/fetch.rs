@@ -86,6 +86,12 @@ pub(crate) fn fetch(session: &mut Session, context: &Context, plain: bool) -> Re
     result.map_err(Failure::machine)
 }
 
+/// The file's own name: a line has no room for the whole place.
+fn short(location: &str) -> &str {
+    let trimmed = location.trim_end_matches('/');
+    trimmed.rsplit(['/', '#']).next().unwrap_or(trimmed)
+}
+
 /// Bars or lines, one for each location.
 struct Meter<'a> {
     context: &'a Context,
@@ -123,10 +129,10 @@ impl<'a> Meter<'a> {
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         let bar = bars.entry(progress.location.to_owned()).or_insert_with(|| {
             let bar = BARS.add(ProgressBar::no_length());
-            let text = "  {wide_msg} {bytes:>10} of {total_bytes:>10} {bytes_per_sec:>12} {eta:>4} {bar:16.cyan/dim}";
+            let text = "  {bar:12.cyan/dim} {decimal_bytes:>9} of {decimal_total_bytes:<9} {decimal_bytes_per_sec:>11} {eta:>4}  {wide_msg}";
             let style = ProgressStyle::with_template(text).unwrap_or_else(|_| ProgressStyle::default_bar());
             bar.set_style(style.progress_chars("━╸─"));
-            bar.set_message(progress.location.to_owned());
+            bar.set_message(short(progress.location).to_owned());
             // What earlier runs fetched is no part of the rate.
             bar.set_position(progress.done);
             bar.reset_eta();

@@ -1,6 +1,6 @@
 //! `levain init`: a first recipe.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
@@ -48,6 +48,8 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     let (name, text) = args.from.file();
     let folder = &args.folder;
     let path = folder.join(name);
+    // What is to be typed next reads better without `./`.
+    let path = path.strip_prefix(".").map_or(path.clone(), Path::to_owned);
     if path.exists() {
         return Err(Failure::usage(format_args!(
             "{} is there already and stays as it is: name another folder, or remove it first",
@@ -56,7 +58,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     }
     std::fs::create_dir_all(folder)
         .with_context(|| format!("{} can't be made", folder.display()))?;
-    engine::lock::write_whole(&path, &with_schema_beside(text))?;
+    engine::lock::write_whole(&path, &moved(text, name, &path))?;
     let schema_path = folder.join(schema::FILE);
     if !schema_path.exists() {
         engine::lock::write_whole(&schema_path, &schema::text(context))?;
@@ -72,11 +74,11 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     Ok(Status::Done)
 }
 
-/// The recipe's line for editors names the schema in the gallery's folder; here it lies beside the recipe.
-fn with_schema_beside(text: &str) -> String {
+/// The recipe as it reads in its new place: the schema lies beside it, and what the comments say to type names it.
+fn moved(text: &str, name: &str, path: &Path) -> String {
     let line = |line: &str| match line.trim_start().starts_with("# yaml-language-server:") {
         true => format!("# yaml-language-server: $schema={}\n", schema::FILE),
-        false => line.to_owned(),
+        false => line.replace(&format!("recipes/{name}"), &path.display().to_string()),
     };
     text.split_inclusive('\n').map(line).collect()
 }
@@ -91,7 +93,7 @@ mod tests {
             let (name, text) = bundle.file();
             let read = engine::recipe::check_text(
                 name.as_ref(),
-                with_schema_beside(text),
+                moved(text, name, name.as_ref()),
                 &[],
                 ::kinds::contracts(),
             );

@@ -118,7 +118,7 @@ fn change(
     after: Option<&str>,
 ) -> String {
     let text =
-        |value: Option<&str>| value.map_or_else(|| "its default".to_owned(), ToOwned::to_owned);
+        |value: Option<&str>| value.map_or_else(|| absent(session, index, name), ToOwned::to_owned);
     if let Some(field) = name.strip_prefix("param.") {
         return format!("{field} {} → {}", text(before), text(after));
     }
@@ -152,6 +152,21 @@ fn change(
             text(after)
         ),
         _ => format!("{name} {} → {}", text(before), text(after)),
+    }
+}
+
+/// What it means that a record has no `name`: the parameter was not given, or has the value at which it changes nothing.
+fn absent(session: &Session, index: usize, name: &str) -> String {
+    let field = name
+        .strip_prefix("param.")
+        .and_then(|f| session.plan.nodes[index].contract.field(f));
+    match field
+        .and_then(|f| f.neutral)
+        .map(engine::contract::Literal::value)
+    {
+        None | Some(serde_json::Value::Null) => "not given".to_owned(),
+        Some(serde_json::Value::String(text)) => text,
+        Some(value) => value.to_string(),
     }
 }
 
