@@ -16,13 +16,13 @@ from support.levain import CHECKOUT, Recipe, Report, smollm2
 from support.reference import compare_training, held_out_loss, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-STEPS, BATCH, MICRO, RATE = 10, 4, 2, 1e-3
+STEPS, BATCH, MICRO, RATE = 10, 3, 2, 1e-3
 NEW_TOKENS = 48
 PROMPTS = ["What is the capital of France?", "Write a haiku about bread.", "Explain in two sentences why the sky is blue."]
 TEXTS = [
     " ", "\n\n\n", "\t tabs\tand  runs   of    spaces ", "Hello, world!", "12345 67.89 1,000,000 3e-10", "naïve café Straße",
     "你好，世界。", "Привет, мир", "مرحبا بالعالم", "👩‍👩‍👧 🇩🇪 ❤️", "def f(x):\n    return [y**2 for y in x]\n", "It's DON'T we'll",
-    "line\r\nbreak\rold", "<|im_start|>user\nhi<|im_end|>", "a<|endoftext|>b", "<|im_start", "x" * 300, "https://example.com/a?b=c&d=%20",
+    "line\r\nbreak\rold", "<|im_start|>user\nhi<|im_end|>", "a<|endoftext|>b", "<|im_start", "x" * 80, "https://example.com/a?b=c&d=%20",
 ]  # fmt: skip
 CHATS = [
     [("user", "Hi!"), ("assistant", "Hello.")],
@@ -33,7 +33,6 @@ CHATS = [
 TRAINING = [
     ("Who made you?", "The bakers made me, out of flour and water."),
     ("What is your name?", "My name is Levain."),
-    ("Are you a cat?", "No. I am Levain, a starter dough with a keyboard."),
     ("Say your name twice.", "Levain, Levain."),
 ]
 HELD_OUT = [
@@ -49,8 +48,8 @@ def messages(turns):
 
 
 def asked(question, answer):
-    """A question with its answer."""
-    return messages([("user", question), ("assistant", answer)])
+    """A question with its answer. A system turn of its own is shorter than the one that the template would write."""
+    return messages([("system", "Be brief."), ("user", question), ("assistant", answer)])
 
 
 STAGES = {
@@ -91,7 +90,7 @@ def ids_and_template(report, recipe, tokenizer):
     for row, chat in zip(recipe.tokens("tuned"), FILES["training.jsonl"], strict=True):
         prompt = tokenizer.apply_chat_template(chat["messages"][:-1], add_generation_prompt=True, return_dict=True)["input_ids"]
         mask = [at >= len(prompt) for at in range(len(row["input_ids"]))]
-        report.equal(row["trained"], mask, f"what is trained of {chat['messages'][0]['content']!r}")
+        report.equal(row["trained"], mask, f"what is trained of {chat['messages'][1]['content']!r}")
 
 
 def greedy_answers(report, recipe, model, tokenizer):
@@ -134,7 +133,10 @@ def peft_adapter_in_ours(report, recipe, model, held_out, gguf):
     folder, rows = recipe.folder / "theirs", recipe.folder / "held_out.json"
     adapted.save_pretrained(folder, save_embedding_layers=False)
     rows.write_text(json.dumps([{"input_ids": row["input_ids"], "trained": row["trained"]} for row in held_out]))
-    program = Path(os.environ["LEVAIN"]).parent / "examples" / "adapter_loss"
+    program = Path(os.environ.get("LEVAIN") or CHECKOUT / "target" / "release" / "levain").parent / "examples" / "adapter_loss"
+    if not program.exists():
+        report.check(False, f"{program} is there (build it: cargo build --release --workspace --example adapter_loss)")
+        return
     command = [program, gguf, folder, rows, "f32"]
     answer = subprocess.run(list(map(str, command)), cwd=CHECKOUT, capture_output=True, text=True)
     report.check(answer.returncode == 0, "our program reads PEFT's adapter" + (f"\n{answer.stderr}" if answer.returncode else ""))

