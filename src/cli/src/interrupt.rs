@@ -5,7 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Set by the first SIGINT or SIGTERM. Whoever reacted to it may clear it again.
 pub(crate) static STOP: AtomicBool = AtomicBool::new(false);
 
-/// From now on SIGINT and SIGTERM set [`STOP`]; a second one while it is set ends the program with 130.
+/// Set while the program waits for a person: then nothing needs to be brought to an end first.
+pub(crate) static AT_REST: AtomicBool = AtomicBool::new(false);
+
+/// From now on SIGINT and SIGTERM set [`STOP`]; a second one while it is set, or one while
+/// [`AT_REST`] is, ends the program with 130.
 pub(crate) fn watch() {
     // SAFETY: the handler calls nothing but an atomic swap and `_exit`, both of which are async-signal-safe; the struct is
     // plain old data for which zeroes are valid.
@@ -20,7 +24,7 @@ pub(crate) fn watch() {
 }
 
 extern "C" fn handle(_signal: libc::c_int) {
-    if STOP.swap(true, Ordering::SeqCst) {
+    if STOP.swap(true, Ordering::SeqCst) || AT_REST.load(Ordering::SeqCst) {
         // SAFETY: `_exit` may be called from a signal handler. Nothing half-written is ever visible in the cache.
         unsafe { libc::_exit(130) }
     }

@@ -1,4 +1,4 @@
-//! Why a node runs: the difference between its record and the one it had in the last run.
+//! Why a node runs: the difference between its record and the one it had when it was last made.
 
 use anyhow::Result;
 
@@ -23,7 +23,8 @@ pub struct Why {
 pub fn why(session: &Session, standings: &[Standing], index: usize) -> Result<Why> {
     let node = &session.plan.nodes[index];
     let standing = &standings[index];
-    let before = session.last_run().and_then(|(_, lock)| {
+    // A run that was stopped or failed on the way made nothing here: the one before it may have.
+    let before = session.past_runs().find_map(|lock| {
         let key = lock.stages.get(&node.name)?.key?;
         session.cache.entry(key).map(|e| e.record)
     });

@@ -150,7 +150,7 @@ impl Plan {
             let entries = |node: usize| {
                 found[node]
                     .as_ref()
-                    .and_then(|s: &Standing| s.entry.clone())
+                    .and_then(|s: &Standing| s.entry.as_ref())
             };
             let standing = match self.record(index, sources, &entries) {
                 Ok(record) => match cache.hit(record.key()).filter(|_| !force(index)) {
@@ -202,11 +202,11 @@ impl Plan {
     }
 
     /// The record of a node, from the content of its inputs.
-    pub fn record(
+    pub fn record<'a>(
         &self,
         index: usize,
         sources: &Sources,
-        entries: &dyn Fn(usize) -> Option<Entry>,
+        entries: &dyn Fn(usize) -> Option<&'a Entry>,
     ) -> Result<Record, Unknown> {
         let node = &self.nodes[index];
         let mut record = Record::default();
@@ -261,7 +261,11 @@ impl Plan {
     }
 
     /// The artifact that an edge names, when its node's outputs are known.
-    pub fn digest(&self, edge: &Edge, entries: &dyn Fn(usize) -> Option<Entry>) -> Option<Digest> {
+    pub fn digest<'a>(
+        &self,
+        edge: &Edge,
+        entries: &dyn Fn(usize) -> Option<&'a Entry>,
+    ) -> Option<Digest> {
         let entry = entries(edge.node)?;
         if edge.tokenizer {
             entry.tokenizers.get(edge.output).copied()

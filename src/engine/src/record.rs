@@ -18,6 +18,7 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -39,18 +40,31 @@ pub enum Item {
 }
 
 /// Everything that may change a stage's outputs.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Record {
     items: BTreeMap<String, Item>,
+    /// Hashed once: a plan asks for it many times.
+    #[serde(skip)]
+    key: OnceLock<Digest>,
+}
+
+impl PartialEq for Record {
+    fn eq(&self, other: &Self) -> bool {
+        self.items == other.items
+    }
 }
 
 impl Record {
     /// Adds one item; a name is used once.
     pub fn add(&mut self, name: impl Into<String>, item: Item) {
         let name = name.into();
-        let previous = self.items.insert(name.clone(), item);
-        assert!(previous.is_none(), "BUG: the record has `{name}` twice");
+        assert!(
+            !self.items.contains_key(&name),
+            "BUG: the record has `{name}` twice"
+        );
+        self.items.insert(name, item);
+        self.key = OnceLock::new();
     }
 
     /// The items, ordered by name.
@@ -67,39 +81,40 @@ impl Record {
                 .filter(|(n, _)| keep(n))
                 .map(|(n, i)| (n.clone(), i.clone()))
                 .collect(),
+            key: OnceLock::new(),
         }
     }
 
     /// The canonical bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let mut list = Vec::new();
-        for (name, item) in &self.items {
-            let mut pair = Vec::new();
-            write(&mut pair, 0x05, name.as_bytes());
-            match item {
-                Item::Value(value) => encode_value(&mut pair, value),
-                Item::Digest(digest) => write(&mut pair, 0x06, digest.as_bytes()),
-                Item::Named(named) => {
-                    let mut inner = Vec::new();
-                    for (name, digest) in named {
-                        let mut entry = Vec::new();
-                        write(&mut entry, 0x05, name.as_bytes());
-                        write(&mut entry, 0x06, digest.as_bytes());
-                        write(&mut inner, 0x07, &entry);
+        let mut out = Vec::with_capacity(64 * self.items.len());
+        nested(&mut out, 0x07, |list| {
+            for (name, item) in &self.items {
+                nested(list, 0x07, |pair| {
+                    write(pair, 0x05, name.as_bytes());
+                    match item {
+                        Item::Value(value) => encode_value(pair, value),
+                        Item::Digest(digest) => write(pair, 0x06, digest.as_bytes()),
+                        Item::Named(named) => nested(pair, 0x07, |inner| {
+                            for (name, digest) in named {
+                                nested(inner, 0x07, |entry| {
+                                    write(entry, 0x05, name.as_bytes());
+                                    write(entry, 0x06, digest.as_bytes());
+                                });
+                            }
+                        }),
                     }
-                    write(&mut pair, 0x07, &inner);
-                }
+                });
             }
-            write(&mut list, 0x07, &pair);
-        }
-        let mut out = Vec::new();
-        write(&mut out, 0x07, &list);
+        });
         out
     }
 
     /// The key.
     pub fn key(&self) -> Digest {
-        Digest::derive(CONTEXT, &self.encode())
+        *self
+            .key
+            .get_or_init(|| Digest::derive(CONTEXT, &self.encode()))
     }
 
     /// What differs between two records, a line each: (name, before, after).
@@ -152,6 +167,16 @@ fn write(out: &mut Vec<u8>, tag: u8, payload: &[u8]) {
     out.extend_from_slice(payload);
 }
 
+/// Writes a value whose payload `fill` appends; its length is put in afterwards.
+fn nested(out: &mut Vec<u8>, tag: u8, fill: impl FnOnce(&mut Vec<u8>)) {
+    out.push(tag);
+    let at = out.len();
+    out.extend_from_slice(&[0; 8]);
+    fill(out);
+    let length = (out.len() - at - 8) as u64;
+    out[at..at + 8].copy_from_slice(&length.to_le_bytes());
+}
+
 fn encode_value(out: &mut Vec<u8>, value: &Value) {
     match value {
         Value::Null => write(out, 0x01, &[]),
@@ -165,19 +190,19 @@ fn encode_value(out: &mut Vec<u8>, value: &Value) {
         },
         Value::String(s) => write(out, 0x05, s.as_bytes()),
         Value::Array(items) => {
-            let mut inner = Vec::new();
-            items.iter().for_each(|i| encode_value(&mut inner, i));
-            write(out, 0x07, &inner);
+            nested(out, 0x07, |inner| {
+                items.iter().for_each(|i| encode_value(inner, i));
+            });
         }
         Value::Object(map) => {
             let mut pairs: Vec<_> = map.iter().collect();
             pairs.sort_by(|a, b| a.0.cmp(b.0));
-            let mut inner = Vec::new();
-            for (name, value) in pairs {
-                write(&mut inner, 0x05, name.as_bytes());
-                encode_value(&mut inner, value);
-            }
-            write(out, 0x08, &inner);
+            nested(out, 0x08, |inner| {
+                for (name, value) in pairs {
+                    write(inner, 0x05, name.as_bytes());
+                    encode_value(inner, value);
+                }
+            });
         }
     }
 }

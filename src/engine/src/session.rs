@@ -183,19 +183,21 @@ impl Session {
             .with_context(|| format!("`{name}` did not make `{}`", found.name))
     }
 
-    /// The newest run of this recipe that has a lock, with its folder.
-    pub fn last_run(&self) -> Option<(PathBuf, RunLock)> {
-        let own = self.recipe.path.canonicalize().ok()?;
+    /// The locks of this recipe's runs, the newest first.
+    pub fn past_runs(&self) -> impl Iterator<Item = RunLock> {
+        let own = self.recipe.path.canonicalize().ok();
         let mut folders: Vec<PathBuf> = std::fs::read_dir(self.cache.runs())
-            .ok()?
+            .into_iter()
+            .flatten()
             .flatten()
             .map(|e| e.path())
             .collect();
         folders.sort();
-        folders.into_iter().rev().find_map(|folder| {
-            let lock = RunLock::read(&folder).ok()?;
-            (lock.path == own).then_some((folder, lock))
-        })
+        folders
+            .into_iter()
+            .rev()
+            .filter_map(|folder| RunLock::read(&folder).ok())
+            .filter(move |lock| own.as_ref() == Some(&lock.path))
     }
 
     /// Digests of files by their place and times; saves hashing.

@@ -367,6 +367,47 @@ fn a_stage_that_waits_for_a_person_is_no_failure() {
     let ran = kitchen.run(&recipe, &Told::default());
     same(&ran.text(), "a done\nb done\nc hit");
     assert_eq!(kitchen.text(&ran.outcome, "b", "text"), "rye");
+    // What was answered stays, whatever the person would say today; forced, the person is asked again and the new answer counts.
+    fs::write(&answer, "SPELT").unwrap();
+    let ran = kitchen.run(&recipe, &Told::default());
+    same(&ran.text(), "a hit\nb hit\nc hit");
+    let force = Told {
+        force: vec!["a"],
+        ..Told::default()
+    };
+    same(
+        &kitchen.run(&recipe, &force).text(),
+        "a done\nb done\nc hit",
+    );
+    let ran = kitchen.run(&recipe, &Told::default());
+    same(&ran.text(), "a hit\nb hit\nc hit");
+    assert_eq!(kitchen.text(&ran.outcome, "b", "text"), "spelt");
+}
+
+#[test]
+fn two_stages_with_one_record_do_the_work_once_and_wait_for_no_other_process() {
+    let kitchen = Kitchen::new();
+    let recipe = "  a: { kind: slow, text: x, milliseconds: 300 }\n  b: { kind: slow, text: x, milliseconds: 300 }\n  \
+                  c: { kind: say, text: y }\n";
+    let ran = kitchen.run(recipe, &Told::default());
+    same(&ran.text(), "a done\nb hit\nc done");
+    let noted = |event: &engine::event::Event| matches!(event.what, What::Note { .. });
+    assert!(!ran.events.iter().any(noted), "{}", ran.log());
+}
+
+#[test]
+fn why_looks_past_a_run_that_made_nothing() {
+    let kitchen = Kitchen::new();
+    kitchen.run(CHAIN, &Told::default());
+    // The changed stage fails, so this run has a lock in which its key leads nowhere.
+    let broken = CHAIN.replace("kind: say, text: Flour", "kind: crash");
+    assert_ne!(broken, CHAIN);
+    kitchen.run(&broken, &Told::default());
+    let session = kitchen.open(&CHAIN.replace("Flour", "Rye"), &Told::default());
+    let index = session.plan.find("a").unwrap();
+    let why = engine::explain::why(&session, &session.standings(), index).unwrap();
+    let (before, after) = (Some("Flour".to_owned()), Some("Rye".to_owned()));
+    assert_eq!(why.changes, [("param.text".to_owned(), before, after)]);
 }
 
 #[test]

@@ -12,12 +12,12 @@ use serde_json::json;
 use super::show::artifact;
 use crate::context::Context;
 use crate::failure::{Failure, Status};
-use crate::interrupt::{self, STOP};
+use crate::interrupt::{self, AT_REST, STOP};
 use crate::options::RecipeArgs;
 
 /// Talk to a model that a stage made
 ///
-/// Ctrl-C stops an answer, Ctrl-D leaves. When standard input is not a terminal, every line of it is one turn.
+/// Ctrl-C stops an answer, and leaves at the prompt, as Ctrl-D does. When standard input is not a terminal, every line of it is one turn.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -98,10 +98,12 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
             prompt(context)?;
         }
         line.clear();
+        AT_REST.store(true, Ordering::SeqCst);
         let read = input
             .lock()
             .read_line(&mut line)
             .context("standard input can't be read")?;
+        AT_REST.store(false, Ordering::SeqCst);
         if read == 0 {
             break;
         }

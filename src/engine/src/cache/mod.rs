@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use lease::{Lease, Taken};
-pub use publish::Provenance;
+pub use publish::{Provenance, Published};
 pub use store::{Cache, locate};
 
 use crate::digest::Digest;

@@ -13,19 +13,29 @@ use crate::digest::Digest;
 use crate::job::{Draft, Drafts, Reference};
 use crate::record::Record;
 
+/// What came of publishing.
+#[derive(Debug)]
+pub struct Published {
+    /// The entry that stands.
+    pub entry: Entry,
+    /// Whether it names other outputs than those that were just made.
+    pub differs: bool,
+}
+
 /// Where and how an entry was made.
 pub type Provenance = BTreeMap<String, Value>;
 
 impl Cache {
-    /// Publishes what a stage made in `out`. Returns the entry that stands under the record's key: this one, or that of whoever
-    /// was first.
+    /// Publishes what a stage made in `out`. The entry that stands under the record's key afterwards is this one, or that of
+    /// whoever was first; `replace` lets a recorded answer take the place of the one before.
     pub fn publish(
         &self,
         record: &Record,
         drafts: &Drafts,
         out: &Path,
         provenance: Provenance,
-    ) -> Result<Entry> {
+        replace: bool,
+    ) -> Result<Published> {
         let mut done = BTreeMap::new();
         for name in drafts.keys() {
             self.publish_output(name, drafts, out, &mut done, 0)?;
@@ -45,7 +55,11 @@ impl Cache {
             tokenizers,
             provenance,
         };
-        self.write_entry(record.key(), &entry)
+        let stands = self.write_entry(record.key(), &entry, replace)?;
+        Ok(Published {
+            differs: stands.outputs != entry.outputs,
+            entry: stands,
+        })
     }
 
     fn publish_output(

@@ -307,8 +307,9 @@ impl Cache {
         Ok(digest)
     }
 
-    /// Writes an entry, create-only: whoever comes second gets the first one's. An entry whose blobs are gone is replaced.
-    pub(super) fn write_entry(&self, key: Digest, entry: &Entry) -> Result<Entry> {
+    /// Writes an entry, create-only unless `replace`: whoever comes second gets the first one's. An entry whose blobs are gone is
+    /// replaced.
+    pub(super) fn write_entry(&self, key: Digest, entry: &Entry, replace: bool) -> Result<Entry> {
         let to = self.entry_path(key);
         let folder = to.parent().context("an entry has a folder")?;
         fs::create_dir_all(folder)?;
@@ -318,7 +319,7 @@ impl Cache {
         match fs::hard_link(file.path(), &to) {
             Ok(()) => {}
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                match self.hit(key) {
+                match self.hit(key).filter(|_| !replace) {
                     Some(first) => return Ok(first),
                     None => {
                         file.persist(&to).map_err(|e| e.error)?;

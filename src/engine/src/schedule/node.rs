@@ -13,9 +13,9 @@ use super::RunOptions;
 use super::events::Hub;
 use crate::artifact::ArtifactView;
 use crate::cache::{Entry, Lease, Provenance, Taken};
-use crate::contract::{Class, Pool};
+use crate::contract::{Class, Pool, Repeatable};
 use crate::digest::Digest;
-use crate::event::What;
+use crate::event::{Level, What};
 use crate::job::{Cancelled, Drafts, Input, Job, Reference, Reporter, SourceFile};
 use crate::record::Record;
 use crate::session::Session;
@@ -108,10 +108,21 @@ impl Work<'_> {
         self.check_drafts(&drafts, &job)?;
         let milliseconds = start.elapsed().as_millis() as u64;
         let provenance = self.provenance(&job, &numerics, milliseconds);
-        let entry = self
-            .session
-            .cache
-            .publish(&self.record, &drafts, out.path(), provenance)?;
+        // Asking a person or an endpoint again is what forcing a recorded stage is for.
+        let replace = self.forced && node.contract.repeatable == Repeatable::Recorded;
+        let published =
+            self.session
+                .cache
+                .publish(&self.record, &drafts, out.path(), provenance, replace)?;
+        if published.differs {
+            let text = "its bytes are not those that the cache has for the same record, and those stay: made on another machine, with \
+                        another number of threads, or not reproducible";
+            speaker.emit(What::Note {
+                level: Level::Warning,
+                text: text.to_owned(),
+            });
+        }
+        let entry = published.entry;
         if let Some(snapshots) = &job.snapshots {
             let _ = std::fs::remove_dir_all(snapshots);
         }
@@ -142,7 +153,7 @@ impl Work<'_> {
                         self.hub.emit(
                             Some(name),
                             What::Note {
-                                level: crate::event::Level::Info,
+                                level: Level::Info,
                                 text,
                             },
                         );

@@ -1,6 +1,6 @@
 //! The loop of a run: which node is ready, queued, running, over.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -12,6 +12,7 @@ use super::node::{self, Ended, Work};
 use super::state::{State, States};
 use crate::cache::Entry;
 use crate::contract::Pool;
+use crate::digest::Digest;
 use crate::event::{Level, What};
 use crate::plan::{Standing, Verdict};
 use crate::record::Record;
@@ -35,6 +36,8 @@ pub(super) struct Scheduler<'a> {
     missing: Vec<usize>,
     queues: BTreeMap<Pool, VecDeque<usize>>,
     running: BTreeMap<Pool, usize>,
+    /// Keys of running nodes.
+    at_work: BTreeSet<Digest>,
     worker: Arc<Mutex<Option<Worker>>>,
 }
 
@@ -72,6 +75,7 @@ impl<'a> Scheduler<'a> {
             missing: vec![0; count],
             queues: BTreeMap::new(),
             running: BTreeMap::new(),
+            at_work: BTreeSet::new(),
             worker: Arc::new(Mutex::new(worker)),
         }
     }
@@ -142,7 +146,7 @@ impl<'a> Scheduler<'a> {
             self.finish_hit(index);
             return;
         }
-        let entries = |node: usize| self.entries[node].clone();
+        let entries = |node: usize| self.entries[node].as_ref();
         match self
             .session
             .plan
@@ -204,9 +208,11 @@ impl<'a> Scheduler<'a> {
     {
         for pool in [Pool::Cpu, Pool::Torch] {
             while self.running.get(&pool).copied().unwrap_or(0) < self.places(pool) {
-                let Some(index) = self.queues.get_mut(&pool).and_then(VecDeque::pop_front) else {
+                let Some(index) = self.next_of(pool) else {
                     break;
                 };
+                self.at_work
+                    .extend(self.records[index].as_ref().map(Record::key));
                 self.states.set(index, State::Running);
                 *self.running.entry(pool).or_insert(0) += 1;
                 let record = self.records[index]
@@ -231,8 +237,20 @@ impl<'a> Scheduler<'a> {
         }
     }
 
+    /// Takes the first node of a queue whose key nobody in this run works on: one that has it as well finds the result.
+    fn next_of(&mut self, pool: Pool) -> Option<usize> {
+        let (records, at_work) = (&self.records, &self.at_work);
+        let queue = self.queues.get_mut(&pool)?;
+        let free = |index: &usize| {
+            let key = records[*index].as_ref().map(Record::key);
+            key.is_none_or(|key| !at_work.contains(&key))
+        };
+        let place = queue.iter().position(free)?;
+        queue.remove(place)
+    }
+
     fn input_digests(&self, index: usize) -> BTreeMap<String, node::InputDigest> {
-        let entries = |node: usize| self.entries[node].clone();
+        let entries = |node: usize| self.entries[node].as_ref();
         let plan = &self.session.plan;
         let digest = |edge: &crate::plan::Edge| {
             plan.digest(edge, &entries)
@@ -256,6 +274,9 @@ impl<'a> Scheduler<'a> {
     fn ended(&mut self, ended: Ended) {
         let index = ended.index;
         let name = self.session.plan.nodes[index].name.clone();
+        if let Some(key) = self.records[index].as_ref().map(Record::key) {
+            self.at_work.remove(&key);
+        }
         *self
             .running
             .entry(self.session.plan.nodes[index].contract.pool)

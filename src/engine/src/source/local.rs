@@ -106,8 +106,8 @@ pub(super) fn find(base: &Path, text: &str, memo: &Memo) -> Result<Option<Found>
     }))
 }
 
-/// Says that there is nothing at `text`, with the nearest name that is there.
-pub(super) fn missing(base: &Path, text: &str) -> String {
+/// Says that there is nothing at `text`, with the nearest name that is there; `alone` when the source is no more than `text`.
+pub(super) fn missing(base: &Path, text: &str, alone: bool) -> String {
     let whole = base.join(text);
     // The first part of the path that is not there is the one with the slip.
     let mut known = whole.as_path();
@@ -137,10 +137,11 @@ pub(super) fn missing(base: &Path, text: &str) -> String {
         .and_then(|n| n.to_str())
         .unwrap_or_default();
     let hint = match nearest(slip, names.iter().map(String::as_str)) {
-        Some(name) => format!(": the nearest name in {} is `{name}`", folder.display()),
-        None => format!(": `{slip}` was looked for in {}", folder.display()),
+        Some(name) => format!("the nearest name in {} is `{name}`", folder.display()),
+        None => format!("`{slip}` was looked for in {}", folder.display()),
     };
-    format!("{text} is not there{hint}")
+    let what = if alone { "it" } else { text };
+    format!("{what} is not there; {hint}")
 }
 
 fn is_absent(error: &std::io::Error) -> bool {

@@ -155,7 +155,7 @@ impl<'a> Resolver<'a> {
             match location {
                 Location::Path(path) => match local::find(self.base, path, self.memo)? {
                     Some(one) => found.push(one),
-                    None => bail!("{}", local::missing(self.base, path)),
+                    None => bail!("{}", local::missing(self.base, path, group.len() == 1)),
                 },
                 _ if self.update && pin.is_none() => missing = true,
                 remote => match note::read(self.store, remote) {
@@ -193,7 +193,7 @@ impl<'a> Resolver<'a> {
             };
             found.push(match location {
                 Location::Path(path) => local::find(self.base, path, self.memo)?
-                    .with_context(|| local::missing(self.base, path))?,
+                    .with_context(|| local::missing(self.base, path, group.len() == 1))?,
                 remote => match before() {
                     Some(one) => one,
                     None => self.fetch_one(

@@ -168,16 +168,19 @@ const SLOW: Contract = toy(
     &[],
     TEXT,
 );
-/// Waits until a person has written into the file.
-const ASK: Contract = toy(
-    "ask",
-    &[
-        field("question", FieldType::Text, Need::Required),
-        field("answer", FieldType::Text, Need::Required),
-    ],
-    &[],
-    TEXT,
-);
+/// Waits until a person has written into the file; the answer is recorded.
+const ASK: Contract = Contract {
+    repeatable: Repeatable::Recorded,
+    ..toy(
+        "ask",
+        &[
+            field("question", FieldType::Text, Need::Required),
+            field("answer", FieldType::Text, Need::Required),
+        ],
+        &[],
+        TEXT,
+    )
+};
 /// A computation that can be continued.
 const LONG: Contract = toy(
     "long",

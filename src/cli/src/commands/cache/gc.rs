@@ -300,8 +300,10 @@ mod tests {
                 &[("rows".to_owned(), draft)].into(),
                 out.path(),
                 BTreeMap::new(),
+                false,
             )
-            .unwrap();
+            .unwrap()
+            .entry;
         (record.key(), entry)
     }
 

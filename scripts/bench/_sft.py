@@ -1,0 +1,146 @@
+"""The trainings of the benchmarks `sft`, `sft-plain` and `sft-memory`: one LoRA step again and again, ours and the peer's.
+
+Each process trains on the same 4 rows of 512 tokens in every step, so that the order of rows cannot differ; its first
+step is the warm-up. The peer starts from the adapter that ours starts from.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import _harness as harness
+from _levain import Recipe
+from levain_setup.say import say
+
+ROWS, LENGTH, RATE = 4, 512, 2e-4
+TOLERANCE = {"bf16": 0.02, "f32": 1e-3}
+PEER_DTYPE = {"bf16": "bfloat16", "f32": "float32"}
+
+
+@dataclass
+class Side:
+    """What was measured of one side: all rounds together."""
+
+    seconds: list[float] = field(default_factory=list)
+    memory: list[int] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+
+    @property
+    def step(self) -> float:
+        """The median step."""
+        return harness.median(self.seconds)
+
+    def text(self) -> str:
+        """A line's worth of it."""
+        return f"step {harness.spread(self.seconds)}, {ROWS * LENGTH / self.step:.0f} tokens/s, peak {max(self.memory) / 1e9:.2f} GB"
+
+
+class Training:
+    """The same training on both sides."""
+
+    def __init__(self, steps: int) -> None:
+        self.python = harness.PEERS.prepare()
+        self.model, rows = harness.prepared(self.python)
+        self.steps = 1 + steps
+        self.recipes: dict[str, Recipe] = {}
+        self.text = (rows / "text-512.jsonl").read_text().splitlines()[:ROWS]
+
+    def recipe(self, dtype: str) -> Recipe:
+        """Our side's recipe, with everything before the training done, and its inputs written for the peer."""
+        if dtype not in self.recipes:
+            stages = {
+                "base": {"kind": "load_model", "source": str(self.model), "dtype": dtype},
+                "rows": {"kind": "load_dataset", "source": "rows.jsonl", "format": "text"},
+                "thin": {"kind": "lora", "model": "base", "r": 8, "alpha": 16, "targets": "all-linear"},
+                "tuned": {
+                    "kind": "sft", "model": "thin", "data": "rows", "learning_rate": RATE, "schedule": "constant", "warmup": 0,
+                    "max_steps": self.steps, "batch": ROWS, "micro_batch": ROWS, "max_length": LENGTH, "checkpointing": False,
+                    # Within a training of minutes nothing is to be written.
+                    "snapshot_seconds": 86400,
+                },
+            }  # fmt: skip
+            recipe = self.recipes[dtype] = Recipe("bench-sft", stages)
+            (recipe.folder / "rows.jsonl").write_text("\n".join(self.text) + "\n")
+            recipe.run("thin")
+            harness.measured(recipe.command("export", "thin", recipe.folder / "adapter", "--format", "peft"))
+        return self.recipes[dtype]
+
+    def ours(self, dtype: str, side: Side) -> None:
+        """One training of ours."""
+        recipe = self.recipe(dtype)
+        side.memory.append(recipe.run("tuned", "--force", "tuned"))
+        steps = recipe.show("tuned.metrics")["metrics"]["steps"]
+        harness.equal([step["tokens"] for step in steps], [ROWS * LENGTH] * self.steps, "tokens of each step")
+        harness.equal([step["trained_tokens"] for step in steps], [ROWS * (LENGTH - 1)] * self.steps, "trained tokens of each step")
+        side.losses = [step["loss"] for step in steps]
+        # The log says tokens a second of each step, not seconds.
+        speeds = [event["values"]["tokens_per_second"] for event in recipe.events("tuned") if event["event"] == "metrics"]
+        side.seconds += [ROWS * LENGTH / speed for speed in speeds[1:]]
+
+    def rows_for_peer(self, recipe: Recipe) -> Path:
+        """The token ids that ours trained on, which all are trained but the first of each row."""
+        path = recipe.folder / "tokens.json"
+        if not path.exists():
+            rows = recipe.show("tuned", "--tokens", "--rows", ROWS)["rows"]
+            harness.equal([len(row["input_ids"]) for row in rows], [LENGTH] * ROWS, "tokens of each row")
+            path.write_text(json.dumps([{"input_ids": row["input_ids"], "trained": row["trained"]} for row in rows]))
+        return path
+
+    def peer(self, trainer: str, dtype: str, side: Side, *, autocast: bool = False, compiled: bool = False, **environment: str) -> None:
+        """One training of the peer's, and the proof that it did what ours did."""
+        recipe = self.recipe(dtype)
+        job = {
+            "trainer": trainer, "dtype": PEER_DTYPE[dtype], "autocast": autocast, "compile": compiled, "model": str(self.model),
+            "adapter": str(recipe.folder / "adapter"), "rows": str(self.rows_for_peer(recipe)), "folder": str(recipe.folder / "trl"),
+            "steps": self.steps, "learning_rate": RATE,
+        }  # fmt: skip
+        answer, memory = harness.peer(self.python, "_peer_sft.py", job, **environment)
+        harness.equal([ROWS * LENGTH] * self.steps, answer["tokens"], "tokens of each step")
+        harness.equal(ROWS * (LENGTH - 1), answer["trained"], "trained tokens of a step")
+        side.losses = answer["losses"]
+        side.memory.append(memory)
+        side.seconds += answer["seconds"][1:]
+
+    def compare(self, trainer: str, name: str, dtype: str, rounds: int) -> tuple[Side, Side]:
+        """Rounds of both sides alternately; the losses of every round are compared."""
+        ours, theirs = Side(), Side()
+        for number in range(rounds):
+            self.ours(dtype, ours)
+            self.peer(trainer, dtype, theirs)
+            harness.near(ours.losses, theirs.losses, TOLERANCE[dtype], f"{dtype} loss of step")
+            say(f"  round {number + 1}, {dtype}: ours {ours.seconds[-1]:.1f} s, {name} {theirs.seconds[-1]:.1f} s a step")
+        say(f"{dtype}  ours: {ours.text()}")
+        say(f"{dtype}  {name}: {theirs.text()}")
+        pairs = "; ".join(f"{a:.4f} and {b:.4f}" for a, b in zip(ours.losses, theirs.losses))
+        say(f"{dtype}  equal work: {ROWS * LENGTH} tokens a step, {ROWS * (LENGTH - 1)} trained; losses ours and theirs: {pairs}")
+        return ours, theirs
+
+    def flops(self) -> float:
+        """Operations of one step: products with frozen weights (forward, gradient of the input), with the adapter's, attention."""
+        config = json.loads((self.model / "config.json").read_text())
+        wide, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
+        heads = config["num_attention_heads"] * config["head_dim"]
+        narrow = config["num_key_value_heads"] * config["head_dim"]
+        linears = [(wide, heads), (wide, narrow), (wide, narrow), (heads, wide), (wide, inner), (wide, inner), (inner, wide)]
+        frozen = layers * sum(a * b for a, b in linears) + wide * config["vocab_size"]
+        adapters = layers * sum(8 * (a + b) for a, b in linears)
+        # Scores and mixture, each 2 x heads a pair, of which causality leaves half; the backward pass takes twice that.
+        attention = layers * 3 * 2 * heads * LENGTH
+        return ROWS * LENGTH * (4.0 * frozen + 6.0 * adapters + attention)
+
+    def floor(self, **sides: float) -> None:
+        """Print what the products alone would take at this machine's best rates, and how near each side is."""
+        rates, _ = harness.peer(self.python, "_peer_floor.py", {})
+        count = self.flops()
+        best = max(rates["f32"], rates["bf16"])
+        say(f"floor: {count / 1e12:.2f} TFLOP a step; libtorch's products do {rates['f32'] / 1e9:.0f} GFLOP/s in f32 and "
+            f"{rates['bf16'] / 1e9:.1f} in bf16: {count / best:.1f} s at the better of the two")  # fmt: skip
+        for name, seconds in sides.items():
+            say(f"floor: {name} reaches {count / best / seconds:.0%} of it")
+
+    def close(self) -> None:
+        """Remove the recipes."""
+        for recipe in self.recipes.values():
+            recipe.__exit__()
