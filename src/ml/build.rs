@@ -7,6 +7,11 @@ fn main() {
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     println!("cargo:rerun-if-changed=cpp");
     let root = PathBuf::from(env::var("LIBTORCH").unwrap_or_default());
+    // Set-up touches this file when it lays the link anew.
+    println!(
+        "cargo:rerun-if-changed={}",
+        root.join("build-version").display()
+    );
     let include = root.join("include");
     let api = include.join("torch/csrc/api/include");
     if !include.join("ATen/ATen.h").is_file() || !api.is_dir() {
@@ -56,4 +61,11 @@ fn main() {
     let library = root.join("lib");
     let library = library.canonicalize().unwrap_or(library);
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", library.display());
+    // For the tests on a GPU; why it has to be said is told in the build script of the programs.
+    let cuda = library.join("libtorch_cuda.so");
+    if cuda.exists() {
+        println!("cargo:rustc-link-arg=-Wl,--push-state,--no-as-needed");
+        println!("cargo:rustc-link-arg={}", cuda.display());
+        println!("cargo:rustc-link-arg=-Wl,--pop-state");
+    }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use petgraph::algo::toposort;
 use petgraph::graph::{DiGraph, NodeIndex};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -143,62 +144,77 @@ impl Plan {
         &self,
         cache: &Cache,
         sources: &Sources,
-        force: &dyn Fn(usize) -> bool,
+        force: &(dyn Fn(usize) -> bool + Sync),
     ) -> Vec<Standing> {
         let mut found: Vec<Option<Standing>> = vec![None; self.nodes.len()];
-        for &index in &self.order {
-            let entries = |node: usize| {
-                found[node]
-                    .as_ref()
-                    .and_then(|s: &Standing| s.entry.as_ref())
-            };
-            let standing = match self.record(index, sources, &entries) {
-                Ok(record) => match cache.hit(record.key()).filter(|_| !force(index)) {
-                    Some(entry) => Standing {
-                        verdict: Verdict::Cached,
-                        record: Some(record),
-                        entry: Some(entry),
-                        reason: String::new(),
-                    },
-                    None => {
-                        let reason = if force(index) {
-                            "forced"
-                        } else {
-                            "nothing in the cache has its record"
-                        };
-                        Standing {
-                            verdict: Verdict::WillRun,
-                            record: Some(record),
-                            entry: None,
-                            reason: reason.to_owned(),
-                        }
-                    }
-                },
-                Err(Unknown::Source(field)) => {
-                    let reason = format!("its `{field}` is not fetched yet");
-                    Standing {
-                        verdict: Verdict::WillRun,
-                        record: None,
-                        entry: None,
-                        reason,
-                    }
-                }
-                Err(Unknown::Input(name)) => {
-                    let reason = format!("depends on `{name}`");
-                    Standing {
-                        verdict: Verdict::MayRun,
-                        record: None,
-                        entry: None,
-                        reason,
-                    }
-                }
-            };
-            found[index] = Some(standing);
+        for level in self.levels() {
+            // A key needs the outputs before it, so only nodes that need nothing of each other can be looked up at once. It is
+            // mostly waiting for the file system, a thousand stages at a time.
+            let standings: Vec<Standing> = level
+                .par_iter()
+                .with_min_len(16)
+                .map(|&index| self.standing(index, cache, sources, force(index), &found))
+                .collect();
+            for (index, standing) in level.into_iter().zip(standings) {
+                found[index] = Some(standing);
+            }
         }
         found
             .into_iter()
             .map(|s| s.expect("BUG: the order misses a node"))
             .collect()
+    }
+
+    /// Nodes in groups: each needs only nodes of the groups before its own.
+    fn levels(&self) -> Vec<Vec<usize>> {
+        let mut depth = vec![0; self.nodes.len()];
+        let mut levels: Vec<Vec<usize>> = Vec::new();
+        for &index in &self.order {
+            let below = self.needs(index).into_iter().map(|need| depth[need] + 1);
+            depth[index] = below.max().unwrap_or(0);
+            if levels.len() == depth[index] {
+                levels.push(Vec::new());
+            }
+            levels[depth[index]].push(index);
+        }
+        levels
+    }
+
+    /// What is known of one node, when everything that it needs is in `found`.
+    fn standing(
+        &self,
+        index: usize,
+        cache: &Cache,
+        sources: &Sources,
+        forced: bool,
+        found: &[Option<Standing>],
+    ) -> Standing {
+        let entries = |node: usize| found[node].as_ref().and_then(|s| s.entry.as_ref());
+        let (verdict, record, entry, reason) = match self.record(index, sources, &entries) {
+            Ok(record) => match Some(record.key()).filter(|_| !forced) {
+                None => (Verdict::WillRun, Some(record), None, "forced".to_owned()),
+                Some(key) => match cache.hit(key) {
+                    Some(entry) => (Verdict::Cached, Some(record), Some(entry), String::new()),
+                    None => {
+                        let reason = "nothing in the cache has its record".to_owned();
+                        (Verdict::WillRun, Some(record), None, reason)
+                    }
+                },
+            },
+            Err(Unknown::Source(field)) => {
+                let reason = format!("its `{field}` is not fetched yet");
+                (Verdict::WillRun, None, None, reason)
+            }
+            Err(Unknown::Input(name)) => {
+                (Verdict::MayRun, None, None, format!("depends on `{name}`"))
+            }
+        };
+        Standing {
+            verdict,
+            record,
+            entry,
+            reason,
+        }
     }
 
     /// The record of a node, from the content of its inputs.

@@ -108,7 +108,10 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     } else {
         context.print(&summary::text(&session, &outcome, context))?;
     }
-    Ok(summary::status(&outcome))
+    let status = summary::status(&outcome);
+    // The program ends here: taking a thousand stages apart piece by piece takes a tenth of the time that planning them did.
+    std::mem::forget((session, outcome));
+    Ok(status)
 }
 
 fn prepare_sources(
