@@ -380,7 +380,7 @@ fn prefix_length(part: &str, whole: &str, turn: usize, loss_on: LossOn) -> Resul
     let way_out = if loss_on == LossOn::LastTurn {
         "use a template with {% generation %} tags"
     } else {
-        "use a template with {% generation %} tags, or train on the last turn only (loss_on: last-turn)"
+        "use a template with {% generation %} tags, or train on the last turn only (loss_on: last_turn)"
     };
     bail!(
         "the chat template writes the beginning of this conversation, up to turn {}, in another way when more turns \

@@ -212,7 +212,7 @@ fn a_template_that_rewrites_earlier_turns_is_refused_with_a_way_out() {
         "{error}"
     );
     assert!(
-        error.contains("up to turn 2") && error.contains("last-turn"),
+        error.contains("up to turn 2") && error.contains("last_turn"),
         "{error}"
     );
     assert_eq!(
