@@ -293,7 +293,7 @@ fn nothing_trained(report: &TokenizeReport, options: &TokenizeOptions) -> String
     }
     let way_out = if report.dropped_long > 0 || report.truncated > 0 {
         format!(
-            "the longest row has {} tokens and max_length is {}: raise it, or keep the end of rows (truncation: keep-end)",
+            "the longest row has {} tokens and max_length is {}: raise it, or keep the end of rows (truncation: keep_end)",
             report.longest.0, options.max_length
         )
     } else {
