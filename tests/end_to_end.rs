@@ -4,11 +4,10 @@
 mod support;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 
-use support::{Kitchen, Said, digests, files, program, text};
+use support::hardship::{bound, limited, seal, unseal};
+use support::{Kitchen, Said, digests, files, text};
 
 fn names(answer: &serde_json::Value, word: &str, of: &str) -> Vec<String> {
     answer["stages"]
@@ -295,26 +294,6 @@ fn secrets_are_found_nowhere() {
     assert!(looked > 10);
 }
 
-/// Runs with files limited to `bytes`: what a full disk looks like to a program, at a point of our choice.
-fn run_limited(kitchen: &Kitchen, bytes: u64) -> Said {
-    let mut command = kitchen.command(&["run", "tour.yaml", "--json"]);
-    // SAFETY: both calls are async-signal-safe and touch nothing of ours.
-    unsafe {
-        command.pre_exec(move || {
-            let limit = libc::rlimit {
-                rlim_cur: bytes,
-                rlim_max: bytes,
-            };
-            libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
-            match libc::setrlimit(libc::RLIMIT_FSIZE, &limit) {
-                0 => Ok(()),
-                _ => Err(std::io::Error::last_os_error()),
-            }
-        });
-    }
-    Said::of(&mut command)
-}
-
 #[test]
 fn a_full_disk_is_a_clear_error_and_loses_nothing() {
     let calm = Kitchen::new(3000);
@@ -341,7 +320,10 @@ fn a_full_disk_is_a_clear_error_and_loses_nothing() {
         largest / 2,
         largest - 1,
     ] {
-        let said = run_limited(&kitchen, bytes);
+        let said = Said::of(limited(
+            &mut kitchen.command(&["run", "tour.yaml", "--json"]),
+            bytes,
+        ));
         assert!(
             matches!(said.code, Some(0 | 1 | 4)),
             "{bytes} bytes: {:?}\n{}\n{}",
@@ -372,47 +354,11 @@ fn a_full_disk_is_a_clear_error_and_loses_nothing() {
     assert_eq!(digests(&answer), expected);
 }
 
-/// Lets everybody read below `folder`, and nobody write.
-fn seal(folder: &Path) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        match path.is_dir() {
-            true => seal(&path),
-            false => fs::set_permissions(&path, fs::Permissions::from_mode(0o444)).unwrap(),
-        }
-    }
-    fs::set_permissions(folder, fs::Permissions::from_mode(0o555)).unwrap();
-}
-
-fn unseal(folder: &Path) {
-    fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
-    for entry in fs::read_dir(folder)
-        .unwrap()
-        .flatten()
-        .filter(|e| e.path().is_dir())
-    {
-        unseal(&entry.path());
-    }
-}
-
 #[test]
 fn a_cache_that_can_only_be_read_gives_hits_and_says_what_it_lacks() {
     let kitchen = Kitchen::new(8);
     kitchen.say("run tour.yaml").expect(0);
-    // Root is bound by no permission, so the program runs as another user, from a place where that user can reach it.
-    let own = kitchen.path().join("levain");
-    fs::copy(env!("CARGO_BIN_EXE_levain"), &own).unwrap();
-    fs::set_permissions(&own, fs::Permissions::from_mode(0o755)).unwrap();
-    fs::set_permissions(kitchen.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    // SAFETY: asks for a number.
-    let root = unsafe { libc::geteuid() } == 0;
-    let run = |words: &[&str]| {
-        let mut command = program(&own);
-        if root {
-            command.uid(65534).gid(65534);
-        }
-        Said::of(command.current_dir(kitchen.path()).args(words))
-    };
+    let run = |words: &[&str]| Said::of(bound(&kitchen).args(words));
     seal(&kitchen.cache());
     let hits = run(&["run", "tour.yaml", "--json"]);
     let misses = run(&["run", "tour.yaml", "--set", "params.part=0.5"]);

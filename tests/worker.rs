@@ -4,12 +4,10 @@
 mod support;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
 
-use engine::contract::Pool;
-use engine::worker::{Hello, PROTOCOL, Reply, build_id};
+use engine::worker::Hello;
 
+use support::scripted::{BAKES, hello, line, worker};
 use support::{Kitchen, Said, checkout, files};
 
 const RECIPE: &str = "\
@@ -19,18 +17,6 @@ stages:
   rows: { kind: load_dataset, source: rows.jsonl, format: text }
   scores: { kind: evaluate, models: base, data: rows }
 ";
-
-/// The first line that a worker of this build says.
-fn hello() -> Hello {
-    Hello {
-        protocol: PROTOCOL,
-        build: build_id(),
-        kinds: kinds::contracts().versions(Pool::Torch),
-        numerics: [("libtorch".to_owned(), "none".to_owned())].into(),
-        devices: vec!["cpu".to_owned()],
-        dtypes: vec!["f32".to_owned()],
-    }
-}
 
 /// A kitchen with a model, rows, and a recipe that ends in a tensor stage.
 fn kitchen() -> Kitchen {
@@ -46,20 +32,6 @@ fn kitchen() -> Kitchen {
     );
     kitchen.write("bake.yaml", RECIPE);
     kitchen
-}
-
-/// A worker that says `hello` and goes on with `rest`, a piece of shell.
-fn worker(kitchen: &Kitchen, hello: &str, rest: &str) -> PathBuf {
-    let path = kitchen.write(
-        "worker.sh",
-        &format!("#!/bin/sh\ncat <<'HELLO'\n{hello}\nHELLO\n{rest}\n"),
-    );
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-    path
-}
-
-fn line(hello: Hello) -> String {
-    serde_json::to_string(&Reply::Hello(hello)).unwrap()
 }
 
 fn run(kitchen: &Kitchen, worker: &std::path::Path) -> Said {
@@ -94,11 +66,11 @@ fn another_worker_is_refused_before_any_work() {
         ),
         (
             other_kinds(|k| k.iter_mut().for_each(|(_, v)| *v += 1)),
-            &["has other kinds: ", "`sft` here version 1, there version 2"],
+            &["has other kinds: ", "`sft` here version 2, there version 3"],
         ),
         (
             other_kinds(|k| k.retain(|(n, _)| n != "sft")),
-            &["`sft` here version 1, there absent"],
+            &["`sft` here version 2, there absent"],
         ),
         (
             other_kinds(|k| k.push(("zymurgy".to_owned(), 3))),
@@ -167,15 +139,6 @@ fn a_worker_that_is_missing_or_does_not_start_is_said_before_any_work() {
     );
     said.expect(0);
 }
-
-/// Reads the job and makes an empty report in its folder, as the protocol says.
-const BAKES: &str = r#"
-while read -r job; do
-  out=$(printf '%s' "$job" | sed 's/.*"out":"\([^"]*\)".*/\1/')
-  echo '{"loss": 1}' > "$out/metrics.json"
-  echo '{"event":{"event":"progress","done":1,"total":2,"unit":"rows"}}'
-  echo "{\"done\":{\"metrics\":{\"type\":\"metrics\",\"files\":[[\"metrics.json\",\"$out/metrics.json\"]],\"refs\":{},\"summary\":{}}}}"
-done"#;
 
 #[test]
 fn a_worker_that_dies_fails_its_stage_and_the_next_run_works() {

@@ -2,6 +2,12 @@
 
 #![allow(dead_code)] // each test program uses a part of it
 
+pub mod artifacts;
+pub mod hardship;
+pub mod scripted;
+pub mod tiny;
+pub mod watch;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

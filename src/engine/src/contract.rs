@@ -94,6 +94,19 @@ pub struct Field {
     pub doc: &'static str,
 }
 
+impl Field {
+    /// A value as the record has it. Records forget the order of a mapping, so one whose order matters becomes a list of pairs.
+    pub fn recorded(&self, value: Value) -> Value {
+        match (&self.ty, value) {
+            (FieldType::Map { ordered: true, .. }, Value::Object(map)) if !map.is_empty() => map
+                .into_iter()
+                .map(|(name, value)| Value::Array(vec![name.into(), value]))
+                .collect(),
+            (_, value) => value,
+        }
+    }
+}
+
 /// What happens when a field is not given.
 #[derive(Clone, Copy)]
 pub enum Need {
@@ -174,6 +187,8 @@ pub enum FieldType {
     Map {
         /// To what.
         of: &'static FieldType,
+        /// Whether the order of its entries may change the result: then it is part of the record.
+        ordered: bool,
     },
     /// The first that fits.
     Either(&'static [FieldType]),

@@ -374,7 +374,7 @@ fn words(ty: &FieldType) -> String {
             .join(" | "),
         FieldType::List { of, min: 0 } => format!("list of {}", words(of)),
         FieldType::List { of, .. } => format!("non-empty list of {}", words(of)),
-        FieldType::Map { of } => format!("mapping from names to {}", words(of)),
+        FieldType::Map { of, .. } => format!("mapping from names to {}", words(of)),
         FieldType::Either(types) => types.iter().map(words).collect::<Vec<_>>().join(", or "),
         FieldType::Source => {
             "source: a path, a list of paths, `hf://…`, `https://…`, `pypi:…`".to_owned()
@@ -401,7 +401,7 @@ fn choices(ty: &FieldType) -> Vec<&'static crate::contract::Choice> {
     match ty {
         FieldType::Choice(choices) => choices.iter().collect(),
         FieldType::Either(types) => types.iter().flat_map(choices).collect(),
-        FieldType::List { of, .. } | FieldType::Map { of } => choices(of),
+        FieldType::List { of, .. } | FieldType::Map { of, .. } => choices(of),
         _ => Vec::new(),
     }
 }

@@ -242,7 +242,10 @@ impl Plan {
             let value = node.params.get(field.name).cloned().unwrap_or(Value::Null);
             let neutral = field.neutral.is_some_and(|n| n.value() == value) || value.is_null();
             if field.class == Class::Semantic && !neutral && !node.handed_on.contains(&field.name) {
-                record.add(format!("param.{}", field.name), Item::Value(value));
+                record.add(
+                    format!("param.{}", field.name),
+                    Item::Value(field.recorded(value)),
+                );
             }
         }
         for (name, feed) in &node.inputs {

@@ -270,7 +270,7 @@ fn value_schemas(ty: &FieldType, out: &mut Vec<Value>) {
         FieldType::List { of, min } => {
             out.push(json!({ "type": "array", "minItems": min, "items": item(of) }))
         }
-        FieldType::Map { of } => {
+        FieldType::Map { of, .. } => {
             out.push(json!({ "type": "object", "additionalProperties": item(of) }))
         }
         FieldType::Either(types) => types.iter().for_each(|ty| value_schemas(ty, out)),

@@ -85,7 +85,7 @@ const fn below_one(name: &'static str, default: f64, doc: &'static str) -> Field
 /// The contract.
 pub const CONTRACT: Contract = Contract {
     kind: "sft",
-    version: 1,
+    version: 2,
     about: "Trains a model on rows by next-token prediction (supervised fine-tuning).",
     manual: "\
 Minimises the mean over the counted tokens of −log p(token | what comes before), taken over the whole batch: the sum over all

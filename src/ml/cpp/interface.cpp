@@ -101,8 +101,8 @@ int levain_linear(Tensor** out, const Tensor* x, int64_t before, double eps, con
   });
 }
 
-int levain_dropout(Tensor** out, const Tensor* x, double probability, int64_t seed) {
-  return guarded([&] { *out = fresh(levain::dropout_op(*x, probability, seed)); });
+int levain_dropout(Tensor** out, const Tensor* x, double probability, int64_t seed, int64_t first) {
+  return guarded([&] { *out = fresh(levain::dropout_op(*x, probability, seed, first)); });
 }
 
 int levain_rms_norm(Tensor** out, const Tensor* x, const Tensor* weight, double eps) {

@@ -226,11 +226,11 @@ uint64_t mixed(uint64_t x) {
   return x ^ (x >> 31);
 }
 
-Tensor masked(const Tensor& input, double probability, int64_t seed) {
+Tensor masked(const Tensor& input, double probability, int64_t seed, int64_t first) {
   const Tensor x = input.contiguous();
   Tensor keep = at::empty(x.sizes(), x.options());
   const uint64_t limit = static_cast<uint64_t>(probability * 18446744073709551616.0);
-  const uint64_t key = mixed(static_cast<uint64_t>(seed));
+  const uint64_t key = mixed(static_cast<uint64_t>(seed)) + static_cast<uint64_t>(first);
   AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, x.scalar_type(), "dropout", [&] {
     const auto scale = 1.0 / (1.0 - probability);
     const auto* from = x.const_data_ptr<scalar_t>();
@@ -244,20 +244,24 @@ Tensor masked(const Tensor& input, double probability, int64_t seed) {
 }
 
 struct Dropout : Function<Dropout> {
-  static Tensor forward(AutogradContext* context, const Tensor& x, double probability, int64_t seed) {
+  static Tensor forward(AutogradContext* context, const Tensor& x, double probability, int64_t seed, int64_t first) {
     TORCH_CHECK(probability >= 0 && probability < 1, "dropout: a probability of ", probability);
     context->saved_data["probability"] = probability;
     context->saved_data["seed"] = seed;
-    return masked(x, probability, seed);
+    context->saved_data["first"] = first;
+    return masked(x, probability, seed, first);
   }
   static variable_list backward(AutogradContext* context, variable_list gradients) {
-    return {masked(gradients[0], context->saved_data["probability"].toDouble(), context->saved_data["seed"].toInt()),
-            Tensor(), Tensor()};
+    auto& saved = context->saved_data;
+    return {masked(gradients[0], saved["probability"].toDouble(), saved["seed"].toInt(), saved["first"].toInt()),
+            Tensor(), Tensor(), Tensor()};
   }
 };
 
 }  // namespace
 
-Tensor dropout_op(const Tensor& x, double probability, int64_t seed) { return Dropout::apply(x, probability, seed); }
+Tensor dropout_op(const Tensor& x, double probability, int64_t seed, int64_t first) {
+  return Dropout::apply(x, probability, seed, first);
+}
 
 }  // namespace levain

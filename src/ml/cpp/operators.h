@@ -58,7 +58,7 @@ enum class Before : int64_t { nothing = 0, norm = 1, gate = 2 };
 variable_list linear(const Tensor& x, Before before, double eps, at::TensorList tensors, const std::vector<int64_t>& flags,
                      const std::vector<double>& scales, bool few);
 // x with each element zero with this probability, the others divided by what is left; a function of (seed, index).
-Tensor dropout_op(const Tensor& x, double probability, int64_t seed);
+Tensor dropout_op(const Tensor& x, double probability, int64_t seed, int64_t first);
 Tensor rms_norm_op(const Tensor& x, const Tensor& weight, double eps);
 Tensor silu_mul_op(const Tensor& gate, const Tensor& up);
 Tensor rope_op(const Tensor& x, const Tensor& cos, const Tensor& sin, const Tensor& positions, int64_t heads);

@@ -185,16 +185,16 @@ fn one_step<O: Objective>(
         weight > 0.0,
         "no token of the rows {rows:?} is trained: look at the loss mask with `show --tokens`"
     );
-    let mut draws = Stream::new(plan.seed, &format!("dropout {index}"));
+    let draw = Stream::new(plan.seed, &format!("dropout {index}")).next_u64();
     let (mut sum, mut tokens) = (0.0, 0);
     let mut means: Vec<(&'static str, f64)> = Vec::new();
     for batch in &batches {
-        let draw = draws.next_u64();
+        let pass = Pass::train(draw).after(tokens);
         tokens += objective.tokens(batch);
         if objective.weight(batch) <= 0.0 {
             continue;
         }
-        let loss = objective.loss(Pass::train(draw), batch)?;
+        let loss = objective.loss(pass, batch)?;
         updater.add(&(&loss.sum / weight))?;
         sum += loss.sum.double_value(&[]);
         for (name, value) in loss.sums {

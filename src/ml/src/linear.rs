@@ -18,6 +18,8 @@ pub struct Pass {
     pub decode: bool,
     /// What the dropout masks of this forward are drawn from.
     pub draw: u64,
+    /// Tokens of the same draw that went through before this forward: a token's mask does not depend on the micro-batch it is in.
+    pub first: usize,
 }
 
 impl Pass {
@@ -28,6 +30,7 @@ impl Pass {
             adapters: true,
             decode: false,
             draw,
+            first: 0,
         }
     }
 
@@ -38,6 +41,15 @@ impl Pass {
             adapters: true,
             decode: false,
             draw: 0,
+            first: 0,
+        }
+    }
+
+    /// The same for what follows these many tokens of the same draw.
+    pub fn after(self, tokens: usize) -> Pass {
+        Pass {
+            first: tokens,
+            ..self
         }
     }
 

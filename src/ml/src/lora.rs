@@ -36,7 +36,8 @@ impl Lora {
         let x = if self.drops(pass) {
             // A mask of its own for every linear of every forward, whatever the order of evaluation.
             let seed = Stream::new(pass.draw, &format!("dropout {name}")).next_u64();
-            torch::dropout(x, self.dropout, seed)?
+            let columns = x.size().last().copied().unwrap_or(1);
+            torch::dropout(x, self.dropout, seed, pass.first as i64 * columns)?
         } else {
             x.shallow_clone()
         };

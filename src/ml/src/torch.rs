@@ -32,6 +32,7 @@ unsafe extern "C" {
         x: *const C_tensor,
         probability: f64,
         seed: i64,
+        first: i64,
     ) -> c_int;
     fn levain_rms_norm(
         out: *mut *mut C_tensor,
@@ -246,11 +247,11 @@ pub fn linear(x: &Tensor, before: Before<'_>, maps: &[Map<'_>], few: bool) -> Re
 }
 
 /// x with each element zero with this probability and the others divided by what is left: a function of the seed and the
-/// element's index only.
-pub fn dropout(x: &Tensor, probability: f64, seed: u64) -> Result<Tensor> {
+/// element's index only, counted from `first` on.
+pub fn dropout(x: &Tensor, probability: f64, seed: u64, first: i64) -> Result<Tensor> {
     // SAFETY: x lives through the call.
     one("dropout", |out| unsafe {
-        levain_dropout(out, x.as_ptr(), probability, seed as i64)
+        levain_dropout(out, x.as_ptr(), probability, seed as i64, first)
     })
 }
 

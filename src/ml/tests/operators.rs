@@ -347,11 +347,14 @@ fn accuracy_counts_the_first_largest_logit() {
 fn dropout_is_a_function_of_seed_and_place() {
     let x = Tensor::ones([1000, 10], (Kind::Float, Place::cpu(Kind::Float).device));
     let leaf = x.copy().set_requires_grad(true);
-    let y = torch::dropout(&leaf, 0.25, 5).unwrap();
+    let y = torch::dropout(&leaf, 0.25, 5, 0).unwrap();
     let zeros = y.eq(0.0).sum(Kind::Int64).int64_value(&[]);
     assert!((2300..2700).contains(&zeros), "{zeros} of 10,000 dropped");
-    assert_eq!(y, torch::dropout(&x, 0.25, 5).unwrap());
-    assert_ne!(y, torch::dropout(&x, 0.25, 6).unwrap());
+    assert_eq!(y, torch::dropout(&x, 0.25, 5, 0).unwrap());
+    assert_ne!(y, torch::dropout(&x, 0.25, 6, 0).unwrap());
+    // The rows from 300 on, alone.
+    let rest = torch::dropout(&x.narrow(0, 300, 700), 0.25, 5, 3000).unwrap();
+    assert_eq!(y.detach().narrow(0, 300, 700), rest);
     y.sum(Kind::Float).backward();
     assert_eq!(leaf.grad(), y.detach());
 }

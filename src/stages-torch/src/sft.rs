@@ -55,7 +55,7 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
             .as_deref()
             .context("a training has a place for snapshots")?,
     );
-    let resume = snapshots.newest();
+    let resume = snapshots.newest(&mut |why| cx.note(Level::Warning, why));
     let mut rows: Vec<StepRow> = match &resume {
         Some(folder) => {
             let rows: Vec<StepRow> =

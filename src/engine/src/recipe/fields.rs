@@ -222,7 +222,7 @@ fn fit(name: &str, ty: &FieldType, node: &Node, problems: &mut Vec<Problem>) -> 
                 .collect::<Option<Vec<_>>>()
                 .map(Value::Array)
         }
-        (FieldType::Map { of }, NodeKind::Map(pairs)) => {
+        (FieldType::Map { of, .. }, NodeKind::Map(pairs)) => {
             let mut map = Map::new();
             for (key, value) in pairs {
                 map.insert(key.name.clone(), fit(&key.name, of, value, problems)?);
@@ -341,7 +341,7 @@ pub(crate) fn expected(ty: &FieldType) -> String {
             )
         }
         FieldType::List { of, .. } => format!("a list, each {}", expected(of)),
-        FieldType::Map { of } => format!("a mapping, each {}", expected(of)),
+        FieldType::Map { of, .. } => format!("a mapping, each {}", expected(of)),
         FieldType::Either(types) => types.iter().map(expected).collect::<Vec<_>>().join(", or "),
         FieldType::Source => "a path, an address or a list of paths".to_owned(),
         FieldType::Seed => "a whole number, 0 or more".to_owned(),

@@ -135,12 +135,14 @@ impl Worker {
 
     /// Runs one job to its end. The worker is of no more use when this fails with a word about its end.
     pub fn run(&mut self, job: &Job, reporter: &dyn Reporter) -> Result<Drafts> {
-        self.send(&Request::Run(Box::new(job.clone())))?;
+        self.send(&Request::Run(Box::new(job.clone())))
+            .map_err(|error| self.deaf(error))?;
         let mut asked = false;
         loop {
             if reporter.cancelled() && !asked {
                 asked = true;
-                self.send(&Request::Cancel)?;
+                self.send(&Request::Cancel)
+                    .map_err(|error| self.deaf(error))?;
             }
             match self.replies.recv_timeout(Duration::from_millis(50)) {
                 Ok(Reply::Event(what)) => reporter.emit(what),
@@ -178,6 +180,17 @@ impl Worker {
         writeln!(input, "{line}")
             .and_then(|()| input.flush())
             .map_err(|_| anyhow!("the worker does not listen any more"))
+    }
+
+    /// What to say of a worker that did not take a line: the way it ended, when it does.
+    fn deaf(&mut self, error: anyhow::Error) -> anyhow::Error {
+        for _ in 0..100 {
+            if !self.alive() {
+                return self.ended(Path::new("levain-worker"));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        error
     }
 
     /// What to say of a worker that is gone.

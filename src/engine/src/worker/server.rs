@@ -87,10 +87,13 @@ impl Reporter for Lines<'_> {
 
 /// Says hello and serves until standard input ends.
 pub fn serve(service: &Service) -> Result<()> {
-    // Ctrl-C at a terminal reaches every process of a run. The engine decides what it means: it cancels, and the stage writes a
-    // snapshot; an engine that is gone closes standard input and output, which ends this process too.
-    // SAFETY: ignoring a signal sets no handler.
-    unsafe { libc::signal(libc::SIGINT, libc::SIG_IGN) };
+    // Ctrl-C at a terminal reaches every process of a run, and so does the SIGTERM of a service manager. The engine decides what it
+    // means: it cancels, and the stage writes a snapshot; an engine that is gone closes standard input and output, which ends this
+    // process too.
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        // SAFETY: ignoring a signal sets no handler.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
     send(&Reply::Hello((service.hello)()));
     static STOP: AtomicBool = AtomicBool::new(false);
     let (sender, requests) = channel();

@@ -1,0 +1,361 @@
+//! Every field of every kind does what its class says: a semantic one is in the key and changes the output of some input, a numeric
+//! one changes the last bits at most, an execution one changes nothing. A stage of each row below is run with both of its values.
+
+mod support;
+
+use std::collections::BTreeSet;
+
+use engine::contract::{Class, Contract};
+use serde_json::Value;
+use support::artifacts::{difference, outputs, stage};
+use support::{Kitchen, tiny};
+
+/// What a numeric field may change: the tolerance of f32, and four times that for weights after some steps of Adam.
+const TOLERANCE: f64 = 4e-5;
+
+/// A field of a kind and two of its values; an empty one leaves the field out.
+struct Row {
+    kind: &'static str,
+    field: &'static str,
+    values: [&'static str; 2],
+    /// Other fields that the stage needs for the difference to be seen.
+    with: &'static [(&'static str, &'static str)],
+}
+
+const fn row(kind: &'static str, field: &'static str, values: [&'static str; 2]) -> Row {
+    Row {
+        kind,
+        field,
+        values,
+        with: &[],
+    }
+}
+
+const fn with(
+    kind: &'static str,
+    field: &'static str,
+    values: [&'static str; 2],
+    with: &'static [(&'static str, &'static str)],
+) -> Row {
+    Row {
+        kind,
+        field,
+        values,
+        with,
+    }
+}
+
+const ROWS: &[Row] = &[
+    row("load_dataset", "source", ["sums.jsonl", "more.jsonl"]),
+    with(
+        "load_dataset",
+        "format",
+        ["text", "prompt-completion"],
+        &[("source", "both.jsonl")],
+    ),
+    row(
+        "load_dataset",
+        "columns",
+        ["{}", "{ prompt: completion, completion: prompt }"],
+    ),
+    row("load_dataset", "replace", ["{}", "{ much: many }"]),
+    // In the order given: `much` becomes `more` here, and `many` there.
+    row(
+        "load_dataset",
+        "replace",
+        ["{ much: many, many: more }", "{ many: more, much: many }"],
+    ),
+    row("load_dataset", "limit", ["", "2"]),
+    row("split", "test", ["0.5", "2"]),
+    row("split", "seed", ["1", "2"]),
+    row("load_model", "source", ["model", "other"]),
+    row("load_model", "dtype", ["f32", "bf16"]),
+    row("lora", "r", ["4", "2"]),
+    row("lora", "alpha", ["16", "8"]),
+    row("lora", "dropout", ["0.0", "0.1"]),
+    row("lora", "targets", ["all-linear", "[q_proj, v_proj]"]),
+    row("lora", "rslora", ["false", "true"]),
+    row("lora", "seed", ["1", "2"]),
+    row("tokenize", "max_length", ["1024", "24"]),
+    with(
+        "tokenize",
+        "truncation",
+        ["keep_start", "keep_end"],
+        &[("max_length", "24")],
+    ),
+    with(
+        "tokenize",
+        "truncation",
+        ["keep_start", "drop"],
+        &[("max_length", "50")],
+    ),
+    row("tokenize", "loss_on", ["completions", "last_turn"]),
+    row("tokenize", "loss_on", ["completions", "all"]),
+    row("sft", "learning_rate", ["1.0e-2", "2.0e-2"]),
+    row("sft", "schedule", ["linear", "cosine"]),
+    row("sft", "schedule", ["linear", "constant"]),
+    row("sft", "warmup", ["0.0", "0.5"]),
+    row("sft", "epochs", ["1", "0.5"]),
+    row("sft", "max_steps", ["", "3"]),
+    row("sft", "batch", ["2", "4"]),
+    row("sft", "weight_decay", ["0.0", "0.1"]),
+    row("sft", "beta1", ["0.9", "0.5"]),
+    row("sft", "beta2", ["0.999", "0.9"]),
+    row("sft", "epsilon", ["1.0e-8", "1.0e-3"]),
+    row("sft", "max_grad_norm", ["1.0", "0.001"]),
+    row("sft", "max_grad_norm", ["0.001", "0"]),
+    row("sft", "seed", ["1", "2"]),
+    row("sft", "max_length", ["1024", "24"]),
+    with(
+        "sft",
+        "truncation",
+        ["keep_start", "keep_end"],
+        &[("max_length", "24")],
+    ),
+    row("sft", "loss_on", ["completions", "all"]),
+    row("sft", "micro_batch", ["4", "1"]),
+    row("sft", "checkpointing", ["false", "true"]),
+    row("sft", "snapshot_seconds", ["60", "1"]),
+    row("evaluate", "samples", ["0", "2"]),
+    with(
+        "evaluate",
+        "max_new_tokens",
+        ["4", "8"],
+        &[("samples", "2")],
+    ),
+    with("evaluate", "temperature", ["0", "1.5"], &[("samples", "2")]),
+    with(
+        "evaluate",
+        "seed",
+        ["1", "2"],
+        &[("samples", "2"), ("temperature", "1.5")],
+    ),
+    row("evaluate", "max_length", ["1024", "24"]),
+    with(
+        "evaluate",
+        "truncation",
+        ["keep_start", "keep_end"],
+        &[("max_length", "24")],
+    ),
+    row("evaluate", "loss_on", ["completions", "all"]),
+    row("evaluate", "micro_batch", ["4", "1"]),
+    row("generate", "n", ["1", "2"]),
+    row("generate", "max_new_tokens", ["4", "8"]),
+    row("generate", "temperature", ["0.0", "1.5"]),
+    with("generate", "top_k", ["0", "2"], &[("temperature", "1.5")]),
+    with(
+        "generate",
+        "top_p",
+        ["1.0", "0.1"],
+        &[("temperature", "1.5")],
+    ),
+    row("generate", "limit", ["", "2"]),
+    with("generate", "seed", ["1", "2"], &[("temperature", "1.5")]),
+    with("generate", "batch", ["16", "3"], &[("temperature", "1.5")]),
+];
+
+/// The rest of a stage of this kind.
+fn usual(kind: &str) -> &'static [(&'static str, &'static str)] {
+    match kind {
+        "load_dataset" => &[("source", "sums.jsonl")],
+        "split" => &[("data", "sums")],
+        "load_model" => &[("source", "model")],
+        "lora" => &[("model", "base")],
+        "sft" => &[
+            ("model", "thin"),
+            ("data", "chats"),
+            ("batch", "4"),
+            ("epochs", "2"),
+            ("learning_rate", "1.0e-2"),
+        ],
+        // A preparation of this one.
+        "tokenize" => &[("kind", "sft"), ("model", "thin"), ("data", "chats")],
+        "evaluate" => &[("models", "base"), ("data", "chats")],
+        "generate" => &[
+            ("model", "base"),
+            ("prompts", "chats"),
+            ("max_new_tokens", "8"),
+        ],
+        _ => panic!("say in this test what a stage of the kind `{kind}` needs"),
+    }
+}
+
+fn contract(kind: &str) -> &'static Contract {
+    kinds::contracts()
+        .any(kind)
+        .unwrap_or_else(|| panic!("there is no kind `{kind}`: remove its rows"))
+}
+
+impl Row {
+    fn class(&self) -> Class {
+        let field = contract(self.kind).field(self.field);
+        field
+            .unwrap_or_else(|| panic!("`{}` has no `{}`: remove its row", self.kind, self.field))
+            .class
+    }
+
+    /// The stage with one of the values. What must not be in the key has a seed of its own, so that no other row has made it.
+    fn stage(&self, index: usize, value: usize) -> String {
+        let mut fields = vec![("kind", self.kind)];
+        let own = index.to_string();
+        let own_seed = [("seed", own.as_str())];
+        let loose = self.class() != Class::Semantic;
+        let given = [(self.field, self.values[value])];
+        let all = usual(self.kind).iter().chain(self.with).chain(&given);
+        for (name, value) in all.chain(own_seed.iter().filter(|_| loose)) {
+            fields.retain(|(other, _)| other != name);
+            if !value.is_empty() {
+                fields.push((name, value));
+            }
+        }
+        let fields: Vec<String> = fields.iter().map(|(n, v)| format!("{n}: {v}")).collect();
+        format!(
+            "  {}: {{ {} }}\n",
+            self.name(index, value),
+            fields.join(", ")
+        )
+    }
+
+    /// The stage's name: for a semantic field with its value, for others the same with both.
+    fn name(&self, index: usize, value: usize) -> String {
+        match self.class() {
+            Class::Semantic => format!("{}_{}_{index}_{value}", self.kind, self.field),
+            _ => format!("{}_{}_{index}", self.kind, self.field),
+        }
+    }
+
+    /// The node that is compared: the stage, or the preparation that is of the row's kind.
+    fn node(&self, index: usize, value: usize) -> String {
+        let name = self.name(index, value);
+        match self.kind {
+            "tokenize" => format!("{name} › tokens"),
+            _ => name,
+        }
+    }
+}
+
+/// A kitchen with all that the rows name.
+fn kitchen() -> Kitchen {
+    let kitchen = Kitchen::new(0);
+    tiny::model(&kitchen, "model");
+    tiny::model(&kitchen, "other");
+    let config = std::fs::read_to_string(kitchen.path().join("other/config.json")).unwrap();
+    kitchen.write("other/config.json", &config.replace("100000.0", "50000.0"));
+    kitchen.write("chats.jsonl", &tiny::chats(12));
+    let sum = |i: usize| {
+        format!(
+            "{{\"prompt\": \"How much or how many is {i} + 1?\", \"completion\": \"{}\"}}\n",
+            i + 1
+        )
+    };
+    kitchen.write("sums.jsonl", &(0..8).map(sum).collect::<String>());
+    kitchen.write("more.jsonl", &(0..9).map(sum).collect::<String>());
+    kitchen.write(
+        "both.jsonl",
+        "{\"text\": \"a\", \"prompt\": \"b\", \"completion\": \"c\"}\n",
+    );
+    kitchen
+}
+
+const SHARED: &str = "\
+levain: 1
+seed: 17
+threads: 1
+stages:
+  base: { kind: load_model, source: model, dtype: f32 }
+  chats: { kind: load_dataset, source: chats.jsonl }
+  sums: { kind: load_dataset, source: sums.jsonl }
+  thin: { kind: lora, model: base, r: 4, dropout: 0.1 }
+";
+
+#[test]
+fn every_field_has_a_row() {
+    let rows: BTreeSet<(&str, &str)> = ROWS.iter().map(|r| (r.kind, r.field)).collect();
+    for contract in kinds::contracts().all() {
+        for field in contract.fields {
+            assert!(
+                rows.contains(&(contract.kind, field.name)),
+                "add a row for the field `{}` of `{}`: two values, and an input on which they differ if it is semantic",
+                field.name,
+                contract.kind
+            );
+        }
+    }
+    for row in ROWS {
+        row.class();
+        assert_ne!(row.values[0], row.values[1]);
+    }
+}
+
+#[test]
+fn every_field_does_what_its_class_says() {
+    let kitchen = kitchen();
+    let indexed = || ROWS.iter().enumerate();
+    let semantic = |(_, row): &(usize, &Row)| row.class() == Class::Semantic;
+    let mut first = SHARED.to_owned();
+    let mut second = SHARED.to_owned();
+    for (index, row) in indexed() {
+        match row.class() {
+            Class::Semantic => first += &(row.stage(index, 0) + &row.stage(index, 1)),
+            _ => {
+                first += &row.stage(index, 0);
+                second += &row.stage(index, 1);
+            }
+        }
+    }
+    kitchen.write("first.yaml", &first);
+    kitchen.write("second.yaml", &second);
+    let (one, two) = (kitchen.path().join("one"), kitchen.path().join("two"));
+    let run = |words: &str| kitchen.say(words).expect(0).json();
+    let left = run("run first.yaml --json --cache one");
+    let right = run("run second.yaml --json --cache two");
+    let mut wrong = Vec::new();
+
+    for (index, row) in indexed().filter(semantic) {
+        let (a, b) = (
+            stage(&left, &row.node(index, 0)),
+            stage(&left, &row.node(index, 1)),
+        );
+        let what = format!(
+            "`{}` of `{}`: {} and {}",
+            row.field, row.kind, row.values[0], row.values[1]
+        );
+        if a["key"] == b["key"] {
+            wrong.push(format!("{what} have the same key"));
+        }
+        if a["outputs"] == b["outputs"] {
+            wrong.push(format!("{what} make the same"));
+        }
+    }
+    let mut loose = 0;
+    for (index, row) in indexed().filter(|r| !semantic(r)) {
+        let (a, b) = (
+            stage(&left, &row.node(index, 0)),
+            stage(&right, &row.node(index, 1)),
+        );
+        let what = format!(
+            "`{}` of `{}`: {} and {}",
+            row.field, row.kind, row.values[0], row.values[1]
+        );
+        assert_eq!(
+            (&a["outcome"], &b["outcome"]),
+            (&"done".into(), &"done".into()),
+            "{what}"
+        );
+        if a["key"] != b["key"] {
+            wrong.push(format!("{what} have different keys"));
+        }
+        if row.class() == Class::Execution && a["outputs"] != b["outputs"] {
+            wrong.push(format!("{what} make different bytes"));
+        }
+        let full = |cache: &std::path::Path, stage: &Value| outputs(cache, stage, usize::MAX);
+        if let Some(place) = difference(&full(&one, a), &full(&two, b), TOLERANCE) {
+            wrong.push(format!(
+                "{what} differ by more than the last bits\n  {place}"
+            ));
+        }
+        loose += 1;
+    }
+    assert!(loose > 3);
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}

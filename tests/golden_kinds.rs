@@ -1,0 +1,179 @@
+//! What every kind makes of a tiny fixed input, against what its version gave when the golden file was written: a changed
+//! behaviour needs a new version, or results of the old one would be taken from caches as if nothing had happened.
+//!
+//! `UPDATE=1 cargo test --test golden_kinds` writes the files of new versions and removes those of old ones. It never touches the
+//! file of a version that has one. When the input below changes, delete `tests/golden/kinds` first.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+
+use serde_json::{Map, Value, json};
+use support::artifacts::{difference, outputs};
+use support::{Kitchen, checkout, text, tiny};
+
+/// Numbers are equal when they differ by less than this part of the larger one: another processor sums in another order.
+const TOLERANCE: f64 = 1e-4;
+/// Numbers of a tensor that a file tells, beside its norm.
+const NUMBERS: usize = 6;
+
+const RECIPE: &str = "\
+levain: 1
+seed: 17
+threads: 1
+stages:
+  folder: { kind: load_model, source: model, dtype: f32 }
+  gguf: { kind: load_model, source: tiny.gguf }
+  chats: { kind: load_dataset, source: chats.jsonl }
+  sums: { kind: load_dataset, source: rows.jsonl, replace: { much: many }, limit: 5 }
+  halves: { kind: split, data: chats, test: 0.25 }
+  thin: { kind: lora, model: folder, r: 4, dropout: 0.1 }
+  wide: { kind: lora, model: folder, r: 2, targets: [q_proj, v_proj], rslora: true }
+  tuned: { kind: sft, model: thin, data: halves.train, learning_rate: 1.0e-2, batch: 4, micro_batch: 3, epochs: 2 }
+  whole: { kind: sft, model: folder, data: sums, batch: 2, max_steps: 4, schedule: cosine, warmup: 0.5, weight_decay: 0.1, max_length: 24 }
+  scores: { kind: evaluate, models: { before: folder, after: tuned }, data: halves.test, samples: 2, max_new_tokens: 8 }
+  greedy: { kind: generate, model: tuned, prompts: halves.test, max_new_tokens: 12 }
+  drawn: { kind: generate, model: whole, prompts: sums, n: 2, limit: 2, temperature: 1.0, top_k: 40, top_p: 0.9, max_new_tokens: 12 }
+";
+
+/// Kind to what each of its stages made, by the stage's name.
+fn made() -> BTreeMap<String, Map<String, Value>> {
+    let kitchen = Kitchen::new(8);
+    tiny::model(&kitchen, "model");
+    fs::copy(
+        checkout().join("tests/golden/data/formats/tiny.gguf"),
+        kitchen.path().join("tiny.gguf"),
+    )
+    .unwrap();
+    kitchen.write("chats.jsonl", &tiny::chats(12));
+    kitchen.write("kinds.yaml", RECIPE);
+    let answer = kitchen.say("run kinds.yaml --json").expect(0).json();
+    let mut made: BTreeMap<String, Map<String, Value>> = BTreeMap::new();
+    for stage in answer["stages"].as_array().unwrap() {
+        let of_kind = made.entry(text(&stage["kind"])).or_default();
+        of_kind.insert(
+            text(&stage["name"]),
+            outputs(&kitchen.cache(), stage, NUMBERS),
+        );
+    }
+    made
+}
+
+#[test]
+fn every_kind_gives_what_its_version_gave() {
+    let update = std::env::var_os("UPDATE").is_some_and(|v| v == "1");
+    let folder = checkout().join("tests/golden/kinds");
+    fs::create_dir_all(&folder).unwrap();
+    let made = made();
+    let mut expected: Vec<PathBuf> = Vec::new();
+    let mut wrong = Vec::new();
+    for contract in kinds::contracts().all() {
+        let (kind, version) = (contract.kind, contract.version);
+        let Some(stages) = made.get(kind) else {
+            wrong.push(format!(
+                "no stage of this test's recipe is of the kind `{kind}`: add one"
+            ));
+            continue;
+        };
+        let now = json!({ "kind": kind, "version": version, "stages": stages });
+        let path = folder.join(format!("{kind}-{version}.json"));
+        match fs::read_to_string(&path) {
+            Ok(text) => {
+                let before: Value = serde_json::from_str(&text).unwrap();
+                // Read from text as well: what is compared has been through the same rounding.
+                let now: Value = serde_json::from_str(&now.to_string()).unwrap();
+                if let Some(place) = difference(&before, &now, TOLERANCE) {
+                    wrong.push(format!(
+                        "version {version} of `{kind}` gives something else than {} says: raise `version` in src/kinds/src/{kind}.rs, or \
+                         restore the behaviour\n  {place}",
+                        path.display()
+                    ));
+                }
+            }
+            Err(_) if update => fs::write(&path, pretty(&now)).unwrap(),
+            Err(error) => wrong.push(format!("{}: {error}: UPDATE=1 writes it", path.display())),
+        }
+        expected.push(path);
+    }
+    for path in support::files(&folder) {
+        match expected.contains(&path) {
+            true => {}
+            false if update => fs::remove_file(&path).unwrap(),
+            false => wrong.push(format!(
+                "{} is of no kind's version: UPDATE=1 removes it",
+                path.display()
+            )),
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// JSON with a line for each row, step and tensor.
+fn pretty(value: &Value) -> String {
+    let mut out = String::new();
+    write(value, 0, &mut out);
+    out.push('\n');
+    out
+}
+
+fn write(value: &Value, depth: usize, out: &mut String) {
+    let flat = value.to_string();
+    let inner: Vec<(String, &Value)> = match value {
+        _ if flat.len() <= 120 => Vec::new(),
+        Value::Object(map) => map
+            .iter()
+            .map(|(k, v)| (format!("{}: ", json!(k)), v))
+            .collect(),
+        Value::Array(list) if !list[0].is_number() => {
+            list.iter().map(|v| (String::new(), v)).collect()
+        }
+        _ => Vec::new(),
+    };
+    if inner.is_empty() {
+        out.push_str(&flat);
+        return;
+    }
+    let (open, close) = if value.is_object() {
+        ('{', '}')
+    } else {
+        ('[', ']')
+    };
+    out.push(open);
+    for (index, (name, value)) in inner.iter().enumerate() {
+        let comma = if index == 0 { "" } else { "," };
+        out.push_str(&format!("{comma}\n{}{name}", " ".repeat(depth + 1)));
+        write(value, depth + 1, out);
+    }
+    out.push_str(&format!("\n{}{close}", " ".repeat(depth)));
+}
+
+#[test]
+fn a_change_of_behaviour_is_seen_and_the_last_bits_are_not() {
+    let before = json!({ "loss": 2.5, "rows": 3, "first": [1.0, 1e-9], "text": "loaf" });
+    let changed = |name: &str, to: Value| {
+        let mut after = before.clone();
+        after[name] = to;
+        difference(&before, &after, TOLERANCE)
+    };
+    assert_eq!(changed("loss", json!(2.500_01)), None);
+    assert_eq!(changed("first", json!([1.000_01, 1e-6])), None);
+    for (name, to) in [
+        ("loss", json!(2.501)),
+        ("loss", Value::Null),
+        ("rows", json!(4)),
+        ("first", json!([1.0, 1e-3])),
+        ("first", json!([1.0])),
+        ("text", json!("loaves")),
+        ("more", json!(1)),
+    ] {
+        let place = changed(name, to.clone());
+        assert!(place.is_some(), "`{name}` became {to} unseen");
+    }
+    assert!(
+        changed("loss", json!(2.501))
+            .unwrap()
+            .contains("/loss: 2.5 became 2.501")
+    );
+}

@@ -1,0 +1,48 @@
+//! A tiny Llama as a Hugging Face folder, and rows it can learn within a second.
+
+use std::fs;
+
+use super::{Kitchen, checkout};
+
+/// Writes the folder `name`: 2 layers of width 32, 280 tokens, random weights in f32, a chat template.
+pub fn model(kitchen: &Kitchen, name: &str) {
+    let golden = checkout().join("tests/golden/data/formats");
+    let folder = kitchen.path().join(name);
+    fs::create_dir_all(&folder).unwrap();
+    for file in [
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    ] {
+        fs::copy(golden.join("tiny").join(file), folder.join(file)).unwrap();
+    }
+    fs::copy(
+        golden.join("tiny.safetensors"),
+        folder.join("model.safetensors"),
+    )
+    .unwrap();
+}
+
+/// A conversation on each line; every third one has two turns, and lengths differ.
+pub fn chats(count: usize) -> String {
+    let says = |role: &str, content: String| {
+        format!("{{\"role\": \"{role}\", \"content\": \"{content}\"}}")
+    };
+    let mut lines = String::new();
+    for index in 0..count {
+        let mut turns = vec![
+            says("user", format!("say {index}")),
+            says(
+                "assistant",
+                "loaf ".repeat(1 + index % 3) + &index.to_string(),
+            ),
+        ];
+        if index % 3 == 0 {
+            turns.push(says("user", "again".to_owned()));
+            turns.push(says("assistant", format!("{index} loaves")));
+        }
+        lines += &format!("{{\"messages\": [{}]}}\n", turns.join(", "));
+    }
+    lines
+}
