@@ -12,7 +12,8 @@ use crate::recipe::yaml::MAX_BYTES;
 /// What a stage's name is made of, as the reader checks it.
 const NAME: &str = "^[A-Za-z_][A-Za-z0-9_-]{0,99}$";
 /// A stage's name, or one of its outputs.
-const REFERENCE: &str = r"^([A-Za-z_][A-Za-z0-9_-]{0,99}(\.[A-Za-z0-9_-]+)?|.*\$\{params\..*)$";
+/// Inside of groups with rounds (`align[2].tuned`) and cells (`rm[size=500].judge`).
+const REFERENCE: &str = r"^([A-Za-z_][A-Za-z0-9_-]{0,99}(\[[^\[\]]+\])?(\.[A-Za-z_][A-Za-z0-9_-]*(\[[^\[\]]+\])?)*|.*\$\{.*)$";
 
 /// The JSON Schema (draft 2020-12) of a recipe whose kinds are `contracts`.
 pub fn recipe_schema(contracts: Contracts) -> Value {
@@ -52,7 +53,7 @@ pub fn recipe_schema(contracts: Contracts) -> Value {
                 "minProperties": 1,
                 "description": "Name → stage. An edge is a reference to another stage's output.",
                 "propertyNames": { "pattern": NAME },
-                "additionalProperties": { "$ref": "#/$defs/stage" },
+                "additionalProperties": { "$ref": "#/$defs/item" },
             },
             "outputs": {
                 "type": ["object", "null"],
@@ -61,6 +62,56 @@ pub fn recipe_schema(contracts: Contracts) -> Value {
             },
         },
         "$defs": {
+            "item": {
+                "if": { "type": "object", "anyOf": [{ "required": ["repeat"] }, { "required": ["matrix"] }] },
+                "then": { "if": { "required": ["repeat"] }, "then": { "$ref": "#/$defs/repeat" }, "else": { "$ref": "#/$defs/matrix" } },
+                "else": { "$ref": "#/$defs/stage" },
+            },
+            "repeat": {
+                "type": "object",
+                "description": "Stages that are made round after round: `align[1].tuned`, `align[2].tuned`; `align.tuned` is the last one.",
+                "required": ["repeat", "stages"],
+                "additionalProperties": false,
+                "properties": {
+                    "repeat": scalar_or_parameter(json!({ "type": "integer", "minimum": 1, "maximum": 10_000 }), "How many rounds.", None),
+                    "carry": {
+                        "type": ["object", "null"],
+                        "description": "Name → what the name is in the first round, and which stage of a round it is in the next.",
+                        "propertyNames": { "pattern": NAME },
+                        "additionalProperties": {
+                            "type": "object",
+                            "required": ["first", "then"],
+                            "additionalProperties": false,
+                            "properties": { "first": { "$ref": "#/$defs/reference" }, "then": { "$ref": "#/$defs/reference" } },
+                        },
+                    },
+                    "when": when(),
+                    "stages": inner_stages(),
+                },
+            },
+            "matrix": {
+                "type": "object",
+                "description": "Stages that are made once for each combination of values: `rm[size=500].judge`; `rm.judge` is all of them.",
+                "required": ["matrix", "stages"],
+                "additionalProperties": false,
+                "properties": {
+                    "matrix": {
+                        "description": "Axis → its values, all of which are combined; or a list of cells. Stages use them as \"${matrix.axis}\".",
+                        "anyOf": [
+                            { "type": "object", "minProperties": 1, "propertyNames": { "pattern": NAME }, "additionalProperties": { "anyOf": [{ "type": "array", "minItems": 1 }, { "$ref": "#/$defs/parameter" }] } },
+                            { "type": "array", "minItems": 1, "items": { "type": "object", "minProperties": 1 } },
+                            { "$ref": "#/$defs/parameter" },
+                        ],
+                    },
+                    "exclude": {
+                        "description": "Cells to leave out: all that agree with an entry on every axis that it names.",
+                        "type": ["array", "null"],
+                        "items": { "type": "object", "minProperties": 1 },
+                    },
+                    "when": when(),
+                    "stages": inner_stages(),
+                },
+            },
             "stage": {
                 "type": "object",
                 "required": ["kind"],
@@ -80,8 +131,8 @@ pub fn recipe_schema(contracts: Contracts) -> Value {
             },
             "parameter": {
                 "type": "string",
-                "pattern": r"\$\{\s*params\.[^}]+\}",
-                "description": "The value of a parameter: \"${params.name}\".",
+                "pattern": r"\$\{\s*((params|matrix)\.[^}]+|round\s*)\}",
+                "description": "The value of a parameter: \"${params.name}\"; in a group also \"${round}\" or \"${matrix.axis}\".",
             },
             "reference": { "type": "string", "pattern": REFERENCE },
             "place": {
@@ -119,6 +170,23 @@ pub fn recipe_schema(contracts: Contracts) -> Value {
     })
 }
 
+/// `when`, which stages and groups have.
+fn when() -> Value {
+    json!({
+        "description": "Whether it is there at all: true, false, or two values with `==` or `!=` between them. Parameters only.",
+        "type": ["boolean", "string"],
+    })
+}
+
+fn inner_stages() -> Value {
+    json!({
+        "type": "object",
+        "minProperties": 1,
+        "propertyNames": { "pattern": NAME },
+        "additionalProperties": { "$ref": "#/$defs/item" },
+    })
+}
+
 fn kind_words(contracts: Contracts) -> String {
     let lines: Vec<String> = contracts
         .kinds
@@ -135,6 +203,7 @@ fn stage(contract: &Contract) -> Value {
         "kind".to_owned(),
         json!({ "const": contract.kind, "description": contract.about }),
     );
+    properties.insert("when".to_owned(), when());
     for port in contract.ports {
         properties.insert(port.name.to_owned(), port_schema(port));
         if port.arity != Arity::Optional {

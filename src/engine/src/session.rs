@@ -152,23 +152,34 @@ impl Session {
         })
     }
 
+    /// The node that a person names, and the output where one is named. `align.tuned` is the last round's, `sft/tokens` a
+    /// preparation.
+    pub fn find(&self, name: &str) -> Option<(usize, String)> {
+        if let Some(node) = self.plan.find(name) {
+            return Some((node, String::new()));
+        }
+        if let Some((stage, preparation)) = name.split_once('/') {
+            let (stage, _) = self.recipe.find(stage)?;
+            let full = format!("{}/{preparation}", self.plan.nodes[stage].name);
+            return self.plan.find(&full).map(|node| (node, String::new()));
+        }
+        self.recipe.find(name)
+    }
+
     /// The artifact that `stage` or `stage.output` names, when it is in the cache.
     pub fn artifact(&self, reference: &str) -> Result<Digest> {
-        let (name, output) = match self.plan.find(reference) {
-            Some(_) => (reference, ""),
-            None => reference.rsplit_once('.').unwrap_or((reference, "")),
-        };
-        let Some(node) = self.plan.find(name) else {
-            let near =
-                crate::diagnostic::nearest(name, self.plan.nodes.iter().map(|n| n.name.as_str()));
+        let Some((node, output)) = self.find(reference) else {
+            let names = self.plan.nodes.iter().map(|n| n.name.as_str());
+            let near = crate::diagnostic::nearest(reference, names);
             bail!(
-                "there is no stage `{name}`{}",
+                "there is no stage `{reference}`{}",
                 near.map(|w| format!("; did you mean `{w}`?"))
                     .unwrap_or_default()
             );
         };
+        let name = &self.plan.nodes[node].name;
         let contract = self.plan.nodes[node].contract;
-        let Some(found) = contract.output(output) else {
+        let Some(found) = contract.output(&output) else {
             let names: Vec<_> = contract.outputs.iter().map(|o| o.name).collect();
             bail!(
                 "`{name}` has no output `{output}`; its outputs are {}",

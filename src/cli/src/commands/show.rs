@@ -74,13 +74,15 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
 
 /// The artifact that a person names, and the node that made it.
 pub(crate) fn artifact(session: &Session, reference: &str) -> Result<(usize, Digest)> {
-    let (name, output) = match session.plan.find(reference) {
-        Some(_) => (reference, ""),
-        None => reference.rsplit_once('.').unwrap_or((reference, "")),
+    let (node, output) = match session.find(reference) {
+        Some(found) => found,
+        None => (find(session, reference)?, String::new()),
     };
-    let node = find(session, name)?;
-    let contract = session.plan.nodes[node].contract;
-    let Some(found) = contract.output(output) else {
+    let (name, contract) = (
+        &session.plan.nodes[node].name,
+        session.plan.nodes[node].contract,
+    );
+    let Some(found) = contract.output(&output) else {
         let names: Vec<_> = contract
             .outputs
             .iter()

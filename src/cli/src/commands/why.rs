@@ -85,7 +85,8 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
 
 /// The node that a person names.
 pub(crate) fn find(session: &Session, name: &str) -> Result<usize> {
-    session.plan.find(name).ok_or_else(|| {
+    let found = session.find(name).filter(|(_, output)| output.is_empty());
+    found.map(|(node, _)| node).ok_or_else(|| {
         let near =
             engine::diagnostic::nearest(name, session.plan.nodes.iter().map(|n| n.name.as_str()));
         let names = || {

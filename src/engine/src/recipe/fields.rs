@@ -88,7 +88,8 @@ pub(super) fn read(
     };
     for (word, value) in pairs {
         fields.spans.insert(word.name.clone(), value.span);
-        if !contract.words().any(|w| w == word.name) {
+        // `when` was read before: a stage that is here is to be here.
+        if word.name != "when" && !contract.words().any(|w| w == word.name) {
             let help =
                 nearest(&word.name, contract.words()).map(|w| format!("did you mean `{w}`?"));
             let help = help.unwrap_or_else(|| {

@@ -2,10 +2,12 @@
 
 mod bind;
 mod fields;
+mod names;
 mod outputs;
 mod params;
 mod read;
 mod set;
+mod unroll;
 pub mod yaml;
 
 use std::collections::BTreeMap;
@@ -18,6 +20,7 @@ use crate::diagnostic::Span;
 use crate::source::SourceSpec;
 
 pub use read::{check_text, read};
+pub use unroll::derive;
 
 /// A recipe without mistakes that its text alone can show.
 #[derive(Debug)]
@@ -36,6 +39,8 @@ pub struct Recipe {
     pub stages: Vec<Stage>,
     /// Folders to fill at the end of every run.
     pub outputs: Vec<Export>,
+    /// What names lead to.
+    pub(crate) names: names::Names,
     /// The recipe's text and the options', for messages that point into them.
     pub sources: Vec<crate::diagnostic::SourceText>,
 }
@@ -49,15 +54,18 @@ impl Recipe {
             .unwrap_or(Path::new("."))
     }
 
-    /// The index of the stage called `name`.
-    pub fn stage(&self, name: &str) -> Option<usize> {
-        self.stages.iter().position(|s| s.name == name)
+    /// The stage that a person names, with the output where one is named: `align.tuned` is the last round's.
+    pub fn find(&self, name: &str) -> Option<(usize, String)> {
+        match self.names.find(0, name).ok()? {
+            names::Found::One(spot) => Some((spot.stage, spot.output)),
+            names::Found::Many(_) | names::Found::Broken => None,
+        }
     }
 }
 
 /// One stage, resolved: parameters after defaults, references by index.
 pub struct Stage {
-    /// Its name.
+    /// Its name; inside a group `align[2].tuned`.
     pub name: String,
     /// Where the name stands.
     pub span: Span,

@@ -1,6 +1,7 @@
 //! `outputs`: folders that every run checks and restores.
 
-use super::bind::{Index, phrase};
+use super::bind::{output_of, phrase};
+use super::names::{Found, Names};
 use super::read::wrong_type;
 use super::yaml::{Node, NodeKind};
 use super::{Export, Format, Target};
@@ -10,7 +11,7 @@ use crate::diagnostic::{Problem, Span, nearest};
 const WORDS: [&str; 3] = ["from", "format", "to"];
 
 /// Reads every entry of `outputs`.
-pub(super) fn read(root: &Node, index: &Index<'_>, problems: &mut Vec<Problem>) -> Vec<Export> {
+pub(super) fn read(root: &Node, names: &Names, problems: &mut Vec<Problem>) -> Vec<Export> {
     let (mut exports, mut folders): (Vec<Export>, Vec<(String, String)>) = Default::default();
     let Some(node) = root
         .get("outputs")
@@ -75,7 +76,7 @@ pub(super) fn read(root: &Node, index: &Index<'_>, problems: &mut Vec<Problem>) 
             continue;
         };
         let span = body.get("from").map_or(key.span, |n| n.span);
-        let found = find(&from, span, index, problems);
+        let found = find(&from, span, names, problems);
         let artifact = found.as_ref().map(|(_, artifact)| *artifact);
         let format = match body.get("format").map(|n| (n, &n.kind)) {
             None => Format::Files,
@@ -132,44 +133,34 @@ pub(super) fn read(root: &Node, index: &Index<'_>, problems: &mut Vec<Problem>) 
     exports
 }
 
-/// The stage output that `from` names. A stage whose kind is unknown, which has been said, is passed over.
+/// The stage output that `from` names.
 fn find(
     from: &str,
     span: Span,
-    index: &Index<'_>,
+    names: &Names,
     problems: &mut Vec<Problem>,
 ) -> Option<(Target, ArtifactType)> {
-    let (name, output) = from.split_once('.').unwrap_or((from, ""));
-    let Some((stage, contract)) = index.get(name) else {
-        let help = nearest(name, index.keys().copied()).map(|w| format!("did you mean `{w}`?"));
-        problems.push(
-            Problem::at("bad-reference", span, format!("there is no stage `{name}`"))
-                .maybe_help(help),
-        );
-        return None;
+    let problem = |message: String| Problem::at("bad-reference", span, message);
+    let spot = match names.find(0, from) {
+        Ok(Found::One(spot)) => spot,
+        Ok(Found::Many(list)) => {
+            let message = format!("`{from}` is {} outputs; one is written", list.len());
+            let first = list.first().map(|(_, spot)| names.full(spot));
+            problems.push(
+                problem(message).maybe_help(first.map(|f| format!("choose one, such as `{f}`"))),
+            );
+            return None;
+        }
+        Ok(Found::Broken) => return None,
+        Err(miss) => {
+            problems.push(problem(miss.message).maybe_help(miss.help));
+            return None;
+        }
     };
-    let contract = (*contract)?;
-    let Some(found) = contract.output(output) else {
-        let names: Vec<_> = contract
-            .outputs
-            .iter()
-            .map(|o| format!("`{name}.{}`", o.name))
-            .collect();
-        let message = format!(
-            "the stage `{name}` of kind `{}` has no output `{output}`",
-            contract.kind
-        );
-        problems.push(
-            Problem::at("bad-reference", span, message)
-                .help(format!("it has {}", names.join(", "))),
-        );
-        return None;
+    let found = output_of(names, &spot, span, problems)?;
+    let target = Target {
+        stage: spot.stage,
+        output: found.name,
     };
-    Some((
-        Target {
-            stage: *stage,
-            output: found.name,
-        },
-        found.artifact,
-    ))
+    Some((target, found.artifact))
 }

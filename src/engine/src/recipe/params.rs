@@ -1,20 +1,24 @@
 //! `${params.x}`: the value of a parameter. A text that is nothing else takes the parameter's value and type; inside a longer
-//! text it is written out.
+//! text it is written out. `${round}` and `${matrix.x}` are put in where a group is unrolled.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::yaml::{Node, NodeKind};
 use crate::diagnostic::{Problem, Span, nearest};
 
+/// What `${…}` may name, by the full name: `params.lr`, `matrix.size`, `round`.
+pub(super) type Values = BTreeMap<String, Node>;
+
 /// Replaces every `${params.x}` outside of `params`. Returns the places where it could not.
 pub(super) fn substitute(root: &mut Node, problems: &mut Vec<Problem>) -> Vec<Span> {
-    let mut values = BTreeMap::new();
-    let mut used = std::collections::BTreeSet::new();
+    let mut values = Values::new();
+    let mut declared = Vec::new();
     match root.get("params").map(|n| (&n.kind, n)) {
         None | Some((NodeKind::Null, _)) => {}
         Some((NodeKind::Map(pairs), _)) => {
             for (key, value) in pairs {
-                values.insert(key.name.clone(), (key.span, value.clone()));
+                declared.push((format!("params.{}", key.name), key.span));
+                values.insert(format!("params.{}", key.name), value.clone());
             }
         }
         Some((_, node)) => problems.push(super::read::wrong_type(
@@ -23,116 +27,165 @@ pub(super) fn substitute(root: &mut Node, problems: &mut Vec<Problem>) -> Vec<Sp
             node,
         )),
     }
-    let mut failed = Vec::new();
+    let mut filling = Filling {
+        values: &values,
+        later: |name| name == "round" || name.starts_with("matrix."),
+        used: BTreeSet::new(),
+        failed: Vec::new(),
+    };
     let NodeKind::Map(pairs) = &mut root.kind else {
-        return failed;
+        return filling.failed;
     };
     for (key, node) in pairs.iter_mut().filter(|(k, _)| k.name != "params") {
         if key.name != "levain" {
-            walk(node, &values, &mut used, &mut failed, problems);
+            filling.walk(node, problems);
         }
     }
-    for (name, (span, _)) in values.iter().filter(|(name, _)| !used.contains(*name)) {
-        let message = format!("the parameter `{name}` is used nowhere");
+    declared.sort_by(|a, b| a.0.cmp(&b.0));
+    for (name, span) in declared
+        .iter()
+        .filter(|(name, _)| !filling.used.contains(name))
+    {
+        let short = name.trim_start_matches("params.");
+        let message = format!("the parameter `{short}` is used nowhere");
         problems.push(
             Problem::at("unused-parameter", *span, message)
-                .help(format!("use it as \"${{params.{name}}}\", or remove it")),
+                .help(format!("use it as \"${{{name}}}\", or remove it")),
         );
     }
-    failed
+    filling.failed
 }
 
-type Values = BTreeMap<String, (Span, Node)>;
+/// Puts in `${round}` and `${matrix.x}`, in a stage or in a word of a group. Returns the places where it could not.
+pub(super) fn fill(node: &mut Node, values: &Values, problems: &mut Vec<Problem>) -> Vec<Span> {
+    let mut filling = Filling {
+        values,
+        later: |_| false,
+        used: BTreeSet::new(),
+        failed: Vec::new(),
+    };
+    filling.walk(node, problems);
+    filling.failed
+}
 
-fn walk(
-    node: &mut Node,
-    values: &Values,
-    used: &mut std::collections::BTreeSet<String>,
-    failed: &mut Vec<Span>,
-    problems: &mut Vec<Problem>,
-) {
-    match &mut node.kind {
-        NodeKind::List(items) => items
-            .iter_mut()
-            .for_each(|n| walk(n, values, used, failed, problems)),
-        NodeKind::Map(pairs) => pairs
-            .iter_mut()
-            .for_each(|(_, n)| walk(n, values, used, failed, problems)),
-        NodeKind::Text(text) if text.contains("${") => {
-            let text = text.clone();
-            match replace(&text, node, values, used, problems) {
-                Some(kind) => node.kind = kind,
-                None => failed.push(node.span),
-            }
-        }
-        _ => {}
+/// Whether anything is left to be put in.
+pub(super) fn has_marks(node: &Node) -> bool {
+    match &node.kind {
+        NodeKind::List(items) => items.iter().any(has_marks),
+        NodeKind::Map(pairs) => pairs.iter().any(|(_, n)| has_marks(n)),
+        NodeKind::Text(text) => text.contains("${"),
+        _ => false,
     }
 }
 
-fn replace(
-    text: &str,
-    node: &Node,
-    values: &Values,
-    used: &mut std::collections::BTreeSet<String>,
-    problems: &mut Vec<Problem>,
-) -> Option<NodeKind> {
-    let mut out = String::new();
-    let mut rest = text;
-    while let Some(at) = rest.find("${") {
-        out.push_str(&rest[..at]);
-        let Some(end) = rest[at..].find('}') else {
-            problems.push(
-                Problem::at("bad-reference", node.span, "`${` is not closed")
-                    .help("write \"${params.name}\""),
-            );
-            return None;
+struct Filling<'a> {
+    values: &'a Values,
+    /// Names that are known only where a group is unrolled.
+    later: fn(&str) -> bool,
+    used: BTreeSet<String>,
+    failed: Vec<Span>,
+}
+
+impl Filling<'_> {
+    fn walk(&mut self, node: &mut Node, problems: &mut Vec<Problem>) {
+        match &mut node.kind {
+            NodeKind::List(items) => items.iter_mut().for_each(|n| self.walk(n, problems)),
+            NodeKind::Map(pairs) => pairs.iter_mut().for_each(|(_, n)| self.walk(n, problems)),
+            NodeKind::Text(text) if text.contains("${") => {
+                let text = text.clone();
+                match self.replace(&text, node, problems) {
+                    Some(kind) => node.kind = kind,
+                    None => self.failed.push(node.span),
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn replace(
+        &mut self,
+        text: &str,
+        node: &Node,
+        problems: &mut Vec<Problem>,
+    ) -> Option<NodeKind> {
+        let mut out = String::new();
+        let mut rest = text;
+        while let Some(at) = rest.find("${") {
+            out.push_str(&rest[..at]);
+            let Some(end) = rest[at..].find('}') else {
+                problems.push(
+                    Problem::at("bad-reference", node.span, "`${` is not closed")
+                        .help("write \"${params.name}\""),
+                );
+                return None;
+            };
+            let name = rest[at + 2..at + end].trim();
+            let whole = at == 0 && at + end + 1 == text.len();
+            if (self.later)(name) {
+                out.push_str(&rest[at..=at + end]);
+                rest = &rest[at + end + 1..];
+                continue;
+            }
+            rest = &rest[at + end + 1..];
+            let Some(value) = self.values.get(name) else {
+                problems.push(self.unknown(name, node.span));
+                return None;
+            };
+            self.used.insert(name.to_owned());
+            if whole {
+                return Some(value.kind.clone());
+            }
+            match &value.kind {
+                NodeKind::Text(t) => out.push_str(t),
+                NodeKind::Bool(_) | NodeKind::Integer(_) | NodeKind::Number(_) => {
+                    out.push_str(&value.to_value().to_string())
+                }
+                _ => {
+                    let message = format!(
+                        "the parameter `{}` is {}; only a text or a number fits inside a text",
+                        name.trim_start_matches("params."),
+                        value.describe()
+                    );
+                    problems.push(Problem::at("wrong-type", node.span, message));
+                    return None;
+                }
+            }
+        }
+        out.push_str(rest);
+        Some(NodeKind::Text(out))
+    }
+
+    fn unknown(&self, name: &str, span: Span) -> Problem {
+        let of = |prefix: &'static str| {
+            self.values
+                .keys()
+                .filter_map(move |known| known.strip_prefix(prefix))
         };
-        let inner = rest[at + 2..at + end].trim();
-        let whole = at == 0 && at + end + 1 == text.len();
-        rest = &rest[at + end + 1..];
-        let Some(name) = inner.strip_prefix("params.") else {
-            let message = format!("`${{{inner}}}` is not a parameter");
-            problems.push(
-                Problem::at("bad-reference", node.span, message)
-                    .help("only `${params.name}` can be used"),
-            );
-            return None;
-        };
-        let Some((_, value)) = values.get(name) else {
-            let near = nearest(name, values.keys().map(String::as_str));
-            let help = near.map_or_else(
-                || format!("declare it: `params: {{ {name}: … }}`"),
+        let (message, help) = if let Some(own) = name.strip_prefix("params.") {
+            let help = nearest(own, of("params.")).map_or_else(
+                || format!("declare it: `params: {{ {own}: … }}`"),
                 |w| format!("did you mean `{w}`?"),
             );
-            problems.push(
-                Problem::at(
-                    "bad-reference",
-                    node.span,
-                    format!("there is no parameter `{name}`"),
-                )
-                .help(help),
-            );
-            return None;
+            (format!("there is no parameter `{own}`"), help)
+        } else if let Some(axis) = name.strip_prefix("matrix.") {
+            let axes: Vec<&str> = of("matrix.").collect();
+            let help = match nearest(axis, axes.iter().copied()) {
+                Some(word) => format!("did you mean `${{matrix.{word}}}`?"),
+                None if axes.is_empty() => "only stages in a `matrix` have one".to_owned(),
+                None => format!("its axes are {}", axes.join(", ")),
+            };
+            (
+                format!("there is no matrix with an axis `{axis}` here"),
+                help,
+            )
+        } else if name == "round" {
+            let help = "only stages in a `repeat` have one".to_owned();
+            ("there are no rounds here".to_owned(), help)
+        } else {
+            let help =
+                "write `${params.name}`; in a group also `${round}` or `${matrix.axis}`".to_owned();
+            (format!("`${{{name}}}` is not a parameter"), help)
         };
-        used.insert(name.to_owned());
-        if whole {
-            return Some(value.kind.clone());
-        }
-        match &value.kind {
-            NodeKind::Text(t) => out.push_str(t),
-            NodeKind::Bool(_) | NodeKind::Integer(_) | NodeKind::Number(_) => {
-                out.push_str(&value.to_value().to_string())
-            }
-            _ => {
-                let message = format!(
-                    "the parameter `{name}` is {}; only a text or a number fits inside a text",
-                    value.describe()
-                );
-                problems.push(Problem::at("wrong-type", node.span, message));
-                return None;
-            }
-        }
+        Problem::at("bad-reference", span, message).help(help)
     }
-    out.push_str(rest);
-    Some(NodeKind::Text(out))
 }

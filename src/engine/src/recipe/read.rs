@@ -4,9 +4,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use super::names::Names;
+use super::unroll::{Declared, Unroll};
 use super::yaml::{Key, Node, NodeKind};
 use super::{Recipe, Stage, bind, fields, outputs, params, set, yaml};
-use crate::contract::{Contract, Contracts};
+use crate::contract::Contracts;
 use crate::diagnostic::{Problem, Problems, SourceText, Span, nearest};
 
 /// The version of the recipe language.
@@ -160,16 +162,31 @@ fn build(
     let seed = seed(root, problems);
     let device = device(root, problems);
     let threads = top_integer(root, "threads", 1, 4096, problems).map(|t| t as usize);
-    let declared = declare(root, contracts, problems)?;
-    let index: bind::Index<'_> = declared
-        .iter()
-        .enumerate()
-        .map(|(i, d)| (d.key.name.as_str(), (i, d.contract)))
-        .collect();
-    let outputs = outputs::read(root, &index, problems);
-    let stages = read_stages(&declared, &index, seed, problems);
+    let pairs = stage_pairs(root, problems)?;
+    let mut unroll = Unroll::new(contracts, problems);
+    unroll.top(pairs, seed);
+    let Unroll {
+        declared,
+        names,
+        failed,
+        ..
+    } = unroll;
+    let known = problems.len();
+    let outputs = outputs::read(root, &names, problems);
+    let stages = read_stages(&declared, &names, problems);
+    let mut index = 0;
+    problems.retain(|p| {
+        index += 1;
+        index <= known || p.span.is_none_or(|s| !failed.contains(&s))
+    });
     // Indices in bindings count declared stages: they only fit when every stage could be read.
     if stages.len() < declared.len() {
+        return None;
+    }
+    if stages.is_empty() {
+        let help = "the `when` of every stage is false: let at least one be true";
+        let span = root.get("stages").map_or(root.span, |n| n.span);
+        problems.push(Problem::at("empty", span, "nothing is left of the recipe").help(help));
         return None;
     }
     bind::check_cycles(&stages, problems);
@@ -181,6 +198,7 @@ fn build(
         threads,
         stages,
         outputs,
+        names,
         sources: Vec::new(),
     })
 }
@@ -222,20 +240,8 @@ fn check_version(root: &Node, problems: &mut Vec<Problem>) -> Option<()> {
     }
 }
 
-/// A stage before its words are read.
-struct Declared<'a> {
-    key: &'a Key,
-    body: &'a Node,
-    /// None when its kind is unknown, which has been said.
-    contract: Option<&'static Contract>,
-}
-
-/// Every stage with its kind: references need every stage's contract before any stage is read.
-fn declare<'a>(
-    root: &'a Node,
-    contracts: Contracts,
-    problems: &mut Vec<Problem>,
-) -> Option<Vec<Declared<'a>>> {
+/// The stages of the recipe as they are written: references need every stage's contract before any stage is read.
+fn stage_pairs<'a>(root: &'a Node, problems: &mut Vec<Problem>) -> Option<&'a [(Key, Node)]> {
     let Some(node) = root.get("stages") else {
         // A slip in the word itself has been said.
         if matches!(&root.kind, NodeKind::Map(pairs) if pairs.iter().any(|(k, _)| nearest(&k.name, TOP) == Some("stages")))
@@ -247,52 +253,39 @@ fn declare<'a>(
             .push(Problem::at("missing-field", root.span, "the recipe has no stages").help(help));
         return None;
     };
-    let pairs = match &node.kind {
-        NodeKind::Map(pairs) if !pairs.is_empty() => pairs,
+    match &node.kind {
+        NodeKind::Map(pairs) if !pairs.is_empty() => Some(pairs),
         NodeKind::Null | NodeKind::Map(_) => {
             let help =
                 "add at least one, such as `rows: { kind: load_dataset, source: data.jsonl }`";
             problems.push(Problem::at("empty", node.span, "the recipe has no stages").help(help));
-            return None;
+            None
         }
         _ => {
             problems.push(
                 wrong_type("stages", "a mapping from names to stages", node)
                     .help("write each stage as `name: { kind: … }`"),
             );
-            return None;
+            None
         }
-    };
-    let mut declared = Vec::new();
-    for (key, body) in pairs {
-        check_name(key, problems);
-        declared.push(Declared {
-            key,
-            body,
-            contract: fields::kind_of(key, body, contracts, problems),
-        });
     }
-    Some(declared)
 }
 
 fn read_stages(
     declared: &[Declared<'_>],
-    index: &bind::Index<'_>,
-    seed: u64,
+    names: &Names,
     problems: &mut Vec<Problem>,
 ) -> Vec<Stage> {
     let mut stages = Vec::new();
-    for Declared {
-        key,
-        body,
-        contract,
-    } in declared
-    {
-        let Some(contract) = contract else { continue };
-        let read = fields::read(body, key, contract, seed, problems);
-        let inputs = bind::read(body, key, contract, index, problems);
+    for (index, stage) in declared.iter().enumerate() {
+        let Some(contract) = stage.contract else {
+            continue;
+        };
+        let (key, body) = (stage.key, stage.body.as_ref());
+        let read = fields::read(body, key, contract, stage.seed, problems);
+        let inputs = bind::read(body, key, contract, names, stage.scope, problems);
         stages.push(Stage {
-            name: key.name.clone(),
+            name: names.stages[index].0.clone(),
             span: key.span,
             contract,
             params: read.params,
@@ -304,7 +297,7 @@ fn read_stages(
     stages
 }
 
-fn check_name(key: &Key, problems: &mut Vec<Problem>) {
+pub(super) fn check_name(key: &Key, problems: &mut Vec<Problem>) {
     let mut chars = key.name.chars();
     let fine = chars
         .next()

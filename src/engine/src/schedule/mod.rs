@@ -271,7 +271,7 @@ fn wanted(session: &Session, targets: &[String]) -> Result<Vec<bool>> {
 }
 
 fn find(session: &Session, name: &str) -> Result<usize> {
-    let Some(index) = session.plan.find(name) else {
+    let Some((index, _)) = session.find(name).filter(|(_, output)| output.is_empty()) else {
         let near =
             crate::diagnostic::nearest(name, session.plan.nodes.iter().map(|n| n.name.as_str()));
         bail!(
