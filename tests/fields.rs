@@ -114,7 +114,6 @@ const ROWS: &[Row] = &[
     ),
     row("sft", "loss_on", ["completions", "all"]),
     row("sft", "micro_batch", ["4", "1"]),
-    row("sft", "checkpointing", ["false", "true"]),
     row("sft", "snapshot_seconds", ["60", "1"]),
     row("evaluate", "samples", ["0", "2"]),
     with(

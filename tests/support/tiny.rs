@@ -9,19 +9,19 @@ pub fn model(kitchen: &Kitchen, name: &str) {
     let golden = checkout().join("tests/golden/data/formats");
     let folder = kitchen.path().join(name);
     fs::create_dir_all(&folder).unwrap();
+    // Not `fs::copy`: the golden file's mode is no matter of the test's.
+    let copy = |from: String, to: &str| {
+        fs::write(folder.join(to), fs::read(golden.join(from)).unwrap()).unwrap();
+    };
     for file in [
         "config.json",
         "tokenizer.json",
         "tokenizer_config.json",
         "chat_template.jinja",
     ] {
-        fs::copy(golden.join("tiny").join(file), folder.join(file)).unwrap();
+        copy("tiny/".to_owned() + file, file);
     }
-    fs::copy(
-        golden.join("tiny.safetensors"),
-        folder.join("model.safetensors"),
-    )
-    .unwrap();
+    copy("tiny.safetensors".to_owned(), "model.safetensors");
 }
 
 /// A conversation on each line; every third one has two turns, and lengths differ.

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::words::{
     FRACTION, LOSS_ON, MAX_LENGTH, MICRO_BATCH, NOT_NEGATIVE, POSITIVE, TOKENIZE_FIELDS,
-    TRUNCATION, count, execution, field, numeric,
+    TRUNCATION, count, execution, field,
 };
 
 /// The parameters.
@@ -48,8 +48,6 @@ pub struct Sft {
     pub loss_on: String,
     /// Rows at once.
     pub micro_batch: usize,
-    /// Recompute activations in the backward pass.
-    pub checkpointing: bool,
     /// Seconds between snapshots.
     pub snapshot_seconds: u64,
 }
@@ -118,12 +116,6 @@ A killed or stopped training goes on from its last snapshot, and ends with the s
         TRUNCATION,
         LOSS_ON,
         MICRO_BATCH,
-        numeric(
-            "checkpointing",
-            FieldType::Bool,
-            Need::Default(Literal::Bool(false)),
-            "Recompute activations in the backward pass: about a third slower, much less memory.",
-        ),
         execution(
             "snapshot_seconds",
             FieldType::Integer { min: 1, max: 1 << 30 },

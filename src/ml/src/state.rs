@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 use tch::no_grad;
 
-const VERSION: u32 = 1;
+/// The version of a snapshot's files.
+pub const VERSION: u32 = 1;
 const WEIGHTS: &str = "weights.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const CURSOR: &str = "state.json";

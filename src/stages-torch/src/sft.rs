@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::model::{Loaded, load};
-use crate::snapshot::Snapshots;
+use crate::snapshot::{Circumstances, Snapshots};
 
 /// What the metrics artifact says of a step; no times, so that equal trainings give equal bytes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -54,6 +54,7 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         job.snapshots
             .as_deref()
             .context("a training has a place for snapshots")?,
+        circumstances(job, &params)?,
     );
     let resume = snapshots.newest(&mut |why| cx.note(Level::Warning, why));
     let mut rows: Vec<StepRow> = match &resume {
@@ -123,6 +124,21 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     };
     ml::torch::release_memory();
     Ok([("model".to_owned(), model), ("metrics".to_owned(), metrics)].into())
+}
+
+/// A last bit depends on these, and on nothing else that is not in the record.
+fn circumstances(job: &Job, params: &Sft) -> Result<Circumstances> {
+    let mut found: Circumstances = match serde_json::to_value(ml::place::numerics())? {
+        serde_json::Value::Object(map) => map
+            .into_iter()
+            .map(|(name, value)| (name, value.to_string().trim_matches('"').to_owned()))
+            .collect(),
+        _ => Circumstances::new(),
+    };
+    found.insert("device".to_owned(), job.device.clone());
+    found.insert("micro_batch".to_owned(), params.micro_batch.to_string());
+    found.insert("format".to_owned(), ml::state::VERSION.to_string());
+    Ok(found)
 }
 
 fn is_adapter(name: &str) -> bool {

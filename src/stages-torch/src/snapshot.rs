@@ -1,33 +1,48 @@
 //! Snapshots of a long stage: folders `step-N`, complete once they have their final name; the newest wins. Each lists the digests of
-//! its files: what goes on from other bytes than were written would end with a wrong result under a right key.
+//! its files, and what equal bytes depend on besides the inputs: what goes on from other bytes than were written would end with a
+//! wrong result under a right key, and what goes on with another number of threads with bytes that no run makes twice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use engine::digest::Digest;
+use serde::{Deserialize, Serialize};
 
-/// File name to digest, of all other files in a snapshot.
-const DIGESTS: &str = "digests.json";
+/// The file that certifies a snapshot.
+const CERTIFICATE: &str = "certificate.json";
+
+/// What is written into [`CERTIFICATE`].
+#[derive(Serialize, Deserialize)]
+struct Certificate {
+    /// File name to digest, of all other files.
+    files: BTreeMap<String, Digest>,
+    made_with: Circumstances,
+}
+
+/// What equal bytes depend on besides the inputs, by name: threads, device, `micro_batch`.
+pub(crate) type Circumstances = BTreeMap<String, String>;
 
 /// The snapshots of one computation.
 pub(crate) struct Snapshots {
     folder: PathBuf,
+    made_with: Circumstances,
     /// Written, and not yet known to be whole.
     pending: Option<(PathBuf, PathBuf)>,
 }
 
 impl Snapshots {
-    pub(crate) fn new(folder: &Path) -> Self {
+    pub(crate) fn new(folder: &Path, made_with: Circumstances) -> Self {
         Self {
             folder: folder.to_owned(),
+            made_with,
             pending: None,
         }
     }
 
-    /// The newest complete snapshot. One that is damaged is removed, and `damaged` is told why.
-    pub(crate) fn newest(&self, damaged: &mut dyn FnMut(&str)) -> Option<PathBuf> {
+    /// The newest complete snapshot. One that can't be gone on from is removed, and `refused` is told why.
+    pub(crate) fn newest(&self, refused: &mut dyn FnMut(&str)) -> Option<PathBuf> {
         let mut found: Vec<(String, PathBuf)> = fs::read_dir(&self.folder)
             .ok()?
             .flatten()
@@ -36,13 +51,19 @@ impl Snapshots {
             .collect();
         found.sort();
         while let Some((name, path)) = found.pop() {
-            let Err(error) = whole(&path) else {
-                return Some(path);
-            };
             let step = name["step-".len()..].trim_start_matches('0');
-            damaged(&format!(
-                "the snapshot after step {step} is damaged and is not used: {error:#}"
-            ));
+            match whole(&path) {
+                Ok(made_with) if made_with == self.made_with => return Some(path),
+                Ok(made_with) => {
+                    let other = difference(&made_with, &self.made_with);
+                    refused(&format!(
+                        "the snapshot after step {step} is not used: it was made with {other}"
+                    ));
+                }
+                Err(error) => refused(&format!(
+                    "the snapshot after step {step} is damaged and is not used: {error:#}"
+                )),
+            }
             let _ = fs::remove_dir_all(&path);
         }
         None
@@ -65,19 +86,23 @@ impl Snapshots {
         let Some((private, name)) = self.pending.take() else {
             return Ok(());
         };
-        let mut digests = BTreeMap::new();
+        let mut files = BTreeMap::new();
         for entry in
             fs::read_dir(&private).with_context(|| format!("{} is not there", private.display()))?
         {
             let entry = entry?;
             fs::File::open(entry.path())?.sync_all()?;
             let (digest, _) = Digest::of_file(&entry.path())?;
-            digests.insert(entry.file_name().to_string_lossy().into_owned(), digest);
+            files.insert(entry.file_name().to_string_lossy().into_owned(), digest);
         }
-        let list = private.join(DIGESTS);
-        fs::write(&list, serde_json::to_vec(&digests)?)
-            .and_then(|()| fs::File::open(&list)?.sync_all())
-            .with_context(|| format!("{} can't be written", list.display()))?;
+        let certificate = Certificate {
+            files,
+            made_with: self.made_with.clone(),
+        };
+        let path = private.join(CERTIFICATE);
+        fs::write(&path, serde_json::to_vec(&certificate)?)
+            .and_then(|()| fs::File::open(&path)?.sync_all())
+            .with_context(|| format!("{} can't be written", path.display()))?;
         let older: Vec<PathBuf> = fs::read_dir(&self.folder)?
             .flatten()
             .map(|e| e.path())
@@ -93,14 +118,18 @@ impl Snapshots {
     }
 }
 
-/// Whether every file of a snapshot is there as it was written.
-fn whole(folder: &Path) -> Result<()> {
-    let list = fs::read(folder.join(DIGESTS))
-        .with_context(|| format!("{} has no {DIGESTS}", folder.display()))?;
-    let digests: BTreeMap<String, Digest> =
-        serde_json::from_slice(&list).with_context(|| format!("{}/{DIGESTS}", folder.display()))?;
-    ensure!(!digests.is_empty(), "{} lists no files", folder.display());
-    for (name, wanted) in digests {
+/// What a snapshot was made with, when every file of it is there as it was written.
+fn whole(folder: &Path) -> Result<Circumstances> {
+    let text = fs::read(folder.join(CERTIFICATE))
+        .with_context(|| format!("{} has no {CERTIFICATE}", folder.display()))?;
+    let certificate: Certificate = serde_json::from_slice(&text)
+        .with_context(|| format!("{}/{CERTIFICATE}", folder.display()))?;
+    ensure!(
+        !certificate.files.is_empty(),
+        "{} lists no files",
+        folder.display()
+    );
+    for (name, wanted) in certificate.files {
         let path = folder.join(name);
         let (found, _) =
             Digest::of_file(&path).with_context(|| format!("{} can't be read", path.display()))?;
@@ -110,7 +139,25 @@ fn whole(folder: &Path) -> Result<()> {
             path.display()
         );
     }
-    Ok(())
+    Ok(certificate.made_with)
+}
+
+/// `threads 1 instead of 2`, for everything that differs.
+fn difference(before: &Circumstances, now: &Circumstances) -> String {
+    let names: BTreeSet<&String> = before.keys().chain(now.keys()).collect();
+    let word =
+        |made: &Circumstances, name: &String| made.get(name).map_or("none", |v| v).to_owned();
+    let all = names
+        .into_iter()
+        .filter(|name| before.get(*name) != now.get(*name))
+        .map(|name| {
+            format!(
+                "{name} {} instead of {}",
+                word(before, name),
+                word(now, name)
+            )
+        });
+    all.collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -123,6 +170,10 @@ mod tests {
         (found, damaged)
     }
 
+    fn with_threads(folder: &Path, threads: usize) -> Snapshots {
+        Snapshots::new(folder, [("threads".to_owned(), threads.to_string())].into())
+    }
+
     fn write(snapshots: &mut Snapshots, step: usize) {
         let folder = snapshots.begin(step);
         fs::create_dir(&folder).unwrap();
@@ -132,7 +183,7 @@ mod tests {
     #[test]
     fn only_a_finished_snapshot_counts_and_the_newest_stays() {
         let folder = tempfile::tempdir().unwrap();
-        let mut snapshots = Snapshots::new(folder.path());
+        let mut snapshots = with_threads(folder.path(), 2);
         write(&mut snapshots, 9);
         assert_eq!(newest(&snapshots), (None, vec![]));
         snapshots.finish().unwrap();
@@ -150,6 +201,19 @@ mod tests {
     }
 
     #[test]
+    fn a_snapshot_of_other_circumstances_is_told_and_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut snapshots = with_threads(folder.path(), 1);
+        write(&mut snapshots, 90);
+        snapshots.finish().unwrap();
+        let said =
+            "the snapshot after step 90 is not used: it was made with threads 1 instead of 2";
+        let other = with_threads(folder.path(), 2);
+        assert_eq!(newest(&other), (None, vec![said.to_owned()]));
+        assert_eq!(newest(&snapshots), (None, vec![]));
+    }
+
+    #[test]
     fn a_damaged_snapshot_is_told_and_removed() {
         type Damage = fn(&Path);
         let damages: [(&str, Damage); 4] = [
@@ -159,16 +223,16 @@ mod tests {
             ("can't be read", |f| {
                 fs::remove_file(f.join("state")).unwrap()
             }),
-            ("has no digests.json", |f| {
-                fs::remove_file(f.join(DIGESTS)).unwrap()
+            ("has no certificate.json", |f| {
+                fs::remove_file(f.join(CERTIFICATE)).unwrap()
             }),
             ("lists no files", |f| {
-                fs::write(f.join(DIGESTS), "{}").unwrap()
+                fs::write(f.join(CERTIFICATE), r#"{"files": {}, "made_with": {}}"#).unwrap()
             }),
         ];
         for (words, damage) in damages {
             let folder = tempfile::tempdir().unwrap();
-            let mut snapshots = Snapshots::new(folder.path());
+            let mut snapshots = with_threads(folder.path(), 2);
             write(&mut snapshots, 90);
             snapshots.finish().unwrap();
             damage(&folder.path().join("step-0000000090"));
