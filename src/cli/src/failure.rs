@@ -13,7 +13,7 @@ pub(crate) enum Status {
     Done = 0,
     /// A stage failed.
     Failed = 1,
-    /// The command line or the recipe has a mistake.
+    /// The command line, the recipe or the first rows of its data have a mistake.
     Mistake = 2,
     /// A stage waits for a person.
     Waiting = 3,

@@ -18,7 +18,7 @@ pub(crate) const AFTER_HELP: &str = "\
 Exit codes:
   0    all is well
   1    a stage failed, or `doctor` or `cache verify` found something wrong
-  2    the command line or the recipe has a mistake
+  2    the command line, the recipe or the first rows of its data have a mistake
   3    a stage waits for a person
   4    the cache, the disk, the network or the worker failed
   130  interrupted: running stages wrote a snapshot first

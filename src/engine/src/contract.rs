@@ -29,6 +29,8 @@ pub struct Contract {
     pub outputs: &'static [Output],
     /// Work with a key of its own, done before the stage and shared by all that need the same.
     pub preparations: &'static [Preparation],
+    /// The port whose rows the outputs are, in the same layout.
+    pub layout_of: Option<&'static str>,
     /// What no single field can say: (field, message) for every combination that makes no sense.
     pub check: Check,
     /// Peak memory in bytes from the parameters and the summaries of the inputs, when it can be told.

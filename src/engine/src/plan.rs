@@ -1,6 +1,7 @@
 //! The plan: stages and their preparations as a graph, each with its verdict.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use petgraph::algo::toposort;
 use petgraph::graph::{DiGraph, NodeIndex};
@@ -89,9 +90,9 @@ pub struct Standing {
     /// The verdict.
     pub verdict: Verdict,
     /// The record, when every input is known.
-    pub record: Option<Record>,
+    pub record: Option<Arc<Record>>,
     /// What the cache has.
-    pub entry: Option<Entry>,
+    pub entry: Option<Arc<Entry>>,
     /// Why it has to run, or may have to.
     pub reason: String,
 }
@@ -189,7 +190,7 @@ impl Plan {
         forced: bool,
         found: &[Option<Standing>],
     ) -> Standing {
-        let entries = |node: usize| found[node].as_ref().and_then(|s| s.entry.as_ref());
+        let entries = |node: usize| found[node].as_ref().and_then(|s| s.entry.as_deref());
         let (verdict, record, entry, reason) = match self.record(index, sources, &entries) {
             Ok(record) => match Some(record.key()).filter(|_| !forced) {
                 None => (Verdict::WillRun, Some(record), None, "forced".to_owned()),
@@ -211,8 +212,8 @@ impl Plan {
         };
         Standing {
             verdict,
-            record,
-            entry,
+            record: record.map(Arc::new),
+            entry: entry.map(Arc::new),
             reason,
         }
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 
@@ -141,7 +142,7 @@ impl Session {
     }
 
     /// The entry of a node that is done.
-    pub fn entry(&self, node: usize) -> Result<Entry> {
+    pub fn entry(&self, node: usize) -> Result<Arc<Entry>> {
         let standing = self.standings().swap_remove(node);
         let name = &self.plan.nodes[node].name;
         standing.entry.with_context(|| {

@@ -80,6 +80,7 @@ every model from their prompt (what comes before the last answer), and the answe
         fields: &TOKENIZE_FIELDS,
         replaces: &[],
     }],
+    layout_of: None,
     check: no_check,
     memory: None,
 };

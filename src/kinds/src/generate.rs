@@ -75,6 +75,7 @@ beside it. A completion ends at an end-of-turn token or after `max_new_tokens`."
         doc: "Prompts with their completions; several completions of a prompt follow each other.",
     }],
     preparations: &[],
+    layout_of: None,
     check: no_check,
     memory: None,
 };

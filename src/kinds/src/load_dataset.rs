@@ -83,6 +83,7 @@ their number is said. Rows are streamed: a file may be larger than memory.",
     ports: &[],
     outputs: &[Output { name: "rows", artifact: ArtifactType::Dataset, keeps_tokenizer_of: None, doc: "The rows." }],
     preparations: &[],
+    layout_of: None,
     check: no_check,
     memory: None,
 };

@@ -52,6 +52,7 @@ tensors become numbers of `dtype` when a stage loads the model.",
     ports: &[],
     outputs: &[Output { name: "model", artifact: ArtifactType::Model, keeps_tokenizer_of: None, doc: "The model." }],
     preparations: &[],
+    layout_of: None,
     check: no_check,
     memory: None,
 };

@@ -88,6 +88,7 @@ Source: Hu et al., *LoRA*, arXiv 2106.09685; rsLoRA: Kalajdzievski, arXiv 2312.0
         doc: "The model with its adapter, ready to train.",
     }],
     preparations: &[],
+    layout_of: None,
     check: no_check,
     memory: None,
 };

@@ -48,6 +48,7 @@ without rows is an error; rows that stand on both sides word for word are counte
         Output { name: "test", artifact: ArtifactType::Dataset, keeps_tokenizer_of: None, doc: "The rows held out." },
     ],
     preparations: &[],
+    layout_of: Some("data"),
     check: no_check,
     memory: None,
 };

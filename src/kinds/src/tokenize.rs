@@ -53,6 +53,7 @@ pub const CONTRACT: Contract = Contract {
         doc: "Ids and mask of each row.",
     }],
     preparations: &[],
+    layout_of: None,
     check: no_check,
     memory: None,
 };

@@ -7,6 +7,7 @@ mod split;
 mod tokenize;
 
 use engine::job::Implementation;
+use engine::peek::Peek;
 
 /// Every kind that runs here.
 pub fn implementations() -> &'static [Implementation] {
@@ -32,6 +33,14 @@ pub fn implementations() -> &'static [Implementation] {
             run: tokenize::run,
         },
     ]
+}
+
+/// How the sources of a kind are looked at before it runs.
+pub fn peeks() -> &'static [Peek] {
+    &[Peek {
+        kind: "load_dataset",
+        look: load_dataset::look,
+    }]
 }
 
 /// The draft of a dataset at `path`: one file, `rows.arrow`, with its summary.

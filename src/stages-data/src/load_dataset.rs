@@ -1,16 +1,50 @@
 //! `load_dataset`: files → rows in Arrow.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use data::Format;
-use data::read::{ReadOptions, read_into};
+use data::read::{ReadOptions, read_files, read_into};
 use engine::event::{Level, What};
-use engine::job::{Drafts, Job, Reporter};
+use engine::job::{Drafts, Job, Reporter, SourceFile};
+use engine::peek::Seen;
 use kinds::load_dataset::LoadDataset;
+use serde_json::{Map, Value};
 
-pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
-    let params: LoadDataset = job.params()?;
+/// Rows that are looked at before a run: as many as decide the format.
+const FIRST_ROWS: u64 = 32;
+
+/// The layout that the first rows have.
+pub(crate) fn look(
+    params: &Map<String, Value>,
+    sources: &BTreeMap<String, Vec<SourceFile>>,
+) -> Result<Seen> {
+    let params: LoadDataset = serde_json::from_value(Value::Object(params.clone()))?;
+    let mut options = options(params)?;
+    options.limit = Some(options.limit.unwrap_or(FIRST_ROWS).min(FIRST_ROWS));
+    let files = paths(sources.get("source").context("no source")?);
+    let report = read_files(&files, &options, &mut |_| Ok(()), &mut |_| {})?;
+    let (format, layout) = (report.format.name(), report.layout.name());
+    Ok(Seen {
+        layout: layout.to_owned(),
+        words: if format == layout {
+            layout.to_owned()
+        } else {
+            format!("{format}, kept as {layout}")
+        },
+    })
+}
+
+fn paths(files: &[SourceFile]) -> Vec<(String, PathBuf)> {
+    files
+        .iter()
+        .map(|f| (f.name.clone(), f.path.clone()))
+        .collect()
+}
+
+fn options(params: LoadDataset) -> Result<ReadOptions> {
     let format = match params.format.as_str() {
         "auto" => Format::Auto,
         "text" => Format::Text,
@@ -26,17 +60,17 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
             .with_context(|| format!("what replaces `{from}` is not a text"))?;
         replace.push((from.clone(), to.to_owned()));
     }
-    let options = ReadOptions {
+    Ok(ReadOptions {
         format,
         columns: params.columns,
         replace,
         limit: params.limit.map(|l| l as u64),
-    };
-    let files: Vec<_> = job
-        .source("source")?
-        .iter()
-        .map(|f| (f.name.clone(), f.path.clone()))
-        .collect();
+    })
+}
+
+pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
+    let options = options(job.params()?)?;
+    let files = paths(job.source("source")?);
     let path = job.out.join("rows.arrow");
     let start = Instant::now();
     let (report, summary) = read_into(&files, &options, &path, &mut |p| {

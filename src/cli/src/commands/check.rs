@@ -23,27 +23,32 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     let session = match context.open(&args.recipe) {
         Ok(session) => session,
-        Err(error) => {
-            let Some(problems) = error
-                .downcast_ref::<engine::diagnostic::Problems>()
-                .filter(|_| args.json)
-            else {
-                return Err(error);
-            };
-            context.print_json(&problems.to_json())?;
-            return Ok(status_of(&error));
-        }
+        Err(error) => return mistakes(error, args, context),
+    };
+    let seen = match engine::peek::look(&session, &session.standings(), stages_data::peeks()) {
+        Ok(seen) => seen,
+        Err(error) => return mistakes(error, args, context),
     };
     let missing = session.missing();
     let stages = session.recipe.stages.len();
     let preparations = session.plan.nodes.len() - stages;
     if args.json {
+        let layouts: serde_json::Map<String, serde_json::Value> = session
+            .plan
+            .nodes
+            .iter()
+            .zip(&seen)
+            .filter_map(|(node, seen)| {
+                Some((node.name.clone(), seen.as_ref()?.layout.clone().into()))
+            })
+            .collect();
         context.print_json(&json!({
             "problems": [],
             "recipe": session.recipe.name,
             "stages": stages,
             "preparations": preparations,
             "outputs": session.recipe.outputs.len(),
+            "layouts": layouts,
             "fetch": missing,
         }))?;
         return Ok(Status::Done);
@@ -61,6 +66,11 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
         session.recipe.path.display(),
         counts.join(", ")
     );
+    for (node, seen) in session.plan.nodes.iter().zip(&seen) {
+        if let (Some(seen), false) = (seen, node.sources.is_empty()) {
+            text.push_str(&format!("  {}: {}\n", node.name, seen.words));
+        }
+    }
     if !missing.is_empty() {
         let unknown = if missing.len() == 1 {
             "1 source is"
@@ -74,4 +84,14 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     }
     context.print(&text)?;
     Ok(Status::Done)
+}
+
+/// Mistakes as the option asks for them.
+fn mistakes(error: anyhow::Error, args: &Args, context: &Context) -> Result<Status> {
+    let problems = error.downcast_ref::<engine::diagnostic::Problems>();
+    let Some(problems) = problems.filter(|_| args.json) else {
+        return Err(error);
+    };
+    context.print_json(&problems.to_json())?;
+    Ok(status_of(&error))
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use anyhow::Result;
+use engine::diagnostic::Problems;
 use engine::event::Sink;
 use engine::schedule::{self, RunOptions};
 use engine::source::Network;
@@ -77,6 +78,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
         threads: args.threads.map(usize::from),
         keep_going: args.keep_going,
         implementations: stages_data::implementations(),
+        peeks: stages_data::peeks(),
         worker: engine::worker::locate(),
         stop: &STOP,
         network: Network::from_env(),
@@ -100,9 +102,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
             }));
         sinks
     };
-    // The recipe is fine: whatever goes wrong outside of stages is the machine's.
-    let outcome =
-        schedule::run(&mut session, &options, Box::new(sinks)).map_err(Failure::machine)?;
+    let outcome = schedule::run(&mut session, &options, Box::new(sinks)).map_err(blame)?;
     if args.json {
         context.print_json(&summary::to_json(&session, &outcome))?;
     } else {
@@ -112,6 +112,14 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     // The program ends here: taking a thousand stages apart piece by piece takes a tenth of the time that planning them did.
     std::mem::forget((session, outcome));
     Ok(status)
+}
+
+/// The recipe is fine: whatever goes wrong outside of stages is the machine's, but for what its data turned out to be.
+fn blame(error: anyhow::Error) -> anyhow::Error {
+    match error.downcast_ref::<Problems>() {
+        Some(problems) if engine::peek::found_all(problems) => error,
+        _ => Failure::machine(error),
+    }
 }
 
 fn prepare_sources(

@@ -46,7 +46,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
             "reason": why.reason,
             "changes": changes,
             "key": standing.record.as_ref().map(|r| r.key()),
-            "record": standing.record.as_ref().filter(|_| args.record),
+            "record": standing.record.as_deref().filter(|_| args.record),
         }))?;
         return Ok(Status::Done);
     }

@@ -7,7 +7,6 @@ mod store;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 pub use lease::{Lease, Taken};
 pub use publish::{Provenance, Published};
@@ -28,6 +27,11 @@ pub struct Entry {
     pub reaches: Vec<(Digest, u64)>,
     /// The tokenizer of each output that is a model, so that plans need not read manifests.
     pub tokenizers: BTreeMap<String, Digest>,
-    /// Where and how it was made.
-    pub provenance: BTreeMap<String, Value>,
+    /// Where and how it was made. Left out where an entry is read, since plans read thousands; [`Cache::provenance`] reads it.
+    #[serde(default, deserialize_with = "passed_over")]
+    pub provenance: Provenance,
+}
+
+fn passed_over<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Provenance, D::Error> {
+    serde::de::IgnoredAny::deserialize(deserializer).map(|_| Provenance::new())
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 
-use super::Entry;
+use super::{Entry, Provenance};
 use crate::artifact::{ArtifactView, Manifest};
 use crate::digest::Digest;
 
@@ -244,6 +244,17 @@ impl Cache {
             self.root.join("quarantine").join(format!("entry-{key}")),
         );
         None
+    }
+
+    /// Where and how what is stored under `key` was made.
+    pub fn provenance(&self, key: Digest) -> Option<Provenance> {
+        #[derive(serde::Deserialize)]
+        struct Part {
+            provenance: Provenance,
+        }
+        let bytes = fs::read(self.entry_path(key)).ok()?;
+        let part: Part = serde_json::from_slice(&bytes).ok()?;
+        Some(part.provenance)
     }
 
     /// A hit: the entry and every blob that it reaches. Anything less is a miss.

@@ -12,8 +12,8 @@ mod scheduler;
 pub mod state;
 
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -23,8 +23,8 @@ use crate::contract::Pool;
 use crate::event::{Sink, What};
 use crate::job::Implementation;
 use crate::lock::{RunLock, StageLock};
+use crate::peek::Peek;
 use crate::plan::Verdict;
-use crate::record::Record;
 use crate::session::Session;
 use crate::source::Network;
 use crate::worker::Worker;
@@ -47,6 +47,8 @@ pub struct RunOptions<'a> {
     pub keep_going: bool,
     /// How the kinds run that run inside this process.
     pub implementations: &'static [Implementation],
+    /// How their sources are looked at beforehand.
+    pub peeks: &'static [Peek],
     /// Where the worker is.
     pub worker: PathBuf,
     /// Set to stop: running stages write a snapshot first.
@@ -138,6 +140,10 @@ pub fn run(
     let standings = session
         .plan
         .standings(&session.cache, &session.sources, &|i| force.contains(&i));
+    // What a look at the first rows shows to be wrong stops the run before any work. Where all is cached it was right.
+    if (0..standings.len()).any(|i| wanted[i] && standings[i].verdict != Verdict::Cached) {
+        crate::peek::look(session, &standings, options.peeks).inspect_err(|_| forget(&folder))?;
+    }
     let planned = session
         .plan
         .order
@@ -160,12 +166,8 @@ pub fn run(
     };
     let worker = match (0..standings.len()).any(tensors) {
         true => Some(
-            Worker::start(&options.worker, &session.contracts.versions(Pool::Torch)).inspect_err(
-                |_| {
-                    // Nothing happened: there is no run to speak of.
-                    folder.iter().for_each(|f| drop(std::fs::remove_dir_all(f)));
-                },
-            )?,
+            Worker::start(&options.worker, &session.contracts.versions(Pool::Torch))
+                .inspect_err(|_| forget(&folder))?,
         ),
         false => None,
     };
@@ -203,7 +205,7 @@ pub fn run(
         };
         let entry = StageLock {
             kind: node.contract.kind.to_owned(),
-            key: records[index].as_ref().map(Record::key),
+            key: records[index].as_ref().map(|r| r.key()),
             verdict: standings[index].verdict,
             outcome: outcome.to_owned(),
             outputs: entries[index]
@@ -249,6 +251,11 @@ pub fn run(
         },
     );
     Ok(outcome)
+}
+
+/// Nothing happened: there is no run to speak of.
+fn forget(folder: &Option<PathBuf>) {
+    folder.iter().for_each(|f| drop(std::fs::remove_dir_all(f)));
 }
 
 /// Which nodes a run is about: the targets and what they need.
@@ -309,7 +316,7 @@ fn run_folder(session: &Session) -> Option<PathBuf> {
 
 fn restore_outputs(
     session: &Session,
-    entries: &[Option<Entry>],
+    entries: &[Option<Arc<Entry>>],
     failures: &mut Vec<(String, String)>,
 ) -> Vec<Exported> {
     let mut exports = Vec::new();

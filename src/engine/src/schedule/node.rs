@@ -28,7 +28,7 @@ pub(super) struct Work<'a> {
     pub options: &'a RunOptions<'a>,
     pub hub: &'a Hub,
     pub index: usize,
-    pub record: Record,
+    pub record: Arc<Record>,
     pub forced: bool,
     pub inputs: BTreeMap<String, InputDigest>,
     pub worker: Arc<Mutex<Option<Worker>>>,

@@ -27,8 +27,8 @@ pub(super) struct Scheduler<'a> {
     pub(super) standings: Vec<Standing>,
     force: Vec<usize>,
     pub(super) states: States,
-    pub(super) entries: Vec<Option<Entry>>,
-    pub(super) records: Vec<Option<Record>>,
+    pub(super) entries: Vec<Option<Arc<Entry>>>,
+    pub(super) records: Vec<Option<Arc<Record>>>,
     pub(super) hits: Vec<bool>,
     pub(super) failures: Vec<(String, String)>,
     dependents: Vec<Vec<usize>>,
@@ -146,7 +146,7 @@ impl<'a> Scheduler<'a> {
             self.finish_hit(index);
             return;
         }
-        let entries = |node: usize| self.entries[node].as_ref();
+        let entries = |node: usize| self.entries[node].as_deref();
         match self
             .session
             .plan
@@ -159,9 +159,9 @@ impl<'a> Scheduler<'a> {
                 } else {
                     self.session.cache.hit(record.key())
                 };
-                self.records[index] = Some(record);
+                self.records[index] = Some(Arc::new(record));
                 if let Some(entry) = hit {
-                    self.entries[index] = Some(entry);
+                    self.entries[index] = Some(Arc::new(entry));
                     self.finish_hit(index);
                     return;
                 }
@@ -177,7 +177,7 @@ impl<'a> Scheduler<'a> {
 
     fn finish_hit(&mut self, index: usize) {
         self.hits[index] = true;
-        let key = self.records[index].as_ref().map(Record::key);
+        let key = self.records[index].as_ref().map(|r| r.key());
         if let Some(key) = key {
             self.hub.emit(
                 Some(&self.session.plan.nodes[index].name),
@@ -212,7 +212,7 @@ impl<'a> Scheduler<'a> {
                     break;
                 };
                 self.at_work
-                    .extend(self.records[index].as_ref().map(Record::key));
+                    .extend(self.records[index].as_ref().map(|r| r.key()));
                 self.states.set(index, State::Running);
                 *self.running.entry(pool).or_insert(0) += 1;
                 let record = self.records[index]
@@ -242,7 +242,7 @@ impl<'a> Scheduler<'a> {
         let (records, at_work) = (&self.records, &self.at_work);
         let queue = self.queues.get_mut(&pool)?;
         let free = |index: &usize| {
-            let key = records[*index].as_ref().map(Record::key);
+            let key = records[*index].as_ref().map(|r| r.key());
             key.is_none_or(|key| !at_work.contains(&key))
         };
         let place = queue.iter().position(free)?;
@@ -250,7 +250,7 @@ impl<'a> Scheduler<'a> {
     }
 
     fn input_digests(&self, index: usize) -> BTreeMap<String, node::InputDigest> {
-        let entries = |node: usize| self.entries[node].as_ref();
+        let entries = |node: usize| self.entries[node].as_deref();
         let plan = &self.session.plan;
         let digest = |edge: &crate::plan::Edge| {
             plan.digest(edge, &entries)
@@ -274,7 +274,7 @@ impl<'a> Scheduler<'a> {
     fn ended(&mut self, ended: Ended) {
         let index = ended.index;
         let name = self.session.plan.nodes[index].name.clone();
-        if let Some(key) = self.records[index].as_ref().map(Record::key) {
+        if let Some(key) = self.records[index].as_ref().map(|r| r.key()) {
             self.at_work.remove(&key);
         }
         *self
@@ -304,7 +304,7 @@ impl<'a> Scheduler<'a> {
                         },
                     );
                 }
-                self.entries[index] = Some(entry);
+                self.entries[index] = Some(Arc::new(entry));
                 self.done(index);
             }
             Err(error) if error.is::<crate::job::Cancelled>() => {

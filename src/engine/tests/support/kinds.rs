@@ -88,6 +88,7 @@ const fn toy(
         ports,
         outputs,
         preparations: &[],
+        layout_of: None,
         check: no_check,
         memory: None,
     }
@@ -153,6 +154,21 @@ const SCRIBBLE: Contract = toy(
 const JOIN: Contract = toy("join", &[], &[port("parts", Arity::Many)], TEXT);
 /// Small letters: many texts become the same.
 const LOWER: Contract = toy("lower", &[], DATA, TEXT);
+/// Rows as they are, in the same layout.
+const KEEP: Contract = Contract {
+    layout_of: Some("data"),
+    ..toy("keep", &[], DATA, TEXT)
+};
+/// Takes rows of one layout only.
+const SWEET: Contract = toy(
+    "sweet",
+    &[],
+    &[Port {
+        layouts: &["sweet"],
+        ..port("data", Arity::One)
+    }],
+    TEXT,
+);
 /// The first half and the second.
 const HALVES: Contract = toy("halves", &[], DATA, &[output("left"), output("right")]);
 const FAIL: Contract = toy("fail", &[], &[port("data", Arity::Optional)], TEXT);
@@ -291,7 +307,7 @@ pub fn contracts() -> Contracts {
     Contracts {
         kinds: &[
             &SAY, &READ, &SCRIBBLE, &JOIN, &LOWER, &HALVES, &FAIL, &CRASH, &LIE, &SLOW, &ASK,
-            &LONG, &MAKE, &TUNE,
+            &LONG, &MAKE, &TUNE, &KEEP, &SWEET,
         ],
         hidden: &[&CUT],
     }

@@ -200,7 +200,7 @@ fn tokenizer(session: &Session, node: usize, view: &ArtifactView) -> Result<Arti
         return Ok(own.clone());
     }
     let standings = session.standings();
-    let entries = |index: usize| standings[index].entry.as_ref();
+    let entries = |index: usize| standings[index].entry.as_deref();
     for feed in session.plan.nodes[node].inputs.values() {
         let Feed::One(edge) = feed else { continue };
         let Some(digest) = session.plan.digest(edge, &entries) else {
