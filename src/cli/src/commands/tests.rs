@@ -166,7 +166,10 @@ fn a_first_run_and_a_second() {
     let kitchen = Kitchen::new();
     let (status, text) = kitchen.levain("check tour.yaml");
     assert_eq!(status, Status::Done);
-    insta::assert_snapshot!(text, @"OK KITCHEN/tour.yaml: 2 stages, 1 output");
+    insta::assert_snapshot!(text, @r"
+    OK KITCHEN/tour.yaml: 2 stages, 1 output
+      rows: prompt-completion
+    ");
 
     let (_, text) = kitchen.levain("plan tour.yaml");
     insta::assert_snapshot!(text, @r"
@@ -255,6 +258,7 @@ fn show_prints_rows() {
     kitchen.levain("run tour.yaml");
     insta::assert_snapshot!(kitchen.levain("show tour.yaml rows --rows 1").1, @r"
     rows (load_dataset): dataset DIGEST
+    made in TIME
       8 rows of layout prompt-completion
       prompt      Utf8
       completion  Utf8
@@ -302,11 +306,11 @@ fn a_broken_row_fails_its_stage_and_skips_what_follows() {
     let kitchen = Kitchen::new();
     fs::write(
         kitchen.path().join("rows.jsonl"),
-        "{\"text\": \"one\"}\n{\"text\": \"two\"\n",
+        "{\"text\": \"one\"}\n".repeat(50) + "{\"text\": \"two\"\n",
     )
     .unwrap();
     let (status, text) = kitchen.levain("run tour.yaml");
-    assert_eq!(status, Status::Failed);
+    assert_eq!(status, Status::Failed, "{text}");
     assert!(
         text.contains("1 failed, 1 skipped")
             && text.contains("failed: `rows`")
