@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use crate::digest::Digest;
 
@@ -144,7 +143,5 @@ pub fn number_text(value: f64) -> String {
 
 /// The event as one line of `events.jsonl`.
 pub fn to_line(event: &Event) -> String {
-    serde_json::to_value(event)
-        .map(|v: Value| v.to_string())
-        .unwrap_or_default()
+    serde_json::to_string(event).unwrap_or_default()
 }

@@ -115,8 +115,20 @@ impl Cache {
 
     /// Where the blob `digest` is, or would be.
     pub fn object_path(&self, digest: Digest) -> PathBuf {
-        let text = digest.to_string();
-        self.root.join("objects").join(&text[..2]).join(&text[2..])
+        self.below("objects", digest)
+    }
+
+    /// The file of a digest in a folder that is divided by its first two digits. One string: plans ask for thousands.
+    fn below(&self, folder: &str, digest: Digest) -> PathBuf {
+        let hex = digest.hex();
+        let (first, rest) = hex.split_at(2);
+        let root = self.root.as_os_str();
+        let mut path = std::ffi::OsString::with_capacity(root.len() + folder.len() + 68);
+        path.push(root);
+        for part in ["/", folder, "/", first, "/", rest] {
+            path.push(part);
+        }
+        path.into()
     }
 
     /// Whether the blob is there with its size and untouched. A touched blob is hashed: a damaged one is quarantined.
@@ -223,8 +235,7 @@ impl Cache {
     }
 
     fn entry_path(&self, key: Digest) -> PathBuf {
-        let text = key.to_string();
-        self.root.join("entries").join(&text[..2]).join(&text[2..])
+        self.below("entries", key)
     }
 
     /// What is stored under `key`, whether or not its blobs are there.

@@ -221,6 +221,8 @@ fn place(raw: Spanned<Raw>, text: &str, source: usize, problems: &mut Vec<Proble
         ),
         Raw::Map(raw_pairs) => {
             let mut pairs: Vec<(Key, Node)> = Vec::with_capacity(raw_pairs.len());
+            // A stage has few words: they are looked through faster than hashed.
+            let few = raw_pairs.len() <= 16;
             let mut seen = std::collections::HashMap::new();
             for (raw_key, raw_value) in raw_pairs {
                 let key = Key {
@@ -228,7 +230,14 @@ fn place(raw: Spanned<Raw>, text: &str, source: usize, problems: &mut Vec<Proble
                     name: raw_key.value,
                 };
                 let value = place(raw_value, text, source, problems);
-                if let Some(first) = seen.insert(key.name.clone(), key.span) {
+                let first = match few {
+                    true => pairs
+                        .iter()
+                        .find(|(known, _)| known.name == key.name)
+                        .map(|(known, _)| known.span),
+                    false => seen.insert(key.name.clone(), key.span),
+                };
+                if let Some(first) = first {
                     problems.push(
                         Problem::at(
                             "duplicate-key",
