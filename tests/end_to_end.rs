@@ -419,3 +419,54 @@ fn two_runs_at_once_work_on_one_cache() {
     assert_eq!(ran, 3, "the same work was done twice");
     kitchen.say("cache verify").expect(0);
 }
+
+#[test]
+fn a_run_of_one_stage_needs_its_own_sources_only() {
+    let kitchen = Kitchen::new(8);
+    kitchen.write(
+        "two.yaml",
+        "levain: 1\nstages:\n  rows: { kind: load_dataset, source: rows.jsonl }\n  \
+         far: { kind: load_dataset, source: 'pypi:nothing==1#rows.json' }\n",
+    );
+    kitchen.say("run two.yaml --offline").expect(4);
+    kitchen.say("run two.yaml rows --offline").expect(0);
+}
+
+#[test]
+fn an_output_that_cant_be_written_says_why() {
+    let kitchen = Kitchen::new(8);
+    fs::create_dir_all(kitchen.path().join("out")).unwrap();
+    kitchen.write("out/kept", "mine");
+    let said = kitchen.say("run tour.yaml").expect(1);
+    assert!(
+        said.err.contains("outputs.kept") && said.err.contains("out/kept"),
+        "{}",
+        said.err
+    );
+    assert_eq!(
+        fs::read_to_string(kitchen.path().join("out/kept")).unwrap(),
+        "mine"
+    );
+}
+
+#[test]
+fn an_option_is_wrong_where_it_stands_and_takes_a_parameters_place() {
+    let kitchen = Kitchen::new(8);
+    let refused = |option: &str, words: &str| {
+        let said = kitchen
+            .say(&format!("check tour.yaml --set {option}"))
+            .expect(2);
+        assert!(
+            said.err.contains(words) && said.err.contains("--> --set:1:"),
+            "{option}: {}",
+            said.err
+        );
+    };
+    refused("params.part=often", "`test` is");
+    refused("params.part=", "is set to nothing");
+    refused("halves.test=", "is set to nothing");
+    // The only use of the parameter is gone, which is no mistake.
+    kitchen
+        .say("check tour.yaml --set halves.test=0.5")
+        .expect(0);
+}

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use support::checkout;
 
-/// Who may import whom, as DESIGN's map of the house has it. Dependencies of tests are not arrows.
+/// Who may import whom. Dependencies of tests are not arrows.
 const ARROWS: [(&str, &[&str]); 9] = [
     (".", &["cli", "engine", "kinds", "stages-torch"]),
     (

@@ -81,6 +81,12 @@ pub(crate) fn columns(rows: &[Vec<String>], right: &[usize], indent: &str) -> St
 /// when there is more.
 pub(crate) fn wrap(text: &str, width: usize, limit: usize) -> Vec<String> {
     let width = width.max(4);
+    // Texts come from strangers: what a terminal would obey is shown as a mark.
+    let safe = |c: char| match c.is_control() && !c.is_whitespace() {
+        true => char::REPLACEMENT_CHARACTER,
+        false => c,
+    };
+    let text: String = text.chars().map(safe).collect();
     let mut lines = Vec::new();
     for paragraph in text.trim_end().lines() {
         let mut line = String::new();

@@ -299,6 +299,18 @@ impl Plan {
         self.nodes.iter().any(|n| n.contract.pool == Pool::Torch)
     }
 
+    /// Which nodes are some targets or needed by them.
+    pub fn with_needs(&self, targets: Vec<usize>) -> Vec<bool> {
+        let mut wanted = vec![false; self.nodes.len()];
+        let mut queue = targets;
+        while let Some(index) = queue.pop() {
+            if !std::mem::replace(&mut wanted[index], true) {
+                queue.extend(self.needs(index));
+            }
+        }
+        wanted
+    }
+
     /// The node names that `index` needs directly, each once.
     pub fn needs(&self, index: usize) -> Vec<usize> {
         let mut list: Vec<usize> = self.nodes[index]

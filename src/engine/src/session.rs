@@ -31,6 +31,8 @@ pub struct Session {
     pub sources: Sources,
     lock: RecipeLock,
     memo: Memo,
+    /// The nodes that the command is about; all of them unless [`Session::about`] was called.
+    only: Option<Vec<bool>>,
 }
 
 impl Session {
@@ -49,9 +51,20 @@ impl Session {
             sources: Sources::new(),
             lock,
             memo,
+            only: None,
         };
         session.look()?;
         Ok(session)
+    }
+
+    /// From now on only the sources of `targets` and of what they need are missed and fetched.
+    pub fn about(&mut self, targets: &[String]) {
+        let targets: Vec<usize> = targets
+            .iter()
+            .filter_map(|name| self.find(name))
+            .map(|(node, _)| node)
+            .collect();
+        self.only = (!targets.is_empty()).then(|| self.plan.with_needs(targets));
     }
 
     fn look(&mut self) -> Result<()> {
@@ -225,6 +238,7 @@ impl Session {
     fn wanted(&self) -> Vec<(usize, &'static str, SourceSpec)> {
         let nodes = self.plan.nodes.iter().enumerate();
         nodes
+            .filter(|(i, _)| self.only.as_ref().is_none_or(|only| only[*i]))
             .flat_map(|(i, n)| n.sources.iter().map(move |(f, s)| (i, *f, s.clone())))
             .collect()
     }

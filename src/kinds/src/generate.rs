@@ -6,7 +6,7 @@ use engine::contract::{
 };
 use serde::Deserialize;
 
-use crate::words::{FRACTION, MAX_NEW_TOKENS, TEMPERATURE, count, field, numeric};
+use crate::words::{MAX_NEW_TOKENS, TEMPERATURE, count, field, numeric};
 
 /// The parameters.
 #[derive(Clone, Debug, Deserialize)]
@@ -48,7 +48,7 @@ beside it. A completion ends at an end-of-turn token or after `max_new_tokens`."
         MAX_NEW_TOKENS,
         TEMPERATURE,
         field("top_k", count(0), Need::Default(Literal::Integer(0)), "Draw among the so many likeliest tokens only; 0 for all."),
-        field("top_p", FRACTION, Need::Default(Literal::Number(1.0)), "Draw among the likeliest tokens that together have this probability."),
+        field("top_p", FieldType::Number { min: 0.0, max: 1.0, above: true }, Need::Default(Literal::Number(1.0)), "Draw among the likeliest tokens that together have this probability."),
         field("limit", count(1), Need::Optional, "Take only the first so many prompts."),
         field("seed", FieldType::Seed, Need::Optional, "Where sampling starts; the recipe's seed unless given."),
         numeric(

@@ -109,7 +109,7 @@ A killed or stopped training goes on from its last snapshot, and ends with the s
         field("weight_decay", NOT_NEGATIVE, Need::Default(Literal::Number(0.0)), "λ: decoupled weight decay; norms and biases are spared."),
         below_one("beta1", 0.9, "β₁: decay of the mean of gradients."),
         below_one("beta2", 0.999, "β₂: decay of the mean of squared gradients."),
-        field("epsilon", POSITIVE, Need::Default(Literal::Number(1e-8)), "ε."),
+        field("epsilon", FieldType::Number { min: 1e-20, max: 1.0, above: false }, Need::Default(Literal::Number(1e-8)), "ε."),
         field("max_grad_norm", NOT_NEGATIVE, Need::Default(Literal::Number(1.0)), "The gradient is scaled down to this norm; 0 for never."),
         field("seed", FieldType::Seed, Need::Optional, "Where the order of rows and dropout start; the recipe's seed unless given."),
         MAX_LENGTH,

@@ -38,7 +38,7 @@ without rows is an error; rows that stand on both sides word for word are counte
                 FieldType::Number { min: 0.0, max: 0.999_999, above: true },
             ]),
             Need::Default(Literal::Number(0.1)),
-            "How much is held out: a fraction below 1 (rounded to the nearest row, at least one), or a number of rows.",
+            "How much is held out: a fraction below 1 (rounded to the nearest row; neither part may be empty), or a number of rows.",
         ),
         field("seed", FieldType::Seed, Need::Optional, "Where the draw starts; the recipe's seed unless given."),
     ],

@@ -25,7 +25,7 @@ pub(crate) fn talk(talk: &Talk, channel: &mut Channel<'_>) -> Result<()> {
     let mut turn = 0;
     while let Some(words) = channel.next_words() {
         messages.push(Message::new("user", words));
-        let manner = Manner {
+        let mut manner = Manner {
             temperature: number("temperature", 0.7),
             top_k: number("top_k", 0.0) as usize,
             top_p: number("top_p", 0.95),
@@ -34,6 +34,9 @@ pub(crate) fn talk(talk: &Talk, channel: &mut Channel<'_>) -> Result<()> {
             batch: 1,
         };
         let mut tokens = loaded.encoder.encode_chat(&messages)?;
+        // A long answer may not crowd out the question: at most half of the context is kept free for it.
+        let half = room(&loaded.model, 0) / 2;
+        manner.max_new_tokens = manner.max_new_tokens.min(half.max(1));
         let room = room(&loaded.model, manner.max_new_tokens).max(1);
         // What was said first is forgotten first; the newest words always fit in part.
         while tokens.len() > room && messages.len() > 1 {

@@ -54,15 +54,12 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
-    if let Some(device) = args.device.as_deref().filter(|d| !is_device(d)) {
-        return Err(Failure::usage(format_args!(
-            "`{device}` is not a device: write `cpu`, `cuda` or `cuda:0`"
-        )));
-    }
+    device(args, true)?;
     let mut session = context.open(&args.recipe)?;
     for name in args.stages.iter().chain(&args.force) {
         find(&session, name)?;
     }
+    session.about(&args.stages);
     interrupt::watch();
     prepare_sources(&mut session, args, context)?;
     let kinds: HashMap<String, String> = session
@@ -74,7 +71,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     let options = RunOptions {
         targets: args.stages.clone(),
         force: args.force.clone(),
-        device: args.device.clone(),
+        device: device(args, session.recipe.device.is_none())?,
         threads: args.threads.map(usize::from),
         keep_going: args.keep_going,
         implementations: stages_data::implementations(),
@@ -135,6 +132,22 @@ fn prepare_sources(
         )));
     }
     fetch(session, context, args.plain)
+}
+
+/// The option, else the environment's `LEVAIN_DEVICE` where the recipe says nothing.
+fn device(args: &Args, free: bool) -> Result<Option<String>> {
+    let environment = || {
+        std::env::var("LEVAIN_DEVICE")
+            .ok()
+            .filter(|d| free && !d.is_empty())
+    };
+    let device = args.device.clone().or_else(environment);
+    match device.as_deref().filter(|d| !is_device(d)) {
+        Some(wrong) => Err(Failure::usage(format_args!(
+            "`{wrong}` is not a device: write `cpu`, `cuda` or `cuda:0`"
+        ))),
+        None => Ok(device),
+    }
 }
 
 /// The same words as the recipe's `device`.

@@ -9,8 +9,29 @@ use crate::diagnostic::{Problem, Span, nearest};
 /// What `${…}` may name, by the full name: `params.lr`, `matrix.size`, `round`.
 pub(super) type Values = BTreeMap<String, Node>;
 
-/// Replaces every `${params.x}` outside of `params`. Returns the places where it could not.
-pub(super) fn substitute(root: &mut Node, problems: &mut Vec<Problem>) -> Vec<Span> {
+/// The names in every `${…}`. Asked before options are applied: one that takes a parameter's place makes it no mistake.
+pub(super) fn named(node: &Node, found: &mut BTreeSet<String>) {
+    match &node.kind {
+        NodeKind::List(items) => items.iter().for_each(|n| named(n, found)),
+        NodeKind::Map(pairs) => pairs.iter().for_each(|(_, n)| named(n, found)),
+        NodeKind::Text(text) => {
+            let names = text
+                .split("${")
+                .skip(1)
+                .filter_map(|rest| rest.split_once('}'));
+            found.extend(names.map(|(name, _)| name.trim().to_owned()));
+        }
+        _ => {}
+    }
+}
+
+/// Replaces every `${params.x}` outside of `params`; those in `before` were used before options were applied. Returns the
+/// places where it could not.
+pub(super) fn substitute(
+    root: &mut Node,
+    before: &BTreeSet<String>,
+    problems: &mut Vec<Problem>,
+) -> Vec<Span> {
     let mut values = Values::new();
     let mut declared = Vec::new();
     match root.get("params").map(|n| (&n.kind, n)) {
@@ -44,7 +65,7 @@ pub(super) fn substitute(root: &mut Node, problems: &mut Vec<Problem>) -> Vec<Sp
     declared.sort_by(|a, b| a.0.cmp(&b.0));
     for (name, span) in declared
         .iter()
-        .filter(|(name, _)| !filling.used.contains(name))
+        .filter(|(name, _)| !filling.used.contains(name) && !before.contains(name))
     {
         let short = name.trim_start_matches("params.");
         let message = format!("the parameter `{short}` is used nowhere");
@@ -94,7 +115,10 @@ impl Filling<'_> {
             NodeKind::Text(text) if text.contains("${") => {
                 let text = text.clone();
                 match self.replace(&text, node, problems) {
-                    Some(kind) => node.kind = kind,
+                    Some((kind, span)) => {
+                        node.kind = kind;
+                        node.span = span;
+                    }
                     None => self.failed.push(node.span),
                 }
             }
@@ -107,7 +131,9 @@ impl Filling<'_> {
         text: &str,
         node: &Node,
         problems: &mut Vec<Problem>,
-    ) -> Option<NodeKind> {
+    ) -> Option<(NodeKind, Span)> {
+        // What an option gave is wrong in the option, not where the recipe uses it.
+        let mut place = node.span;
         let mut out = String::new();
         let mut rest = text;
         while let Some(at) = rest.find("${") {
@@ -132,8 +158,11 @@ impl Filling<'_> {
                 return None;
             };
             self.used.insert(name.to_owned());
+            if value.span.source != 0 {
+                place = value.span;
+            }
             if whole {
-                return Some(value.kind.clone());
+                return Some((value.kind.clone(), place));
             }
             match &value.kind {
                 NodeKind::Text(t) => out.push_str(t),
@@ -152,7 +181,7 @@ impl Filling<'_> {
             }
         }
         out.push_str(rest);
-        Some(NodeKind::Text(out))
+        Some((NodeKind::Text(out), place))
     }
 
     fn unknown(&self, name: &str, span: Span) -> Problem {

@@ -1,5 +1,6 @@
 //! The way from text to a checked recipe; all independent mistakes are found in one pass.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -122,10 +123,14 @@ fn check_sources(
         return None;
     }
     check_version(&root, problems)?;
+    let mut before = BTreeSet::new();
+    if sources.len() > 1 {
+        params::named(&root, &mut before);
+    }
     for (index, option) in sources.iter().enumerate().skip(1) {
         set::apply(&mut root, &option.text, index, &TOP, problems);
     }
-    let failed = params::substitute(&mut root, problems);
+    let failed = params::substitute(&mut root, &before, problems);
     let known = problems.len();
     let recipe = build(path, &root, contracts, problems);
     // Where a parameter could not be put in its place, what the place lacks is no mistake of its own.
@@ -159,6 +164,11 @@ fn build(
         .file_stem()
         .map_or_else(|| "recipe".to_owned(), |s| s.to_string_lossy().into_owned());
     let name = top_text(root, "name", problems).unwrap_or(stem);
+    if name.chars().any(char::is_control) || name.len() > 100 {
+        let span = root.get("name").map_or(root.span, |n| n.span);
+        let message = "a recipe's name is one line of at most 100 bytes";
+        problems.push(Problem::at("bad-name", span, message));
+    }
     let seed = seed(root, problems);
     let device = device(root, problems);
     let threads = top_integer(root, "threads", 1, 4096, problems).map(|t| t as usize);

@@ -49,6 +49,12 @@ pub(super) fn apply(
         );
         return;
     }
+    if value.trim().is_empty() {
+        let message = format!("`{path}` is set to nothing");
+        let help = "give a value; `null` takes one away";
+        problems.push(Problem::at("bad-option", whole, message).help(help));
+        return;
+    }
     let value = match yaml::parse(value, source) {
         Ok((node, _)) => shift(node, path.len() + 1, text.len()),
         Err(mut problem) => {

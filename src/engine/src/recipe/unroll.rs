@@ -300,6 +300,17 @@ impl<'a, 'p> Unroll<'a, 'p> {
                 "then",
                 "`then` is the stage of a round that it is in the next one",
             );
+            if let Some((reference, span)) = &then
+                && pairs
+                    .iter()
+                    .any(|(name, _)| name.name == reference.split('.').next().unwrap_or(""))
+            {
+                let message = format!(
+                    "`then` names a stage of the round, and `{reference}` is carried itself"
+                );
+                self.problems
+                    .push(Problem::at("bad-reference", *span, message));
+            }
             if let (Some(first), Some(then)) = (first, then) {
                 carry.push((key.name.clone(), first, then));
             }
@@ -551,16 +562,25 @@ fn truth(node: &Node) -> Option<bool> {
         NodeKind::Text(text) => text,
         _ => return None,
     };
-    let equal = |(left, right): (&str, &str)| {
-        let (left, right) = (left.trim(), right.trim());
-        left == right
-            || matches!((left.parse::<f64>(), right.parse::<f64>()), (Ok(a), Ok(b)) if a == b)
+    let (sides, equal) = match (text.split_once("=="), text.split_once("!=")) {
+        (Some(sides), None) => (sides, true),
+        (None, Some(sides)) => (sides, false),
+        _ => return None,
     };
-    match (text.split_once("=="), text.split_once("!=")) {
-        (Some(sides), None) => Some(equal(sides)),
-        (None, Some(sides)) => Some(!equal(sides)),
-        _ => None,
+    let (left, right) = (sides.0.trim(), sides.1.trim());
+    // A slip would make a stage vanish without a word: a parameter without its `${}`, quotes, a second comparison.
+    let slip = |side: &str| {
+        side.is_empty()
+            || side.contains(['\'', '"', '=', '!'])
+            || ["params.", "matrix."].iter().any(|p| side.starts_with(p))
+            || side == "round"
+    };
+    if slip(left) || slip(right) {
+        return None;
     }
+    let same = left == right
+        || matches!((left.parse::<f64>(), right.parse::<f64>()), (Ok(a), Ok(b)) if a == b);
+    Some(same == equal)
 }
 
 #[cfg(test)]

@@ -221,7 +221,7 @@ pub fn run(
         .map(|r| (r.location.clone(), r.digest))
         .collect();
     let mut failures = failures;
-    let exports = restore_outputs(session, &entries, &mut failures);
+    let exports = restore_outputs(session, &entries, &hub, &mut failures);
     if let Some(folder) = &folder {
         lock.write(folder)?;
     }
@@ -264,17 +264,11 @@ fn wanted(session: &Session, targets: &[String]) -> Result<Vec<bool>> {
     if targets.is_empty() {
         return Ok(vec![true; plan.nodes.len()]);
     }
-    let mut wanted = vec![false; plan.nodes.len()];
-    let mut queue: Vec<usize> = targets
+    let targets = targets
         .iter()
         .map(|name| find(session, name))
         .collect::<Result<_>>()?;
-    while let Some(index) = queue.pop() {
-        if !std::mem::replace(&mut wanted[index], true) {
-            queue.extend(plan.needs(index));
-        }
-    }
-    Ok(wanted)
+    Ok(plan.with_needs(targets))
 }
 
 fn find(session: &Session, name: &str) -> Result<usize> {
@@ -317,6 +311,7 @@ fn run_folder(session: &Session) -> Option<PathBuf> {
 fn restore_outputs(
     session: &Session,
     entries: &[Option<Arc<Entry>>],
+    hub: &Hub,
     failures: &mut Vec<(String, String)>,
 ) -> Vec<Exported> {
     let mut exports = Vec::new();
@@ -334,7 +329,14 @@ fn restore_outputs(
                 folder,
                 written,
             }),
-            Err(error) => failures.push((format!("outputs.{}", export.name), format!("{error:#}"))),
+            Err(error) => {
+                let (name, error) = (format!("outputs.{}", export.name), format!("{error:#}"));
+                let told = What::Failed {
+                    error: error.clone(),
+                };
+                hub.emit(Some(&name), told);
+                failures.push((name, error));
+            }
         }
     }
     exports
