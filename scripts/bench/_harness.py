@@ -31,12 +31,13 @@ def options(description: str, rounds: int = 3, steps: int | None = None, **flags
     """Read the command line: --rounds, --quick, for trainings --steps, and switches with their help."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--rounds", type=int, default=rounds, help=f"measured rounds of both sides (usually {rounds})")
-    parser.add_argument("--quick", action="store_true", help="one round, as little work as possible: is it all there?")
+    parser.add_argument("--quick", action="store_true", help="one round of shorter rows: is it all there?")
     if steps:
         parser.add_argument("--steps", type=int, default=steps, help=f"measured steps of a round (usually {steps})")
     for flag, text in flags.items():
         parser.add_argument(f"--{flag}", action="store_true", help=text)
     chosen = parser.parse_args()
+    alone()
     if chosen.quick:
         chosen.rounds = 1
         chosen.steps = 1
@@ -78,6 +79,13 @@ def machine() -> str:
     return f"{name}, {THREADS} threads"
 
 
+def alone() -> None:
+    """Warn where other programs are at work: they take from both sides, but not evenly."""
+    load = os.getloadavg()[0]
+    if load > 0.3 * THREADS:
+        say(f"note: other programs are at work here (load {load:.1f} on {THREADS} threads): these times vary")
+
+
 def median(values: list[float]) -> float:
     """The median."""
     return statistics.median(values)
@@ -85,12 +93,17 @@ def median(values: list[float]) -> float:
 
 def spread(values: list[float], unit: str = "s") -> str:
     """The median with the smallest and the largest value."""
-    return f"{median(values):.3g} {unit} ({min(values):.3g} to {max(values):.3g})"
+    digits = 0 if median(values) >= 1000 else 1 if median(values) >= 10 else 2
+    return f"{median(values):.{digits}f} {unit} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+class Unequal(Problem):
+    """The two sides did not do the same work. Never to be skipped over."""
 
 
 def different(text: str) -> NoReturn:
     """The two sides did not do the same work: there is no ratio."""
-    raise Problem(FAILED, f"the work was not equal: {text}", todo="no ratio is printed; look at both sides' inputs")
+    raise Unequal(FAILED, f"the work was not equal: {text}", todo="no ratio is printed; look at both sides' inputs")
 
 
 def equal(ours: object, theirs: object, what: str) -> None:

@@ -1,7 +1,8 @@
 """The trainings of the benchmarks `sft`, `sft-plain` and `sft-memory`: one LoRA step again and again, ours and the peer's.
 
 Each process trains on the same 4 rows of 512 tokens in every step, so that the order of rows cannot differ; its first
-step is the warm-up. The peer starts from the adapter that ours starts from.
+step is the warm-up; where a step of the peer takes more than a minute, its warm-up is left out after the first round. The
+peer starts from the adapter that ours starts from.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ import _harness as harness
 from _levain import Recipe
 from levain_setup.say import say
 
-ROWS, LENGTH, RATE = 4, 512, 2e-4
+ROWS, RATE = 4, 2e-4
 TOLERANCE = {"bf16": 0.02, "f32": 1e-3}
+SLOW = 60.0
+"""Seconds of a step."""
+
 PEER_DTYPE = {"bf16": "bfloat16", "f32": "float32"}
 
 
@@ -23,9 +27,15 @@ PEER_DTYPE = {"bf16": "bfloat16", "f32": "float32"}
 class Side:
     """What was measured of one side: all rounds together."""
 
+    tokens: int
+    """Tokens of a step."""
+
     seconds: list[float] = field(default_factory=list)
     memory: list[int] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+
+    slow: bool = False
+    """Whether a step takes so long that what only the first one does cannot be seen: later rounds then have no warm-up."""
 
     @property
     def step(self) -> float:
@@ -34,18 +44,22 @@ class Side:
 
     def text(self) -> str:
         """A line's worth of it."""
-        return f"step {harness.spread(self.seconds)}, {ROWS * LENGTH / self.step:.0f} tokens/s, peak {max(self.memory) / 1e9:.2f} GB"
+        return f"step {harness.spread(self.seconds)}, {self.tokens / self.step:.0f} tokens/s, peak {max(self.memory) / 1e9:.2f} GB"
 
 
 class Training:
     """The same training on both sides."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, quick: bool = False) -> None:
         self.python = harness.PEERS.prepare()
         self.model, rows = harness.prepared(self.python)
-        self.steps = 1 + steps
+        # A step in f32 is short where bf16 is slow: one round of it, but of twice the steps.
+        self.steps = {"bf16": 1 + steps, "f32": 1 + steps * (1 if quick else 2)}
         self.recipes: dict[str, Recipe] = {}
-        self.text = (rows / "text-512.jsonl").read_text().splitlines()[:ROWS]
+        # A training adds the end of text to each row.
+        file, self.length = ("text-64.jsonl", 65) if quick else ("text-512.jsonl", 512)
+        self.tokens, self.trained = ROWS * self.length, ROWS * (self.length - 1)
+        self.text = (rows / file).read_text().splitlines()[:ROWS]
 
     def recipe(self, dtype: str) -> Recipe:
         """Our side's recipe, with everything before the training done, and its inputs written for the peer."""
@@ -56,7 +70,7 @@ class Training:
                 "thin": {"kind": "lora", "model": "base", "r": 8, "alpha": 16, "targets": "all-linear"},
                 "tuned": {
                     "kind": "sft", "model": "thin", "data": "rows", "learning_rate": RATE, "schedule": "constant", "warmup": 0,
-                    "max_steps": self.steps, "batch": ROWS, "micro_batch": ROWS, "max_length": LENGTH, "checkpointing": False,
+                    "max_steps": self.steps[dtype], "batch": ROWS, "micro_batch": ROWS, "max_length": self.length,
                     # Within a training of minutes nothing is to be written.
                     "snapshot_seconds": 86400,
                 },
@@ -72,49 +86,51 @@ class Training:
         recipe = self.recipe(dtype)
         side.memory.append(recipe.run("tuned", "--force", "tuned"))
         steps = recipe.show("tuned.metrics")["metrics"]["steps"]
-        harness.equal([step["tokens"] for step in steps], [ROWS * LENGTH] * self.steps, "tokens of each step")
-        harness.equal([step["trained_tokens"] for step in steps], [ROWS * (LENGTH - 1)] * self.steps, "trained tokens of each step")
+        harness.equal([step["tokens"] for step in steps], [self.tokens] * self.steps[dtype], "tokens of each step")
+        harness.equal([step["trained_tokens"] for step in steps], [self.trained] * self.steps[dtype], "trained tokens of each step")
         side.losses = [step["loss"] for step in steps]
         # The log says tokens a second of each step, not seconds.
         speeds = [event["values"]["tokens_per_second"] for event in recipe.events("tuned") if event["event"] == "metrics"]
-        side.seconds += [ROWS * LENGTH / speed for speed in speeds[1:]]
+        side.seconds += [self.tokens / speed for speed in speeds[1:]]
 
     def rows_for_peer(self, recipe: Recipe) -> Path:
         """The token ids that ours trained on, which all are trained but the first of each row."""
         path = recipe.folder / "tokens.json"
         if not path.exists():
             rows = recipe.show("tuned", "--tokens", "--rows", ROWS)["rows"]
-            harness.equal([len(row["input_ids"]) for row in rows], [LENGTH] * ROWS, "tokens of each row")
+            harness.equal([len(row["input_ids"]) for row in rows], [self.length] * ROWS, "tokens of each row")
             path.write_text(json.dumps([{"input_ids": row["input_ids"], "trained": row["trained"]} for row in rows]))
         return path
 
     def peer(self, trainer: str, dtype: str, side: Side, *, autocast: bool = False, compiled: bool = False, **environment: str) -> None:
         """One training of the peer's, and the proof that it did what ours did."""
         recipe = self.recipe(dtype)
+        steps = 1 if side.slow else self.steps[dtype]
         job = {
             "trainer": trainer, "dtype": PEER_DTYPE[dtype], "autocast": autocast, "compile": compiled, "model": str(self.model),
             "adapter": str(recipe.folder / "adapter"), "rows": str(self.rows_for_peer(recipe)), "folder": str(recipe.folder / "trl"),
-            "steps": self.steps, "learning_rate": RATE,
+            "steps": steps, "learning_rate": RATE,
         }  # fmt: skip
         answer, memory = harness.peer(self.python, "_peer_sft.py", job, **environment)
-        harness.equal([ROWS * LENGTH] * self.steps, answer["tokens"], "tokens of each step")
-        harness.equal(ROWS * (LENGTH - 1), answer["trained"], "trained tokens of a step")
+        harness.equal([self.tokens] * steps, answer["tokens"], "tokens of each step")
+        harness.equal(self.trained, answer["trained"], "trained tokens of a step")
         side.losses = answer["losses"]
         side.memory.append(memory)
-        side.seconds += answer["seconds"][1:]
+        side.seconds += answer["seconds"] if side.slow else answer["seconds"][1:]
+        side.slow = side.slow or answer["seconds"][0] > SLOW
 
     def compare(self, trainer: str, name: str, dtype: str, rounds: int) -> tuple[Side, Side]:
-        """Rounds of both sides alternately; the losses of every round are compared."""
-        ours, theirs = Side(), Side()
-        for number in range(rounds):
+        """Rounds of both sides alternately (in f32 one); the losses of every round are compared."""
+        ours, theirs = Side(self.tokens), Side(self.tokens)
+        for number in range(rounds if dtype == "bf16" else 1):
             self.ours(dtype, ours)
             self.peer(trainer, dtype, theirs)
-            harness.near(ours.losses, theirs.losses, TOLERANCE[dtype], f"{dtype} loss of step")
+            harness.near(ours.losses[: len(theirs.losses)], theirs.losses, TOLERANCE[dtype], f"{dtype} loss of step")
             say(f"  round {number + 1}, {dtype}: ours {ours.seconds[-1]:.1f} s, {name} {theirs.seconds[-1]:.1f} s a step")
         say(f"{dtype}  ours: {ours.text()}")
         say(f"{dtype}  {name}: {theirs.text()}")
         pairs = "; ".join(f"{a:.4f} and {b:.4f}" for a, b in zip(ours.losses, theirs.losses))
-        say(f"{dtype}  equal work: {ROWS * LENGTH} tokens a step, {ROWS * (LENGTH - 1)} trained; losses ours and theirs: {pairs}")
+        say(f"{dtype}  equal work: {self.tokens} tokens a step, {self.trained} trained; losses ours and theirs: {pairs}")
         return ours, theirs
 
     def flops(self) -> float:
@@ -127,8 +143,8 @@ class Training:
         frozen = layers * sum(a * b for a, b in linears) + wide * config["vocab_size"]
         adapters = layers * sum(8 * (a + b) for a, b in linears)
         # Scores and mixture, each 2 x heads a pair, of which causality leaves half; the backward pass takes twice that.
-        attention = layers * 3 * 2 * heads * LENGTH
-        return ROWS * LENGTH * (4.0 * frozen + 6.0 * adapters + attention)
+        attention = layers * 3 * 2 * heads * self.length
+        return self.tokens * (4.0 * frozen + 6.0 * adapters + attention)
 
     def floor(self, **sides: float) -> None:
         """Print what the products alone would take at this machine's best rates, and how near each side is."""

@@ -14,7 +14,7 @@ def main() -> None:
     """Both dtypes; the peak hardly varies, its median is taken all the same."""
     options = harness.options(__doc__, steps=1)
     say(f"sft-memory on {harness.machine()}")
-    training = _sft.Training(options.steps)
+    training = _sft.Training(options.steps, options.quick)
     peaks = {}
     try:
         for dtype in ("bf16", "f32"):

@@ -17,7 +17,7 @@ def main() -> None:
     """Both dtypes, the tuned forms, the floor."""
     options = harness.options(__doc__, steps=1, compile="also under torch.compile: minutes more")
     say(f"sft-plain on {harness.machine()}")
-    training = _sft.Training(options.steps)
+    training = _sft.Training(options.steps, options.quick)
     try:
         ours, theirs = training.compare("plain", "plain loop", "bf16", options.rounds)
         ours32, theirs32 = training.compare("plain", "plain loop", "f32", options.rounds)
@@ -38,9 +38,11 @@ def main() -> None:
 
 def form(training: _sft.Training, name: str, ours: _sft.Side, **how: object) -> "_sft.Side | None":
     """Another form of the peer, once; nothing where it does not run here, for a compiler may be missing."""
-    side = _sft.Side()
+    side = _sft.Side(training.tokens)
     try:
         training.peer("plain", "f32", side, **how)
+    except harness.Unequal:
+        raise
     except Problem as problem:
         say(f"also: plain loop, {name}: skipped, it does not run here ({problem.why.splitlines()[-1] if problem.why else problem.what})")
         return None
