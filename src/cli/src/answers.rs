@@ -243,6 +243,34 @@ fn words(value: &Value) -> String {
     }
 }
 
+/// What a training tells of its steps, as a table: `count` of them, with the first and the last.
+pub(crate) fn steps(value: &Value, count: usize) -> Option<String> {
+    let list = value.get("steps")?.as_array()?;
+    let names: Vec<&String> = list.first()?.as_object()?.keys().collect();
+    let shown = count.max(2).min(list.len());
+    let mut rows = vec![names.iter().map(|name| (*name).clone()).collect::<Vec<_>>()];
+    for row in 0..shown {
+        let step = &list[row * (list.len() - 1) / (shown - 1).max(1)];
+        let cell = |name: &&String| match &step[name.as_str()] {
+            Value::Number(n) => match (n.as_u64(), n.as_f64()) {
+                (None, Some(x)) => number_text(x),
+                _ => n.to_string(),
+            },
+            other => words(other),
+        };
+        rows.push(names.iter().map(cell).collect());
+    }
+    let right: Vec<usize> = (0..names.len()).collect();
+    let mut text = table::columns(&rows, &right, "  ");
+    if list.len() > shown {
+        text.push_str(&format!(
+            "  {shown} of {} steps; `--rows COUNT` prints more, `--json` prints all\n",
+            list.len()
+        ));
+    }
+    Some(text)
+}
+
 /// Any other metrics as lines of name and number.
 pub(crate) fn plain(value: &Value, indent: &str) -> String {
     let mut rows = Vec::new();

@@ -17,9 +17,15 @@ use crate::session::Session;
 pub struct Peek {
     /// The kind's name.
     pub kind: &'static str,
-    /// The look: parameters, and the files of each source field.
-    pub look: fn(&Map<String, Value>, &BTreeMap<String, Vec<SourceFile>>) -> Result<Seen>,
+    /// The look.
+    pub look: Look,
 }
+
+/// Parameters, and the files of each source field → what shows.
+pub type Look = fn(&Map<String, Value>, &Sources) -> Result<Seen>;
+
+/// Source field → its files.
+pub type Sources = BTreeMap<String, Vec<SourceFile>>;
 
 /// What shows of a dataset.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,7 +122,7 @@ pub fn look(
 /// What shows of a node whose sources are all here.
 fn peek_at(session: &Session, index: usize, peek: &Peek) -> Result<Option<Seen>> {
     let node = &session.plan.nodes[index];
-    let mut sources = BTreeMap::new();
+    let mut sources = Sources::new();
     for field in node.sources.keys() {
         let Some(resolved) = session.sources.get(&(index, *field)) else {
             return Ok(None);

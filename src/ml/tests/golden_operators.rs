@@ -10,7 +10,7 @@ use ml::loss::cross_entropy;
 use ml::norm::Norm;
 use ml::place::HOST;
 use ml::rope::Rope;
-use ml::{Kind, Linear, Pass, Place, Tensor};
+use ml::{Kind, Linear, Pass, Tensor};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use support::{Golden, close, config, folder, numbers, tokens, tolerance};
@@ -99,7 +99,7 @@ fn rope() {
 fn grouped_query_attention() {
     let total = LENGTHS.iter().sum::<usize>() as i64;
     for kind in KINDS {
-        let segments = Segments::new(&LENGTHS, Place::cpu(kind)).unwrap();
+        let segments = Segments::new(&LENGTHS, support::place(kind)).unwrap();
         let wide = [total, HEADS.query * HEADS.size];
         let narrow = [total, HEADS.key * HEADS.size];
         let q = leaf("attend.q", &wide, 2.0, kind);

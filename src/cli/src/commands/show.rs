@@ -221,8 +221,9 @@ fn read_metrics(view: &ArtifactView) -> Result<Value> {
 
 fn metrics(view: &ArtifactView, samples: usize, context: &Context) -> Result<String> {
     let value = read_metrics(view)?;
-    let mut text =
-        answers::scores(&value, context.out).unwrap_or_else(|| answers::plain(&value, "  "));
+    let mut text = answers::scores(&value, context.out)
+        .or_else(|| answers::steps(&value, samples))
+        .unwrap_or_else(|| answers::plain(&value, "  "));
     if let Some(path) = view.find("samples.jsonl") {
         text.push('\n');
         text.push_str(&answers::samples(path, samples, width(), context.out)?);

@@ -16,6 +16,14 @@ pub fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden")
 }
 
+/// Where these tests compute: the processor, or what `LEVAIN_DEVICE` names (`make test-cuda`; not run so far).
+pub fn place(kind: Kind) -> Place {
+    match std::env::var("LEVAIN_DEVICE") {
+        Ok(device) if !device.is_empty() => Place::parse(&device, "f32").unwrap().with_kind(kind),
+        _ => Place::cpu(kind),
+    }
+}
+
 /// The tensors of some golden files by name.
 pub struct Golden(BTreeMap<String, Tensor>);
 
@@ -25,7 +33,12 @@ impl Golden {
         let mut tensors = BTreeMap::new();
         for name in names {
             let path = folder().join(format!("data/ml/{name}.safetensors"));
-            tensors.extend(ml::tensors::read_file(&path).unwrap());
+            let device = place(Kind::Float).device;
+            let read = ml::tensors::read_file(&path).unwrap();
+            tensors.extend(
+                read.into_iter()
+                    .map(|(name, t)| (name, t.to_device(device))),
+            );
         }
         Golden(tensors)
     }
@@ -81,7 +94,8 @@ pub fn numbers(name: &str, shape: &[i64], scale: f64) -> Tensor {
         .into_iter()
         .map(|bits| ((bits >> 11) as f64 / (1u64 << 53) as f64 * 2.0 - 1.0) * scale)
         .collect();
-    Tensor::from_slice(&numbers).view(shape)
+    let numbers = Tensor::from_slice(&numbers).view(shape);
+    numbers.to_device(place(Kind::Float).device)
 }
 
 /// Token ids of the tiny vocabulary.
@@ -115,7 +129,7 @@ pub fn config(changes: Value) -> LlamaConfig {
 
 /// The tiny model, frozen.
 pub fn model(kind: Kind, changes: Value, params: &mut Params) -> Llama {
-    Llama::build(&config(changes), Place::cpu(kind), params, &mut weight).unwrap()
+    Llama::build(&config(changes), place(kind), params, &mut weight).unwrap()
 }
 
 /// Settings of an adapter.

@@ -38,8 +38,16 @@ pub fn source(name: &str, shape: &[i64]) -> Result<Tensor> {
     })
 }
 
+/// Where these tests compute: the processor, or what `LEVAIN_DEVICE` names (`make test-cuda`; not run so far).
+pub fn place(kind: Kind) -> Place {
+    match std::env::var("LEVAIN_DEVICE") {
+        Ok(device) if !device.is_empty() => Place::parse(&device, "f32").unwrap().with_kind(kind),
+        _ => Place::cpu(kind),
+    }
+}
+
 pub fn model(kind: Kind, params: &mut Params) -> Llama {
-    Llama::build(&config(), Place::cpu(kind), params, &mut source).unwrap()
+    Llama::build(&config(), place(kind), params, &mut source).unwrap()
 }
 
 pub fn adapter(r: usize, dropout: f64) -> AdapterConfig {
