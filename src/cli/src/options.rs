@@ -2,10 +2,14 @@
 
 use std::path::PathBuf;
 
+use anyhow::Result;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, ValueEnum};
 
+use engine::recipe::{Recipe, is_device};
+
 use crate::commands::Command;
+use crate::failure::Failure;
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -93,4 +97,21 @@ pub(crate) struct RecipeArgs {
     /// Set a value of the recipe, such as `params.lr=1e-4` or `sft.epochs=2`; may be given several times
     #[arg(long, value_name = "PATH=VALUE")]
     pub set: Vec<String>,
+}
+
+/// Where tensors live: the option, else the recipe, else the environment's `LEVAIN_DEVICE`, else the processor.
+pub(crate) fn device(option: Option<&str>, recipe: &Recipe) -> Result<String> {
+    let environment = || {
+        std::env::var("LEVAIN_DEVICE")
+            .ok()
+            .filter(|d| !d.is_empty())
+    };
+    let found = option.map(ToOwned::to_owned);
+    let device = found.or_else(|| recipe.device.clone()).or_else(environment);
+    match device {
+        Some(wrong) if !is_device(&wrong) => Err(Failure::usage(format_args!(
+            "`{wrong}` is not a device: write `cpu`, `cuda` or `cuda:0`"
+        ))),
+        found => Ok(found.unwrap_or_else(|| "cpu".to_owned())),
+    }
 }

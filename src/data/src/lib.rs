@@ -24,7 +24,7 @@ pub use encode::{Encoded, Encoder, LossOn};
 pub use layout::{Layout, Message, Row};
 pub use python::Moment;
 pub use random::Stream;
-pub use read::{ReadOptions, ReadProgress, ReadReport, detect, read_files, read_into};
+pub use read::{ReadOptions, ReadProgress, ReadReport, peek, read_files, read_into};
 pub use shape::Format;
 pub use split::{Portion, Split, SplitReport, split, split_dataset};
 pub use store::{Dataset, DatasetSummary, DatasetWriter, Lengths};

@@ -115,13 +115,13 @@ pub fn read_files(
     reading.finish(byte_order_mark)
 }
 
-/// The format of the files, from their first rows only; for a check before a run.
-pub fn detect(files: &[(String, PathBuf)], options: &ReadOptions) -> Result<Format> {
+/// What shows in the first rows of the files, as many as decide the format; for a check before a run.
+pub fn peek(files: &[(String, PathBuf)], options: &ReadOptions) -> Result<ReadReport> {
     let few = ReadOptions {
-        limit: Some(PEEK as u64),
+        limit: Some(options.limit.map_or(PEEK as u64, |l| l.min(PEEK as u64))),
         ..options.clone()
     };
-    Ok(read_files(files, &few, &mut |_| Ok(()), &mut |_| {})?.format)
+    read_files(files, &few, &mut |_| Ok(()), &mut |_| {})
 }
 
 /// Reads all files into a dataset at `path`.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
 
-use levain_data::{Format, Message, ReadOptions, ReadReport, Row, detect, read_files};
+use levain_data::{Format, Message, ReadOptions, ReadReport, Row, peek, read_files};
 
 /// Writes `content` under `name` and reads it.
 fn read(
@@ -430,7 +430,7 @@ fn several_files_are_one_dataset() {
         [("a.json".to_owned(), 1), ("b.jsonl".to_owned(), 1)]
     );
     assert_eq!(
-        detect(&files, &ReadOptions::default()).unwrap(),
+        peek(&files, &ReadOptions::default()).unwrap().format,
         Format::Text
     );
     let missing = [("c.json".to_owned(), folder.path().join("c.json"))];

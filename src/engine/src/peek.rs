@@ -73,7 +73,8 @@ pub fn look(
                     layout,
                 });
         } else if let Some(peek) = peeks.iter().find(|p| p.kind == node.contract.kind) {
-            match peek_at(session, index, peek) {
+            let files = session.files(index);
+            match files.map(|f| (peek.look)(&node.params, &f)).transpose() {
                 Ok(found) => seen[index] = found,
                 Err(error) => problems.push(problem(session, index, &error).ok_or(error)?),
             }
@@ -117,24 +118,6 @@ pub fn look(
         return Ok(seen);
     }
     Err(Problems::new(session.recipe.sources.clone(), problems).into())
-}
-
-/// What shows of a node whose sources are all here.
-fn peek_at(session: &Session, index: usize, peek: &Peek) -> Result<Option<Seen>> {
-    let node = &session.plan.nodes[index];
-    let mut sources = Sources::new();
-    for field in node.sources.keys() {
-        let Some(resolved) = session.sources.get(&(index, *field)) else {
-            return Ok(None);
-        };
-        let files = resolved.files.iter().map(|f| SourceFile {
-            name: f.name.clone(),
-            path: f.path.clone(),
-            digest: f.digest,
-        });
-        sources.insert((*field).to_owned(), files.collect());
-    }
-    (peek.look)(&node.params, &sources).map(Some)
 }
 
 /// A look that failed, at the place of the stage's source.

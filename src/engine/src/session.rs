@@ -10,6 +10,7 @@ use crate::cache::{Cache, Entry};
 use crate::contract::Contracts;
 use crate::diagnostic::{Problem, Problems};
 use crate::digest::Digest;
+use crate::job::SourceFile;
 use crate::lock::{RecipeLock, RunLock};
 use crate::plan::{Plan, Sources, Standing};
 use crate::recipe::{self, Recipe};
@@ -223,6 +224,21 @@ impl Session {
             .rev()
             .filter_map(|folder| RunLock::read(&folder).ok())
             .filter(move |lock| own.as_ref() == Some(&lock.path))
+    }
+
+    /// The files of a node's sources, as stages take them; none while one of them is not here.
+    pub(crate) fn files(&self, node: usize) -> Option<BTreeMap<String, Vec<SourceFile>>> {
+        let fields = self.plan.nodes[node].sources.keys();
+        let files = |field: &&'static str| {
+            let resolved = self.sources.get(&(node, *field))?;
+            let list = resolved.files.iter().map(|f| SourceFile {
+                name: f.name.clone(),
+                path: f.path.clone(),
+                digest: f.digest,
+            });
+            Some(((*field).to_owned(), list.collect()))
+        };
+        fields.map(files).collect()
     }
 
     /// Digests of files by their place and times; saves hashing.

@@ -6,15 +6,12 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use data::Format;
-use data::read::{ReadOptions, read_files, read_into};
+use data::read::{ReadOptions, peek, read_into};
 use engine::event::{Level, What};
 use engine::job::{Drafts, Job, Reporter, SourceFile};
 use engine::peek::Seen;
 use kinds::load_dataset::LoadDataset;
 use serde_json::{Map, Value};
-
-/// Rows that are looked at before a run: as many as decide the format.
-const FIRST_ROWS: u64 = 32;
 
 /// The layout that the first rows have.
 pub(crate) fn look(
@@ -22,10 +19,8 @@ pub(crate) fn look(
     sources: &BTreeMap<String, Vec<SourceFile>>,
 ) -> Result<Seen> {
     let params: LoadDataset = serde_json::from_value(Value::Object(params.clone()))?;
-    let mut options = options(params)?;
-    options.limit = Some(options.limit.unwrap_or(FIRST_ROWS).min(FIRST_ROWS));
     let files = paths(sources.get("source").context("no source")?);
-    let report = read_files(&files, &options, &mut |_| Ok(()), &mut |_| {})?;
+    let report = peek(&files, &options(params)?)?;
     let (format, layout) = (report.format.name(), report.layout.name());
     Ok(Seen {
         layout: layout.to_owned(),

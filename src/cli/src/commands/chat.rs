@@ -13,7 +13,7 @@ use super::show::artifact;
 use crate::context::Context;
 use crate::failure::{Failure, Status};
 use crate::interrupt::{self, AT_REST, STOP};
-use crate::options::RecipeArgs;
+use crate::options::{RecipeArgs, device};
 
 /// Talk to a model that a stage made
 ///
@@ -66,11 +66,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     if let Some(system) = &args.system {
         params.insert("system".to_owned(), json!(system));
     }
-    let device = args
-        .device
-        .clone()
-        .or_else(|| session.recipe.device.clone())
-        .unwrap_or_else(|| "cpu".to_owned());
+    let device = device(args.device.as_deref(), &session.recipe)?;
     let threads = session
         .recipe
         .threads

@@ -15,7 +15,7 @@ use super::why::find;
 use crate::context::Context;
 use crate::failure::{Failure, Status};
 use crate::interrupt::{self, STOP};
-use crate::options::RecipeArgs;
+use crate::options::{RecipeArgs, device};
 use crate::summary;
 use crate::tensorboard::TensorBoard;
 use crate::terminal::{Detail, Terminal};
@@ -54,11 +54,11 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
-    device(args, true)?;
     let mut session = context.open(&args.recipe)?;
     for name in args.stages.iter().chain(&args.force) {
         find(&session, name)?;
     }
+    let device = device(args.device.as_deref(), &session.recipe)?;
     session.about(&args.stages);
     interrupt::watch();
     prepare_sources(&mut session, args, context)?;
@@ -71,7 +71,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     let options = RunOptions {
         targets: args.stages.clone(),
         force: args.force.clone(),
-        device: device(args, session.recipe.device.is_none())?,
+        device: Some(device),
         threads: args.threads.map(usize::from),
         keep_going: args.keep_going,
         implementations: stages_data::implementations(),
@@ -132,29 +132,4 @@ fn prepare_sources(
         )));
     }
     fetch(session, context, args.plain)
-}
-
-/// The option, else the environment's `LEVAIN_DEVICE` where the recipe says nothing.
-fn device(args: &Args, free: bool) -> Result<Option<String>> {
-    let environment = || {
-        std::env::var("LEVAIN_DEVICE")
-            .ok()
-            .filter(|d| free && !d.is_empty())
-    };
-    let device = args.device.clone().or_else(environment);
-    match device.as_deref().filter(|d| !is_device(d)) {
-        Some(wrong) => Err(Failure::usage(format_args!(
-            "`{wrong}` is not a device: write `cpu`, `cuda` or `cuda:0`"
-        ))),
-        None => Ok(device),
-    }
-}
-
-/// The same words as the recipe's `device`.
-fn is_device(text: &str) -> bool {
-    text == "cpu"
-        || text == "cuda"
-        || text
-            .strip_prefix("cuda:")
-            .is_some_and(|n| n.parse::<u8>().is_ok())
 }

@@ -19,7 +19,7 @@ use crate::contract::Contract;
 use crate::diagnostic::Span;
 use crate::source::SourceSpec;
 
-pub use read::{check_text, read};
+pub use read::{check_text, is_device, read};
 pub use unroll::derive;
 
 /// A recipe without mistakes that its text alone can show.

@@ -16,7 +16,7 @@ use crate::cache::{Entry, Lease, Provenance, Taken};
 use crate::contract::{Class, Pool, Repeatable};
 use crate::digest::Digest;
 use crate::event::{Level, What};
-use crate::job::{Cancelled, Drafts, Input, Job, Reference, Reporter, SourceFile};
+use crate::job::{Cancelled, Drafts, Input, Job, Reference, Reporter};
 use crate::record::Record;
 use crate::session::Session;
 use crate::source;
@@ -191,20 +191,10 @@ impl Work<'_> {
             check_layouts(node.contract, name, &input)?;
             inputs.insert(name.clone(), input);
         }
-        let mut sources = BTreeMap::new();
-        for field in node.sources.keys() {
-            let resolved = self
-                .session
-                .sources
-                .get(&(self.index, *field))
-                .context("BUG: a running node has an unknown source")?;
-            let files = resolved.files.iter().map(|f| SourceFile {
-                name: f.name.clone(),
-                path: f.path.clone(),
-                digest: f.digest,
-            });
-            sources.insert((*field).to_owned(), files.collect());
-        }
+        let sources = self
+            .session
+            .files(self.index)
+            .context("BUG: a running node has an unknown source")?;
         let snapshots = match node.contract.pool {
             Pool::Torch => {
                 Some(cache.snapshots(self.session.plan.partial(self.index, &self.record))?)
