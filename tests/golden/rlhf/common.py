@@ -20,7 +20,7 @@ sys.path.insert(0, str(HERE.parent / "make"))
 
 import torch  # noqa: E402
 from accelerate import Accelerator  # noqa: E402
-from ml_common import agree, bits, digest, numbers, relative  # noqa: E402, F401
+from ml_common import bits, digest, numbers, relative  # noqa: E402, F401
 from safetensors.torch import save_file  # noqa: E402
 
 PINNED = {"torch": "2.13.0", "transformers": "5.23.0", "accelerate": "1.15.0", "safetensors": "0.8.0", "numpy": "2.4.6"}
@@ -91,3 +91,35 @@ def bare(kind, **attributes):
 def metrics(found):
     """What a trainer logged, each the mean of its list, as `log` makes it."""
     return {name: float(sum(values)) / len(values) for name, values in sorted(found.items())}
+
+
+def run(golden, name, trainer, cases, refused=()):
+    """NAME.safetensors and NAME.jsonl: every case in f64, with f32 as its witness, or in f32 alone where f64 is refused.
+
+    `trainer(dtype, **settings)` gives the loss, the leaf whose gradient is wanted, what was logged, and more arrays by name.
+    """
+    arrays, lines = {}, []
+    for case, changes in cases.items():
+        results = []
+        for dtype in [torch.float32] if case in refused else [torch.float64, torch.float32]:
+            # Constants that the packages make without saying a dtype are of the default one.
+            torch.set_default_dtype(dtype)
+            loss, leaf, logged, *more = trainer(dtype, **changes)
+            loss.backward()
+            assert loss.ndim == 0 and loss.dtype == leaf.grad.dtype == dtype, f"{name} {case}: {loss.dtype}"
+            assert leaf.grad.abs().max() > 0, f"{name} {case}: no gradient"
+            results.append(({"gradient": leaf.grad, **(more[0] if more else {})}, loss.detach(), metrics(logged)))
+        torch.set_default_dtype(torch.float32)
+        (found, loss, logged), (single, single_loss, single_logged) = results[0], results[-1]
+        distance = relative(single_loss, loss)
+        for key, value in found.items():
+            arrays[f"{key}/{case}"] = value
+            distance = max(distance, relative(single[key], value))
+        assert distance <= 2e-5, f"{name} {case}: f32 is {distance:.1e} away"
+        for key, value in logged.items():
+            assert abs(single_logged[key] - value) <= 2e-5 * max(1.0, abs(value)), f"{name} {case}: {key} in f32"
+        lines.append({"case": case, "settings": changes, "dtype": "f32" if case in refused else "f64",
+                      "f32_distance": None if case in refused else distance, "loss": loss.item(), "metrics": logged})  # fmt: skip
+    golden.arrays(name, arrays)
+    golden.cases(name, lines)
+    return arrays, {line["case"]: line["metrics"] for line in lines}
