@@ -164,6 +164,7 @@ def train(dtype, **changes):
     if dtype == torch.float64:
         module.generate = generate
     else:
+
         def drawn(policy, queries, *rest):
             torch.multinomial = Draws(queries)
             return real_generate(policy, queries, *rest)
