@@ -142,4 +142,13 @@ int levain_cross_entropy(Tensor** out, const Tensor* hidden, const Tensor* head,
   });
 }
 
+int levain_log_probabilities(Tensor** out, const Tensor* hidden, const Tensor* head, const Tensor* targets, int64_t chunk,
+                             int64_t way, int statistics) {
+  return guarded([&] {
+    TORCH_CHECK(way >= 0 && way <= 2 && chunk > 0, "log_probabilities: no way ", way, " with chunks of ", chunk);
+    auto results = levain::log_probabilities(*hidden, *head, *targets, chunk, static_cast<levain::Way>(way), statistics != 0);
+    for (size_t i = 0; i < 3; i++) out[i] = fresh(results[i]);
+  });
+}
+
 }  // extern "C"

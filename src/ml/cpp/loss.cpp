@@ -106,7 +106,129 @@ struct CrossEntropy : Function<CrossEntropy> {
   }
 };
 
+// The log-probability of each target with a gradient for each of them, where the weight of a token is known only after all were
+// computed (preference losses, policy gradients). The logits are made again in the backward pass instead of being kept.
+struct LogProbabilities : Function<LogProbabilities> {
+  // Gives (log-probability, entropy, log of the sum of squared probabilities) of each row; the last two, of which only the entropy
+  // has a gradient, are empty unless asked for.
+  static variable_list forward(AutogradContext* context, const Tensor& input, const Tensor& head, const Tensor& targets,
+                               int64_t chunk, int64_t way, bool statistics) {
+    const Tensor hidden = input.contiguous();
+    const int64_t rows = hidden.size(0), width = hidden.size(1), words = head.size(0);
+    TORCH_CHECK(head.dim() == 2 && head.size(1) == width && head.is_contiguous() && targets.numel() == rows,
+                "log_probabilities: hidden ", hidden.sizes(), ", head ", head.sizes(), ", targets ", targets.sizes());
+    TORCH_CHECK(rows == 0 || (targets.min().item<int64_t>() >= 0 && targets.max().item<int64_t>() < words),
+                "log_probabilities: a target is outside of the vocabulary of ", words);
+    const auto wide = wide_options(hidden);
+    Tensor values = at::empty({rows}, wide), log_sums = at::empty({rows}, wide);
+    Tensor entropies = at::empty({statistics ? rows : 0}, wide), squares = at::empty({statistics ? rows : 0}, wide);
+    for (int64_t first = 0; first < rows; first += chunk) {
+      const int64_t count = std::min(chunk, rows - first);
+      const Tensor logits = chunk_logits(hidden.narrow(0, first, count), head, way);
+      const auto part = [&](const Tensor& whole) { return whole.narrow(0, first, count); };
+      const Tensor sums = summed(logits, way);
+      part(log_sums).copy_(sums);
+      part(values).copy_(logits.gather(1, part(targets).unsqueeze(1)).squeeze(1) - sums);
+      if (statistics) {
+        const Tensor logs = logits - sums.unsqueeze(1);
+        part(squares).copy_((logs * 2).logsumexp(1));
+        part(entropies).copy_(-(logs.exp() * logs).sum(1));
+      }
+    }
+    context->save_for_backward({hidden, head, targets, log_sums, entropies});
+    context->saved_data["chunk"] = chunk;
+    context->saved_data["way"] = way;
+    context->mark_non_differentiable({squares});
+    return {values, entropies, squares};
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    auto saved = context->get_saved_variables();
+    const Tensor &hidden = saved[0], &head = saved[1], &targets = saved[2], &log_sums = saved[3], &entropies = saved[4];
+    const int64_t chunk = context->saved_data["chunk"].toInt(), way = context->saved_data["way"].toInt();
+    const bool to_hidden = context->needs_input_grad(0), to_head = context->needs_input_grad(1);
+    const bool by_entropy = entropies.numel() > 0 && gradients[1].defined();
+    const int64_t rows = hidden.size(0), words = head.size(0), width = hidden.size(1);
+    const auto wide = wide_options(hidden);
+    Tensor dhidden = to_hidden ? at::empty({rows, width}, wide) : Tensor();
+    Tensor dhead = to_head ? at::zeros({words, width}, wide) : Tensor();
+    const Tensor outer = gradients[0].defined() ? gradients[0].contiguous() : at::zeros({rows}, wide);
+    for (int64_t first = 0; first < rows && (to_hidden || to_head); first += chunk) {
+      const int64_t count = std::min(chunk, rows - first);
+      const auto part = [&](const Tensor& whole) { return whole.narrow(0, first, count); };
+      const Tensor h = part(hidden), g = part(outer).unsqueeze(1), t = part(targets).unsqueeze(1);
+      Tensor d = chunk_logits(h, head, way);
+      if (by_entropy) {
+        // dH/dlogit = -p (log p + H)
+        const Tensor logs = d - part(log_sums).unsqueeze(1), p = logs.exp();
+        d = p * (-g - part(gradients[1]).unsqueeze(1) * (logs + part(entropies).unsqueeze(1)));
+      } else if (way == static_cast<int64_t>(Way::kernels)) {
+        ranges(count, 1, [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; i++)
+            probabilities(d.data_ptr<float>() + i * words, words, log_sums.data_ptr<float>()[first + i]);
+        });
+        d.mul_(-g);
+      } else {
+        d.sub_(part(log_sums).unsqueeze(1)).exp_().mul_(-g);
+      }
+      d.scatter_add_(1, t, g);
+      if (way == static_cast<int64_t>(Way::kernels)) {
+        if (to_hidden)
+          gemm(matrix(d), count, Matrix{head.const_data_ptr(), type_of(head), width, 1}, words, width, result(part(dhidden)), pool);
+        if (to_head)
+          gemm(transposed(d), words, matrix(h), count, width, Result{dhead.data_ptr<float>(), Type::f32, width, true}, pool);
+      } else {
+        const auto type = product_type(hidden, way);
+        d = d.to(type);
+        if (to_hidden) part(dhidden).copy_(at::mm(d, head.to(type)));
+        if (to_head) dhead.add_(at::mm(d.t(), h.to(type)));
+      }
+    }
+    const auto typed = [](const Tensor& gradient, const Tensor& like) {
+      return gradient.defined() ? gradient.to(like.scalar_type()) : gradient;
+    };
+    return {typed(dhidden, hidden), typed(dhead, head), Tensor(), Tensor(), Tensor(), Tensor()};
+  }
+
+  static at::TensorOptions wide_options(const Tensor& like) {
+    return like.options().dtype(like.scalar_type() == at::kDouble ? at::kDouble : at::kFloat).requires_grad(false);
+  }
+
+  // Products in bf16 only where the processor has them.
+  static at::ScalarType product_type(const Tensor& hidden, int64_t way) {
+    if (way == static_cast<int64_t>(Way::native)) return hidden.scalar_type();
+    return at::typeMetaToScalarType(wide_options(hidden).dtype());
+  }
+
+  static Tensor chunk_logits(const Tensor& hidden, const Tensor& head, int64_t way) {
+    if (way != static_cast<int64_t>(Way::kernels)) {
+      const auto type = product_type(hidden, way);
+      return at::mm(hidden.to(type), head.to(type).t()).to(wide_options(hidden).dtype());
+    }
+    const int64_t rows = hidden.size(0), width = hidden.size(1), words = head.size(0);
+    Tensor logits = at::empty({rows, words}, wide_options(hidden));
+    gemm(matrix(hidden), rows, Matrix{head.const_data_ptr(), type_of(head), 1, width}, width, words, result(logits), pool);
+    return logits;
+  }
+
+  static Tensor summed(const Tensor& logits, int64_t way) {
+    if (way != static_cast<int64_t>(Way::kernels)) return logits.logsumexp(1);
+    const int64_t rows = logits.size(0), words = logits.size(1);
+    Tensor sums = at::empty({rows}, logits.options());
+    ranges(rows, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++)
+        sums.data_ptr<float>()[i] = summarize(logits.const_data_ptr<float>() + i * words, words).log_sum;
+    });
+    return sums;
+  }
+};
+
 }  // namespace
+
+variable_list log_probabilities(const Tensor& hidden, const Tensor& head, const Tensor& targets, int64_t chunk, Way way,
+                                bool statistics) {
+  return LogProbabilities::apply(hidden, head, targets, chunk, static_cast<int64_t>(way), statistics);
+}
 
 variable_list cross_entropy(const Tensor& hidden, const Tensor& head, const Tensor& targets, int64_t chunk,
                             Way way) {

@@ -72,5 +72,8 @@ Tensor attend_cached(const Tensor& q, const Tensor& k, const Tensor& v, const st
 // Sum of -log softmax(hidden head^T)[target]; also log-probabilities and right predictions per row.
 enum class Way : int64_t { wide = 0, kernels = 1, native = 2 };  // libtorch in f32 or f64; our kernels; libtorch in bf16
 variable_list cross_entropy(const Tensor& hidden, const Tensor& head, const Tensor& targets, int64_t chunk, Way way);
+// log softmax(hidden head^T)[target] of each row with a gradient of its own; with `statistics` entropies and log sums of squares.
+variable_list log_probabilities(const Tensor& hidden, const Tensor& head, const Tensor& targets, int64_t chunk, Way way,
+                                bool statistics);
 
 }  // namespace levain

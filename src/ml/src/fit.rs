@@ -23,6 +23,10 @@ pub trait Objective {
     fn weight(&self, batch: &Self::Batch) -> f64;
     /// The number of tokens that a forward of the batch reads.
     fn tokens(&self, batch: &Self::Batch) -> usize;
+    /// Sees all micro-batches of a step before the first loss: for losses with terms that are means over the whole batch.
+    fn begin(&mut self, _batches: &[Self::Batch]) -> Result<()> {
+        Ok(())
+    }
     /// The loss, with a gradient.
     fn loss(&mut self, pass: Pass, batch: &Self::Batch) -> Result<Loss>;
 }
@@ -185,6 +189,7 @@ fn one_step<O: Objective>(
         weight > 0.0,
         "no token of the rows {rows:?} is trained: look at the loss mask with `show --tokens`"
     );
+    objective.begin(&batches)?;
     let draw = Stream::new(plan.seed, &format!("dropout {index}")).next_u64();
     let (mut sum, mut tokens) = (0.0, 0);
     let mut means: Vec<(&'static str, f64)> = Vec::new();

@@ -1,6 +1,7 @@
 //! The tensor half: models, adapters, losses, optimizers, the training step and generation; no recipe, cache, text or event.
 
 pub mod attend;
+pub mod completions;
 pub mod fit;
 pub mod generate;
 pub mod kv_cache;
@@ -12,8 +13,12 @@ pub mod norm;
 pub mod optimizer;
 pub mod params;
 pub mod place;
+pub mod preference;
 #[path = "../../data/src/random.rs"]
 pub mod random;
+pub mod ranking;
+pub mod reward;
+pub mod rl;
 pub mod rope;
 pub mod sample;
 pub mod sft;

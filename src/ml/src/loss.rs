@@ -1,4 +1,4 @@
-//! Cross entropy of next tokens, as a sum with a weight, without a tensor of all logits.
+//! Cross entropy and log-probabilities of next tokens without a tensor of all logits.
 
 use crate::torch::{self, Way};
 use anyhow::{Result, ensure};
@@ -42,13 +42,7 @@ pub fn cross_entropy(
     let count = targets.numel();
     ensure!(count > 0, "there is no token to predict");
     ensure!(chunk > 0, "a chunk of logits needs at least one row");
-    let way = if torch::fused_linear(hidden, head) {
-        Way::Kernels
-    } else if torch::multiplies_bf16(hidden) && hidden.kind() == head.kind() {
-        Way::Native
-    } else {
-        Way::Wide
-    };
+    let way = way(hidden, head);
     let [sum, log_probabilities, right] = torch::cross_entropy(hidden, head, targets, chunk, way)?;
     Ok(CrossEntropy {
         sum,
@@ -56,4 +50,46 @@ pub fn cross_entropy(
         correct: usize::try_from(right.sum(Kind::Int64).int64_value(&[]))?,
         count,
     })
+}
+
+/// What is known of each target's distribution.
+#[derive(Debug)]
+pub struct TokenValues {
+    /// `log p(target)`, `[targets]`, with a gradient for each.
+    pub log_probabilities: Tensor,
+    /// The entropy of the distribution in nats, `[targets]`, with a gradient; empty unless asked for.
+    pub entropies: Tensor,
+    /// `log Σ p²`, `[targets]`, without gradient; empty unless asked for.
+    pub log_squares: Tensor,
+}
+
+/// Log-probabilities of `targets [targets]` under `softmax(hidden head^T)`, for losses in which tokens have weights that are
+/// known only after all of them were computed. In chunks of `chunk` rows, f32 (f64 stays); `statistics` adds the entropies.
+pub fn log_probabilities(
+    hidden: &Tensor,
+    head: &Tensor,
+    targets: &Tensor,
+    chunk: i64,
+    statistics: bool,
+) -> Result<TokenValues> {
+    ensure!(targets.numel() > 0, "there is no token to predict");
+    ensure!(chunk > 0, "a chunk of logits needs at least one row");
+    let way = way(hidden, head);
+    let [log_probabilities, entropies, log_squares] =
+        torch::log_probabilities(hidden, head, targets, chunk, way, statistics)?;
+    Ok(TokenValues {
+        log_probabilities,
+        entropies,
+        log_squares,
+    })
+}
+
+fn way(hidden: &Tensor, head: &Tensor) -> Way {
+    if torch::fused_linear(hidden, head) {
+        Way::Kernels
+    } else if torch::multiplies_bf16(hidden) && hidden.kind() == head.kind() {
+        Way::Native
+    } else {
+        Way::Wide
+    }
 }

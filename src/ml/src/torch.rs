@@ -85,6 +85,15 @@ unsafe extern "C" {
         chunk: i64,
         way: i64,
     ) -> c_int;
+    fn levain_log_probabilities(
+        out: *mut *mut C_tensor,
+        hidden: *const C_tensor,
+        head: *const C_tensor,
+        targets: *const C_tensor,
+        chunk: i64,
+        way: i64,
+        statistics: c_int,
+    ) -> c_int;
 }
 
 /// The message of the last failed call in this thread, as an error of the operator `name`.
@@ -351,7 +360,7 @@ pub fn attend_cached(
     })
 }
 
-/// Who multiplies in [`cross_entropy`].
+/// Who multiplies in [`cross_entropy`] and [`log_probabilities`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     /// libtorch in f32 (f64 stays): every device.
@@ -384,4 +393,31 @@ pub fn cross_entropy(
     results
         .try_into()
         .map_err(|_| anyhow!("cross_entropy gave another number of results"))
+}
+
+/// `[log-probability of each target, entropy, log of the sum of squared probabilities]` of the rows of
+/// `softmax(hidden head^T)`; the first two have a gradient for each row, the last two are empty without `statistics`.
+pub fn log_probabilities(
+    hidden: &Tensor,
+    head: &Tensor,
+    targets: &Tensor,
+    chunk: i64,
+    way: Way,
+    statistics: bool,
+) -> Result<[Tensor; 3]> {
+    // SAFETY: the tensors live through the call.
+    let results = call("log_probabilities", 3, |out| unsafe {
+        levain_log_probabilities(
+            out,
+            hidden.as_ptr(),
+            head.as_ptr(),
+            targets.as_ptr(),
+            chunk,
+            way as i64,
+            c_int::from(statistics),
+        )
+    })?;
+    results
+        .try_into()
+        .map_err(|_| anyhow!("log_probabilities gave another number of results"))
 }

@@ -62,6 +62,59 @@ fn compare(
     }
 }
 
+#[test]
+fn log_probabilities_and_their_gradients() {
+    for (rows, width, words, chunk) in [(5, 8, 11, 2), (37, 33, 2500, 16), (64, 32, 4100, 256)] {
+        let targets: Vec<i64> = (0..rows).map(|i| (i * 7919 + 3) % words).collect();
+        let targets = Tensor::from_slice(&targets);
+        let inputs = [
+            numbers("hidden", &[rows, width], 1.0),
+            numbers("head", &[words, width], 1.0),
+        ];
+        let plain = |statistics: bool| {
+            let targets = &targets;
+            move |t: &[Tensor]| {
+                let logs = t[0].matmul(&t[1].tr()).log_softmax(1, None::<Kind>);
+                let mut all = vec![logs.gather(1, &targets.unsqueeze(1), false).squeeze_dim(1)];
+                if statistics {
+                    all.push(-(logs.exp() * &logs).sum_dim_intlist(1i64, false, None::<Kind>));
+                    all.push((logs.detach() * 2.0).logsumexp(1i64, false));
+                }
+                all
+            }
+        };
+        let ours = |way: Way, statistics: bool| {
+            let targets = &targets;
+            move |t: &[Tensor]| {
+                let all = torch::log_probabilities(&t[0], &t[1], targets, chunk, way, statistics);
+                let mut all = Vec::from(all.unwrap());
+                all.truncate(if statistics { 3 } else { 1 });
+                all
+            }
+        };
+        for statistics in [false, true] {
+            if available() {
+                compare(
+                    "log-probabilities",
+                    &inputs,
+                    ours(Way::Kernels, statistics),
+                    plain(statistics),
+                );
+            }
+            let wide = with_gradients(
+                Kind::Double,
+                Kind::Double,
+                &inputs,
+                ours(Way::Wide, statistics),
+            );
+            let theirs = with_gradients(Kind::Double, Kind::Double, &inputs, plain(statistics));
+            for (a, b) in wide.iter().zip(&theirs) {
+                close(a, b, 1e-12, "log-probabilities in f64");
+            }
+        }
+    }
+}
+
 fn tch_sum() -> tch::Reduction {
     tch::Reduction::Sum
 }

@@ -194,3 +194,55 @@ pub fn near(ours: &[f64], golden: &[f64], tolerance: f64, what: &str) {
         what,
     );
 }
+
+/// The arrays of tests/golden/rlhf/NAME.safetensors, and the lines of its NAME.jsonl.
+pub struct Rlhf(BTreeMap<String, Tensor>);
+
+impl Rlhf {
+    /// Reads the arrays.
+    pub fn open(name: &str) -> Rlhf {
+        let path = folder().join(format!("rlhf/{name}.safetensors"));
+        Rlhf(ml::tensors::read_file(&path).unwrap().into_iter().collect())
+    }
+
+    /// The array of this name.
+    #[track_caller]
+    pub fn get(&self, name: &str) -> &Tensor {
+        let found = self.0.get(name);
+        found.unwrap_or_else(|| panic!("there is no golden value {name:?}"))
+    }
+
+    /// Whether there is one.
+    pub fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    /// A whole array as numbers.
+    #[track_caller]
+    pub fn numbers(&self, name: &str) -> Vec<f64> {
+        Vec::try_from(self.get(name).to_kind(Kind::Double).flatten(0, -1)).unwrap()
+    }
+
+    /// An array of two dimensions as rows.
+    #[track_caller]
+    pub fn matrix(&self, name: &str) -> Vec<Vec<f64>> {
+        let width = self.get(name).size()[1] as usize;
+        let rows = self.numbers(name);
+        rows.chunks(width).map(<[f64]>::to_vec).collect()
+    }
+
+    /// The cases of NAME.jsonl: name, settings, and the whole line.
+    pub fn cases(&self, name: &str) -> Vec<(String, Value, Value)> {
+        let text = std::fs::read_to_string(folder().join(format!("rlhf/{name}.jsonl"))).unwrap();
+        let cases: Vec<_> = text
+            .lines()
+            .map(|line| {
+                let line: Value = serde_json::from_str(line).unwrap();
+                let case = line["case"].as_str().unwrap().to_owned();
+                (case, line["settings"].clone(), line)
+            })
+            .collect();
+        assert!(!cases.is_empty());
+        cases
+    }
+}
