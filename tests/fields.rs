@@ -20,6 +20,8 @@ struct Row {
     values: [&'static str; 2],
     /// Other fields that the stage needs for the difference to be seen.
     with: &'static [(&'static str, &'static str)],
+    /// Whether the difference is that the stage fails with the second value.
+    fails: bool,
 }
 
 const fn row(kind: &'static str, field: &'static str, values: [&'static str; 2]) -> Row {
@@ -28,6 +30,14 @@ const fn row(kind: &'static str, field: &'static str, values: [&'static str; 2])
         field,
         values,
         with: &[],
+        fails: false,
+    }
+}
+
+const fn fails(kind: &'static str, field: &'static str, values: [&'static str; 2]) -> Row {
+    Row {
+        fails: true,
+        ..row(kind, field, values)
     }
 }
 
@@ -42,6 +52,7 @@ const fn with(
         field,
         values,
         with,
+        fails: false,
     }
 }
 
@@ -151,6 +162,12 @@ const ROWS: &[Row] = &[
     row("generate", "limit", ["", "2"]),
     with("generate", "seed", ["1", "2"], &[("temperature", "1.5")]),
     with("generate", "batch", ["16", "3"], &[("temperature", "1.5")]),
+    fails("gate", "metric", ["base.loss", "base.perplexity"]),
+    fails("gate", "min", ["0", "50"]),
+    fails("gate", "max", ["50", "1"]),
+    // Both have as many tokens, and then the first one wins.
+    with("select", "metric", ["loss", "tokens"], &[("goal", "max")]),
+    row("select", "goal", ["min", "max"]),
 ];
 
 /// The rest of a stage of this kind.
@@ -174,6 +191,18 @@ fn usual(kind: &str) -> &'static [(&'static str, &'static str)] {
             ("model", "base"),
             ("prompts", "chats"),
             ("max_new_tokens", "8"),
+        ],
+        "gate" => &[
+            ("input", "sums"),
+            ("metrics", "scores"),
+            ("metric", "base.loss"),
+            ("max", "50"),
+        ],
+        "select" => &[
+            ("candidates", "{ base: base, other: other }"),
+            ("metrics", "scores"),
+            ("metric", "loss"),
+            ("goal", "min"),
         ],
         _ => panic!("say in this test what a stage of the kind `{kind}` needs"),
     }
@@ -265,6 +294,8 @@ stages:
   chats: { kind: load_dataset, source: chats.jsonl }
   sums: { kind: load_dataset, source: sums.jsonl }
   thin: { kind: lora, model: base, r: 4, dropout: 0.1 }
+  other: { kind: load_model, source: other, dtype: f32 }
+  scores: { kind: evaluate, models: { base: base, other: other }, data: chats }
 ";
 
 #[test]
@@ -293,8 +324,13 @@ fn every_field_does_what_its_class_says() {
     let semantic = |(_, row): &(usize, &Row)| row.class() == Class::Semantic;
     let mut first = SHARED.to_owned();
     let mut second = SHARED.to_owned();
+    let mut failing = SHARED.to_owned();
     for (index, row) in indexed() {
         match row.class() {
+            Class::Semantic if row.fails => {
+                first += &row.stage(index, 0);
+                failing += &row.stage(index, 1);
+            }
             Class::Semantic => first += &(row.stage(index, 0) + &row.stage(index, 1)),
             _ => {
                 first += &row.stage(index, 0);
@@ -304,16 +340,20 @@ fn every_field_does_what_its_class_says() {
     }
     kitchen.write("first.yaml", &first);
     kitchen.write("second.yaml", &second);
+    kitchen.write("failing.yaml", &failing);
     let (one, two) = (kitchen.path().join("one"), kitchen.path().join("two"));
     let run = |words: &str| kitchen.say(words).expect(0).json();
     let left = run("run first.yaml --json --cache one");
     let right = run("run second.yaml --json --cache two");
+    let failed = kitchen.say("run failing.yaml --json --keep-going --cache one");
+    let failed = failed.expect(1).json();
     let mut wrong = Vec::new();
 
     for (index, row) in indexed().filter(semantic) {
+        let other = if row.fails { &failed } else { &left };
         let (a, b) = (
             stage(&left, &row.node(index, 0)),
-            stage(&left, &row.node(index, 1)),
+            stage(other, &row.node(index, 1)),
         );
         let what = format!(
             "`{}` of `{}`: {} and {}",
@@ -321,6 +361,9 @@ fn every_field_does_what_its_class_says() {
         );
         if a["key"] == b["key"] {
             wrong.push(format!("{what} have the same key"));
+        }
+        if row.fails && b["outcome"] != "failed" {
+            wrong.push(format!("{what} both go through"));
         }
         if a["outputs"] == b["outputs"] {
             wrong.push(format!("{what} make the same"));

@@ -8,10 +8,13 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use engine::artifact::ArtifactType;
+use engine::cache::Cache;
+use engine::recipe::Binding;
 use serde_json::{Map, Value, json};
-use support::artifacts::{difference, outputs};
+use support::artifacts::{difference, outputs, stage};
 use support::{Kitchen, checkout, text, tiny};
 
 /// Numbers are equal when they differ by less than this part of the larger one: another processor sums in another order.
@@ -36,6 +39,8 @@ stages:
   scores: { kind: evaluate, models: { before: folder, after: tuned }, data: halves.test, samples: 2, max_new_tokens: 8 }
   greedy: { kind: generate, model: tuned, prompts: halves.test, max_new_tokens: 12 }
   drawn: { kind: generate, model: whole, prompts: sums, n: 2, limit: 2, temperature: 1.0, top_k: 40, top_p: 0.9, max_new_tokens: 12 }
+  passed: { kind: gate, input: halves.test, metrics: scores, metric: after.loss, min: 0 }
+  best: { kind: select, candidates: { before: folder, after: tuned }, metrics: scores, metric: loss, goal: min }
 ";
 
 /// Kind to what each of its stages made, by the stage's name.
@@ -50,6 +55,11 @@ fn made() -> BTreeMap<String, Map<String, Value>> {
     kitchen.write("chats.jsonl", &tiny::chats(12));
     kitchen.write("kinds.yaml", RECIPE);
     let answer = kitchen.say("run kinds.yaml --json").expect(0).json();
+    check_metrics(
+        &kitchen.path().join("kinds.yaml"),
+        &kitchen.cache(),
+        &answer,
+    );
     let mut made: BTreeMap<String, Map<String, Value>> = BTreeMap::new();
     for stage in answer["stages"].as_array().unwrap() {
         let of_kind = made.entry(text(&stage["kind"])).or_default();
@@ -59,6 +69,38 @@ fn made() -> BTreeMap<String, Map<String, Value>> {
         );
     }
     made
+}
+
+/// The numbers in metrics have the names that contracts say beforehand.
+fn check_metrics(recipe: &Path, cache: &Path, answer: &Value) {
+    let recipe = engine::recipe::read(recipe, &[], kinds::contracts()).unwrap();
+    let mut looked = 0;
+    for made in &recipe.stages {
+        for output in made.contract.outputs {
+            let Some(names) = output.metrics else {
+                assert!(
+                    !output.is(ArtifactType::Metrics),
+                    "{} says no names",
+                    made.contract.kind
+                );
+                continue;
+            };
+            let named = |port: &str| match &made.inputs[port] {
+                Binding::Many(list) => list.iter().map(|(name, _)| name.clone()).collect(),
+                Binding::One(_) => Vec::new(),
+            };
+            let mut said = names(&made.params, &named);
+            said.sort();
+            let digest = stage(answer, &made.name)["outputs"][output.name].clone();
+            let digest = serde_json::from_value(digest).unwrap();
+            let manifest = Cache::open(cache).unwrap().manifest(digest).unwrap();
+            let mut found = engine::metric::names(&manifest.summary);
+            found.sort();
+            assert_eq!(said, found, "{}", made.name);
+            looked += 1;
+        }
+    }
+    assert!(looked > 2);
 }
 
 #[test]

@@ -18,10 +18,11 @@ SEEN = """
     models_in_a_list_of_lists name_is_a_number negative_learning_rate negative_seed no_kind no_stages not_a_mapping
     number_for_a_text number_in_quotes only_comments output_is_a_text output_unknown_format output_unknown_word
     output_without_to parameters_that_make_no_sense params_as_a_list port_is_nothing reference_to_a_stranger
-    several_mistakes source_bad_pin source_empty source_empty_list source_number source_unknown_word stage_is_a_text
-    stage_is_nothing stages_as_a_list test_of_one_and_a_half test_of_zero text_for_a_number text_for_a_truth
-    unclosed_parameter unknown_field unknown_field_stranger unknown_kind unknown_kind_stranger unknown_top_key
-    unknown_top_key_stranger unknown_version version_as_text zero_epochs zero_rank zero_threads
+    select_of_an_unknown_metric several_mistakes source_bad_pin source_empty source_empty_list source_number
+    source_unknown_word stage_is_a_text stage_is_nothing stages_as_a_list stop_if_as_a_text stop_if_of_nothing
+    stop_if_of_unknown_words stop_if_without_limits test_of_one_and_a_half test_of_zero text_for_a_number
+    text_for_a_truth unclosed_parameter unknown_field unknown_field_stranger unknown_kind unknown_kind_stranger
+    unknown_top_key unknown_top_key_stranger unknown_version version_as_text zero_epochs zero_rank zero_threads
 """.split()
 
 

@@ -69,6 +69,7 @@ impl Style {
             Verdict::Cached => self.green(text),
             Verdict::WillRun => self.yellow(text),
             Verdict::MayRun => self.cyan(text),
+            Verdict::Skipped => self.dim(text),
         }
     }
 }
@@ -79,5 +80,6 @@ pub(crate) fn verdict_words(verdict: Verdict) -> &'static str {
         Verdict::Cached => "cached",
         Verdict::WillRun => "will run",
         Verdict::MayRun => "may run",
+        Verdict::Skipped => "skipped",
     }
 }

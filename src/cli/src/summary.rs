@@ -154,7 +154,7 @@ fn metrics(
         for output in contract
             .outputs
             .iter()
-            .filter(|o| o.artifact == ArtifactType::Metrics)
+            .filter(|o| o.is(ArtifactType::Metrics))
         {
             let Some(view) = stage
                 .outputs
@@ -198,6 +198,7 @@ pub(crate) fn to_json(session: &Session, outcome: &Outcome) -> Value {
                 "kind": stage.kind,
                 "verdict": stage.verdict,
                 "outcome": stage.outcome,
+                "reason": stage.reason,
                 "key": stage.key,
                 "outputs": stage.outputs,
             })

@@ -34,6 +34,19 @@ pub enum ArtifactType {
 }
 
 impl ArtifactType {
+    /// Every type: what a port takes that takes anything.
+    pub const ALL: &[Self] = &[
+        Self::Dataset,
+        Self::Model,
+        Self::Adapter,
+        Self::Tokenizer,
+        Self::Tokens,
+        Self::Metrics,
+        Self::Rollouts,
+        Self::Vectors,
+        Self::LogProbabilities,
+    ];
+
     /// The word that recipes, manuals and messages use.
     pub fn name(self) -> &'static str {
         match self {
@@ -183,6 +196,19 @@ impl ArtifactView {
             )
         })
     }
+}
+
+/// Types in words: `a dataset or a model`.
+pub fn phrase(types: &[ArtifactType]) -> String {
+    if types == ArtifactType::ALL {
+        return "anything".to_owned();
+    }
+    let one = |artifact: &ArtifactType| match artifact.name() {
+        name if name.ends_with('s') => name.to_owned(),
+        name if name.starts_with('a') => format!("an {name}"),
+        name => format!("a {name}"),
+    };
+    types.iter().map(one).collect::<Vec<_>>().join(" or ")
 }
 
 #[cfg(test)]

@@ -198,6 +198,13 @@ pub enum FieldType {
     Source,
     /// Where random streams start; the recipe's `seed` when not given.
     Seed,
+    /// The name of a number in metrics.
+    Metric {
+        /// The port of the metrics.
+        of: &'static str,
+        /// The port to each of whose artifacts such a number belongs; none where there is one number.
+        each: Option<&'static str>,
+    },
 }
 
 /// A word that a field may be.
@@ -234,15 +241,80 @@ pub enum Arity {
 }
 
 /// An output.
+#[derive(Clone, Copy)]
 pub struct Output {
     /// The word after the dot in `stage.output`.
     pub name: &'static str,
     /// What it is.
-    pub artifact: ArtifactType,
+    pub gives: Gives,
     /// The port whose tokenizer this model keeps, so that work on tokens need not wait for the model.
     pub keeps_tokenizer_of: Option<&'static str>,
+    /// The names of the numbers in its summary, when it is metrics and they can be told beforehand.
+    pub metrics: Option<MetricNames>,
     /// What it holds.
     pub doc: &'static str,
+}
+
+/// What an output is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gives {
+    /// An artifact of this type, made by the stage.
+    New(ArtifactType),
+    /// The very artifact that this port holds, or one of those that it holds, whatever it is.
+    Same(&'static str),
+}
+
+/// The names of metrics, from the parameters and from the names in each port that takes several artifacts.
+pub type MetricNames = fn(&Map<String, Value>, &dyn Fn(&str) -> Vec<String>) -> Vec<String>;
+
+impl Output {
+    /// An artifact that the stage makes.
+    pub const fn new(name: &'static str, artifact: ArtifactType, doc: &'static str) -> Self {
+        Self {
+            name,
+            gives: Gives::New(artifact),
+            keeps_tokenizer_of: None,
+            metrics: None,
+            doc,
+        }
+    }
+
+    /// An artifact of `port`, handed on as it is.
+    pub const fn same(name: &'static str, port: &'static str, doc: &'static str) -> Self {
+        Self {
+            gives: Gives::Same(port),
+            ..Self::new(name, ArtifactType::Dataset, doc)
+        }
+    }
+
+    /// The same with the tokenizer of the model in `port`.
+    pub const fn keeps_tokenizer_of(self, port: &'static str) -> Self {
+        Self {
+            keeps_tokenizer_of: Some(port),
+            ..self
+        }
+    }
+
+    /// The same with the names of its numbers.
+    pub const fn metrics(self, names: MetricNames) -> Self {
+        Self {
+            metrics: Some(names),
+            ..self
+        }
+    }
+
+    /// Whether it is always of this type.
+    pub fn is(&self, artifact: ArtifactType) -> bool {
+        self.gives == Gives::New(artifact)
+    }
+
+    /// The port whose artifact it hands on.
+    pub fn handed_on(&self) -> Option<&'static str> {
+        match self.gives {
+            Gives::Same(port) => Some(port),
+            Gives::New(_) => None,
+        }
+    }
 }
 
 /// Work with a key of its own: a node `owner › name` of a hidden kind.

@@ -198,6 +198,14 @@ pub fn nearest<'a>(word: &str, words: impl IntoIterator<Item = &'a str>) -> Opti
         .map(|(_, w)| w)
 }
 
+/// Every word, the nearest to `word` first; words of which it is a part, or which are a part of it, are nearer than others.
+pub fn nearest_first<'a>(word: &str, words: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
+    let far = |w: &str| (!w.contains(word) && !word.contains(w), distance(word, w));
+    let mut list: Vec<_> = words.into_iter().map(|w| (far(w), w)).collect();
+    list.sort_by_key(|(far, _)| *far);
+    list.into_iter().map(|(_, w)| w).collect()
+}
+
 /// Levenshtein distance with transpositions of neighbours, in characters.
 fn distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
@@ -230,5 +238,8 @@ mod tests {
         assert_eq!(nearest("learning-rate", words), Some("learning_rate"));
         assert_eq!(nearest("dtaa", words), Some("data"));
         assert_eq!(nearest("banana", words), None);
+        let numbers = ["steps", "first_loss", "last_loss", "los"];
+        let near = ["los", "last_loss", "first_loss", "steps"];
+        assert_eq!(super::nearest_first("loss", numbers), near);
     }
 }

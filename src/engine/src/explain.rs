@@ -34,8 +34,9 @@ pub fn why(session: &Session, standings: &[Standing], index: usize) -> Result<Wh
     };
     let reason = match standing.verdict {
         Verdict::Cached => "its outputs are in the cache".to_owned(),
+        Verdict::Skipped => standing.reason.clone(),
         Verdict::MayRun => {
-            let changed: Vec<_> = session.plan.needs(index).into_iter().filter(|n| standings[*n].verdict != Verdict::Cached).collect();
+            let changed: Vec<_> = session.plan.needs(index).into_iter().filter(|n| standings[*n].verdict.open()).collect();
             let names: Vec<_> = changed.iter().map(|n| format!("`{}`", session.plan.nodes[*n].name)).collect();
             format!("it depends on {}, and runs unless the new outputs equal the old ones", names.join(", "))
         }

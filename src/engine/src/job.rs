@@ -87,6 +87,16 @@ impl Job {
         }
     }
 
+    /// Every artifact of a port.
+    pub fn views(&self, port: &str) -> impl Iterator<Item = &ArtifactView> {
+        let (one, many) = match self.inputs.get(port) {
+            Some(Input::One(view)) => (Some(&**view), [].as_slice()),
+            Some(Input::Many(views)) => (None, views.as_slice()),
+            None => (None, [].as_slice()),
+        };
+        one.into_iter().chain(many.iter().map(|(_, view)| view))
+    }
+
     /// The files of a source field.
     pub fn source(&self, field: &str) -> Result<&[SourceFile]> {
         self.sources
@@ -102,12 +112,28 @@ pub struct Draft {
     /// What it is.
     #[serde(rename = "type")]
     pub artifact: ArtifactType,
-    /// (name in the artifact, path on disk). A path inside `Job::out` is moved, any other is copied.
+    /// (name in the artifact, path on disk). A path inside `Job::out` is moved, one of a blob in the cache is named, any other is
+    /// copied.
     pub files: Vec<(String, PathBuf)>,
     /// Artifacts it needs.
     pub refs: BTreeMap<String, Reference>,
     /// Facts about it: a pure function of the content.
     pub summary: BTreeMap<String, Value>,
+}
+
+impl Draft {
+    /// An artifact of the cache as it is: published, it has the same digest. Its files are neither read nor copied.
+    pub fn of(view: &ArtifactView) -> Self {
+        let refs = view.refs.iter();
+        Self {
+            artifact: view.artifact,
+            files: view.files.clone(),
+            refs: refs
+                .map(|(name, view)| (name.clone(), Reference::Artifact(view.digest)))
+                .collect(),
+            summary: view.summary.clone(),
+        }
+    }
 }
 
 /// What a draft may refer to.

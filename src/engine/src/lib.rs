@@ -11,6 +11,7 @@ pub mod export;
 pub mod job;
 pub mod lock;
 pub mod manual;
+pub mod metric;
 pub mod peek;
 pub mod plan;
 pub mod recipe;

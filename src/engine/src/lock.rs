@@ -24,7 +24,7 @@ pub struct RunLock {
     pub stages: indexmap::IndexMap<String, StageLock>,
     /// Source as written to what it was.
     pub sources: BTreeMap<String, Digest>,
-    /// True when every stage is done.
+    /// True when every stage is done, or was skipped by a `stop_if`.
     pub complete: bool,
 }
 
@@ -39,6 +39,9 @@ pub struct StageLock {
     pub verdict: Verdict,
     /// What became of it, in a word: `hit`, `done`, `failed`, `waiting`, `skipped`.
     pub outcome: String,
+    /// Why it was skipped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// Output name to artifact.
     pub outputs: BTreeMap<String, Digest>,
 }

@@ -4,8 +4,10 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
+use crate::artifact::ArtifactType;
 use crate::contract::{
-    Arity, Class, Contract, Contracts, Field, FieldType, Need, Output, Pool, Port, Repeatable,
+    Arity, Class, Contract, Contracts, Field, FieldType, Gives, Need, Output, Pool, Port,
+    Repeatable,
 };
 
 /// The manual of one kind as plain text, lines of at most `width` characters where words allow it.
@@ -46,7 +48,7 @@ pub fn text(contract: &Contract, width: usize) -> String {
             out,
             "  {}  ({})",
             output_name(contract, output),
-            output.artifact
+            output_type(output)
         );
         push_wrapped(out, output.doc, "      ", width);
     });
@@ -137,7 +139,7 @@ fn kind_markdown(out: &mut String, contract: &Contract) {
                 out,
                 "| `{}` | {} | {} |",
                 output_name(contract, output),
-                output.artifact,
+                output_type(output),
                 cell(output.doc)
             );
         }
@@ -194,7 +196,12 @@ pub fn to_json(contract: &Contract) -> Value {
     let outputs: Vec<Value> = contract
         .outputs
         .iter()
-        .map(|o| json!({ "name": o.name, "type": o.artifact.name(), "doc": o.doc }))
+        .map(|o| match o.gives {
+            Gives::New(artifact) => {
+                json!({ "name": o.name, "type": artifact.name(), "doc": o.doc })
+            }
+            Gives::Same(port) => json!({ "name": o.name, "same": port, "doc": o.doc }),
+        })
         .collect();
     let preparations: Vec<Value> = contract
         .preparations
@@ -236,15 +243,26 @@ fn output_name(contract: &Contract, output: &Output) -> String {
     }
 }
 
+/// An output's type in words.
+fn output_type(output: &Output) -> String {
+    match output.gives {
+        Gives::New(artifact) => artifact.to_string(),
+        Gives::Same(port) => format!("what `{port}` holds"),
+    }
+}
+
 fn port_words(port: &Port) -> String {
     let types: Vec<&str> = port.accepts.iter().map(|a| a.name()).collect();
+    let types = match port.accepts == ArtifactType::ALL {
+        true => "anything".to_owned(),
+        false => types.join(" or "),
+    };
     let mut text = match port.arity {
-        Arity::One => types.join(" or "),
-        Arity::Optional => format!("{}; may be left out", types.join(" or ")),
-        Arity::Many => format!(
-            "one or more of {}: a name, a list, or a mapping from names",
-            types.join(" or ")
-        ),
+        Arity::One => types,
+        Arity::Optional => format!("{types}; may be left out"),
+        Arity::Many => {
+            format!("one or more of {types}: a name, a list, or a mapping from names")
+        }
     };
     if !port.layouts.is_empty() {
         let _ = write!(text, "; {} rows", port.layouts.join(" or "));
@@ -380,6 +398,7 @@ fn words(ty: &FieldType) -> String {
             "source: a path, a list of paths, `hf://…`, `https://…`, `pypi:…`".to_owned()
         }
         FieldType::Seed => "whole number, at least 0".to_owned(),
+        FieldType::Metric { of, .. } => format!("name of a metric in `{of}`"),
     }
 }
 

@@ -7,9 +7,10 @@ use anyhow::Result;
 use serde_json::{Map, Value};
 
 use crate::artifact::ArtifactType;
+use crate::contract::{Contract, Output};
 use crate::diagnostic::{Problem, Problems};
 use crate::job::SourceFile;
-use crate::plan::{Feed, Standing};
+use crate::plan::Standing;
 use crate::recipe::Target;
 use crate::session::Session;
 
@@ -64,7 +65,7 @@ pub fn look(
                 .contract
                 .outputs
                 .first()
-                .filter(|o| o.artifact == ArtifactType::Dataset)
+                .filter(|o| o.is(ArtifactType::Dataset) || o.handed_on().is_some())
                 .and_then(|o| entry.outputs.get(o.name))
                 .and_then(|digest| session.cache.manifest(*digest).ok())
                 .and_then(|manifest| Some(manifest.summary.get("layout")?.as_str()?.to_owned()))
@@ -78,10 +79,12 @@ pub fn look(
                 Ok(found) => seen[index] = found,
                 Err(error) => problems.push(problem(session, index, &error).ok_or(error)?),
             }
-        } else if let Some(Feed::One(edge)) =
-            node.contract.layout_of.and_then(|p| node.inputs.get(p))
-        {
-            seen[index] = seen[edge.node].clone();
+        } else if let Some(feed) = layout_port(node.contract).and_then(|p| node.inputs.get(p)) {
+            let mut fed = feed.edges().into_iter().map(|edge| &seen[edge.node]);
+            let first = fed.next().cloned().flatten();
+            // One of several may come through: it shows when they are alike.
+            seen[index] = first
+                .filter(|f| fed.all(|other| other.as_ref().is_some_and(|o| o.layout == f.layout)));
         }
     }
     for stage in &session.recipe.stages {
@@ -118,6 +121,12 @@ pub fn look(
         return Ok(seen);
     }
     Err(Problems::new(session.recipe.sources.clone(), problems).into())
+}
+
+/// The port whose rows a kind hands on, in the same layout.
+fn layout_port(contract: &Contract) -> Option<&'static str> {
+    let handed_on = contract.outputs.first().and_then(Output::handed_on);
+    contract.layout_of.or(handed_on)
 }
 
 /// A look that failed, at the place of the stage's source.

@@ -1,18 +1,20 @@
 //! The plan: stages and their preparations as a graph, each with its verdict.
 
+mod build;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use petgraph::algo::toposort;
-use petgraph::graph::{DiGraph, NodeIndex};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+pub(crate) use build::whole;
+
 use crate::cache::{Cache, Entry};
-use crate::contract::{Class, Contract, Contracts, From, Pool};
+use crate::contract::{Class, Contract, Pool};
 use crate::digest::Digest;
-use crate::recipe::{Binding, Recipe, Target};
+use crate::recipe::{Pick, StopIf};
 use crate::record::{Item, Record};
 use crate::source::{Resolved, SourceSpec};
 
@@ -26,6 +28,15 @@ pub enum Verdict {
     WillRun,
     /// It depends on outputs that are not there yet; it runs unless they turn out as before.
     MayRun,
+    /// It does not run: a `stop_if` before it holds.
+    Skipped,
+}
+
+impl Verdict {
+    /// Whether it runs, or may.
+    pub fn open(self) -> bool {
+        matches!(self, Self::WillRun | Self::MayRun)
+    }
 }
 
 /// A stage or a preparation.
@@ -42,27 +53,52 @@ pub struct Node {
     pub sources: BTreeMap<&'static str, SourceSpec>,
     /// Port, or name of a preparation, to what feeds it.
     pub inputs: BTreeMap<String, Feed>,
+    /// What has it skipped: metrics that a `stop_if` looks at.
+    pub guards: Vec<(Pick<Edge>, Arc<StopIf>)>,
     /// Fields whose effect reaches the stage only through a preparation.
     handed_on: Vec<&'static str>,
+}
+
+impl Node {
+    /// Every edge into it: of its inputs, and of what may have it skipped.
+    pub fn edges(&self) -> impl Iterator<Item = &Edge> {
+        let guards = self.guards.iter().flat_map(|(pick, _)| &pick.from);
+        self.inputs.values().flat_map(Feed::edges).chain(guards)
+    }
 }
 
 /// What feeds an input.
 #[derive(Clone, Debug)]
 pub enum Feed {
     /// One artifact.
-    One(Edge),
+    One(Pick<Edge>),
     /// Several, named.
-    Many(Vec<(String, Edge)>),
+    Many(Vec<(String, Pick<Edge>)>),
 }
 
 impl Feed {
-    /// Every edge.
-    pub fn edges(&self) -> Vec<&Edge> {
+    /// Each artifact that it is.
+    pub fn picks(&self) -> Vec<&Pick<Edge>> {
         match self {
-            Self::One(edge) => vec![edge],
-            Self::Many(list) => list.iter().map(|(_, e)| e).collect(),
+            Self::One(pick) => vec![pick],
+            Self::Many(list) => list.iter().map(|(_, pick)| pick).collect(),
         }
     }
+
+    /// Every edge, those included that wait in case of a `stop_if`.
+    pub fn edges(&self) -> Vec<&Edge> {
+        let picks = self.picks().into_iter();
+        picks.flat_map(|pick| &pick.from).collect()
+    }
+}
+
+/// The artifacts of an input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// One.
+    One(Digest),
+    /// Several, named; what was skipped is left out.
+    Many(Vec<(String, Digest)>),
 }
 
 /// An output of another node, or its tokenizer.
@@ -97,41 +133,32 @@ pub struct Standing {
     pub reason: String,
 }
 
+impl Standing {
+    /// The same for a node that needs it.
+    pub fn known(&self) -> Known<'_> {
+        match (&self.entry, self.verdict) {
+            (Some(entry), _) => Known::Done(entry),
+            (None, Verdict::Skipped) => Known::Stopped(&self.reason),
+            (None, _) => Known::Open,
+        }
+    }
+}
+
+/// What a node knows of one that it needs.
+#[derive(Clone, Copy, Debug)]
+pub enum Known<'a> {
+    /// Its outputs are in the cache.
+    Done(&'a Entry),
+    /// It is skipped: why.
+    Stopped(&'a str),
+    /// It has not run yet.
+    Open,
+}
+
 /// Node index and source field to what the source resolved to.
 pub type Sources = BTreeMap<(usize, &'static str), Resolved>;
 
 impl Plan {
-    /// Unrolls `recipe` into nodes and orders them. The recipe has been checked: there are no cycles.
-    pub fn new(recipe: &Recipe, contracts: Contracts) -> Self {
-        let mut nodes: Vec<Node> = recipe
-            .stages
-            .iter()
-            .map(|stage| Node {
-                name: stage.name.clone(),
-                owner: None,
-                contract: stage.contract,
-                params: stage.params.clone(),
-                sources: stage.sources.clone(),
-                inputs: stage
-                    .inputs
-                    .iter()
-                    .map(|(port, binding)| ((*port).to_owned(), feed(binding)))
-                    .collect(),
-                handed_on: Vec::new(),
-            })
-            .collect();
-        for owner in 0..recipe.stages.len() {
-            for preparation in recipe.stages[owner].contract.preparations {
-                let hidden = contracts
-                    .any(preparation.kind)
-                    .expect("BUG: a preparation names no kind");
-                prepare(recipe, &mut nodes, owner, preparation, hidden);
-            }
-        }
-        let order = order(&nodes);
-        Self { nodes, order }
-    }
-
     /// The index of the node called `name`; `sft/tokens` may be written for `sft › tokens`.
     pub fn find(&self, name: &str) -> Option<usize> {
         let wanted = name.replace('/', " › ");
@@ -190,8 +217,8 @@ impl Plan {
         forced: bool,
         found: &[Option<Standing>],
     ) -> Standing {
-        let entries = |node: usize| found[node].as_ref().and_then(|s| s.entry.as_deref());
-        let (verdict, record, entry, reason) = match self.record(index, sources, &entries) {
+        let known = |node: usize| found[node].as_ref().map_or(Known::Open, Standing::known);
+        let (verdict, record, entry, reason) = match self.record(index, cache, sources, &known) {
             Ok(record) => match Some(record.key()).filter(|_| !forced) {
                 None => (Verdict::WillRun, Some(record), None, "forced".to_owned()),
                 Some(key) => match cache.hit(key) {
@@ -209,6 +236,8 @@ impl Plan {
             Err(Unknown::Input(name)) => {
                 (Verdict::MayRun, None, None, format!("depends on `{name}`"))
             }
+            Err(Unknown::Stopped(reason)) => (Verdict::Skipped, None, None, reason),
+            Err(Unknown::Metric(reason)) => (Verdict::WillRun, None, None, reason),
         };
         Standing {
             verdict,
@@ -218,14 +247,31 @@ impl Plan {
         }
     }
 
-    /// The record of a node, from the content of its inputs.
+    /// The record of a node, from the content of its inputs, unless a `stop_if` has it skipped.
     pub fn record<'a>(
         &self,
         index: usize,
+        cache: &Cache,
         sources: &Sources,
-        entries: &dyn Fn(usize) -> Option<&'a Entry>,
+        known: &dyn Fn(usize) -> Known<'a>,
     ) -> Result<Record, Unknown> {
         let node = &self.nodes[index];
+        for (metrics, stop) in &node.guards {
+            let artifact = self.digest(metrics, known)?;
+            let held = cache
+                .manifest(artifact)
+                .and_then(|manifest| stop.holds(&manifest.summary));
+            match held {
+                Ok(None) => {}
+                Ok(Some(reason)) => return Err(Unknown::Stopped(reason)),
+                Err(error) => {
+                    let (group, round) = (&stop.group, stop.round);
+                    return Err(Unknown::Metric(format!(
+                        "whether `{group}` stops after round {round} can't be told: {error:#}"
+                    )));
+                }
+            }
+        }
         let mut record = Record::default();
         record.add("kind", Item::Value(node.contract.kind.into()));
         record.add("version", Item::Value(node.contract.version.into()));
@@ -250,17 +296,9 @@ impl Plan {
             }
         }
         for (name, feed) in &node.inputs {
-            let digest = |edge: &Edge| {
-                self.digest(edge, entries)
-                    .ok_or_else(|| Unknown::Input(self.nodes[edge.node].name.clone()))
-            };
-            let item = match feed {
-                Feed::One(edge) => Item::Digest(digest(edge)?),
-                Feed::Many(list) => Item::Named(
-                    list.iter()
-                        .map(|(n, e)| Ok((n.clone(), digest(e)?)))
-                        .collect::<Result<_, Unknown>>()?,
-                ),
+            let item = match self.content(feed, known)? {
+                Content::One(digest) => Item::Digest(digest),
+                Content::Many(list) => Item::Named(list),
             };
             record.add(format!("input.{name}"), item);
         }
@@ -280,18 +318,62 @@ impl Plan {
             .key()
     }
 
-    /// The artifact that an edge names, when its node's outputs are known.
+    /// The artifacts of an input.
+    pub fn content<'a>(
+        &self,
+        feed: &Feed,
+        known: &dyn Fn(usize) -> Known<'a>,
+    ) -> Result<Content, Unknown> {
+        let list = match feed {
+            Feed::One(pick) => return self.digest(pick, known).map(Content::One),
+            Feed::Many(list) => list,
+        };
+        let mut found = Vec::with_capacity(list.len());
+        let mut stopped = None;
+        for (name, pick) in list {
+            match self.digest(pick, known) {
+                Ok(digest) => found.push((name.clone(), digest)),
+                Err(Unknown::Stopped(reason)) if pick.optional => stopped = Some(reason),
+                Err(unknown) => return Err(unknown),
+            }
+        }
+        match stopped {
+            Some(reason) if found.is_empty() => Err(Unknown::Stopped(reason)),
+            _ => Ok(Content::Many(found)),
+        }
+    }
+
+    /// The artifact of an output, of the last one that was not skipped.
     pub fn digest<'a>(
         &self,
-        edge: &Edge,
-        entries: &dyn Fn(usize) -> Option<&'a Entry>,
-    ) -> Option<Digest> {
-        let entry = entries(edge.node)?;
-        if edge.tokenizer {
-            entry.tokenizers.get(edge.output).copied()
-        } else {
-            entry.outputs.get(edge.output).copied()
+        pick: &Pick<Edge>,
+        known: &dyn Fn(usize) -> Known<'a>,
+    ) -> Result<Digest, Unknown> {
+        let edge = self.edge(pick, known)?;
+        let found = match known(edge.node) {
+            Known::Done(entry) if edge.tokenizer => entry.tokenizers.get(edge.output),
+            Known::Done(entry) => entry.outputs.get(edge.output),
+            _ => None,
+        };
+        let missing = || Unknown::Input(self.nodes[edge.node].name.clone());
+        found.copied().ok_or_else(missing)
+    }
+
+    /// The edge that counts: the last one whose node was not skipped.
+    pub fn edge<'a, 'p>(
+        &self,
+        pick: &'p Pick<Edge>,
+        known: &dyn Fn(usize) -> Known<'a>,
+    ) -> Result<&'p Edge, Unknown> {
+        let mut why = "";
+        for edge in pick.from.iter().rev() {
+            match known(edge.node) {
+                Known::Done(_) => return Ok(edge),
+                Known::Stopped(reason) => why = reason,
+                Known::Open => return Err(Unknown::Input(self.nodes[edge.node].name.clone())),
+            }
         }
+        Err(Unknown::Stopped(why.to_owned()))
     }
 
     /// Whether anything in the plan runs in the worker.
@@ -313,12 +395,7 @@ impl Plan {
 
     /// The node names that `index` needs directly, each once.
     pub fn needs(&self, index: usize) -> Vec<usize> {
-        let mut list: Vec<usize> = self.nodes[index]
-            .inputs
-            .values()
-            .flat_map(Feed::edges)
-            .map(|e| e.node)
-            .collect();
+        let mut list: Vec<usize> = self.nodes[index].edges().map(|e| e.node).collect();
         list.sort_unstable();
         list.dedup();
         list
@@ -332,155 +409,8 @@ pub enum Unknown {
     Source(String),
     /// An input whose node has not run.
     Input(String),
-}
-
-fn feed(binding: &Binding) -> Feed {
-    match binding {
-        Binding::One(target) => Feed::One(whole(target)),
-        Binding::Many(list) => {
-            Feed::Many(list.iter().map(|(n, t)| (n.clone(), whole(t))).collect())
-        }
-    }
-}
-
-fn whole(target: &Target) -> Edge {
-    Edge {
-        node: target.stage,
-        output: target.output,
-        tokenizer: false,
-    }
-}
-
-/// The node whose output carries the tokenizer of `target`: kinds that keep their input's tokenizer are seen through, so that
-/// tokenizing waits for no training.
-fn tokenizer_of(recipe: &Recipe, target: &Target) -> Edge {
-    let mut target = target.clone();
-    loop {
-        let stage = &recipe.stages[target.stage];
-        let keeps = stage
-            .contract
-            .output(target.output)
-            .and_then(|o| o.keeps_tokenizer_of);
-        match keeps.and_then(|port| stage.inputs.get(port)) {
-            Some(Binding::One(next)) => target = next.clone(),
-            _ => {
-                return Edge {
-                    node: target.stage,
-                    output: target.output,
-                    tokenizer: true,
-                };
-            }
-        }
-    }
-}
-
-fn prepare(
-    recipe: &Recipe,
-    nodes: &mut Vec<Node>,
-    owner: usize,
-    preparation: &'static crate::contract::Preparation,
-    hidden: &'static Contract,
-) {
-    let stage = &recipe.stages[owner];
-    let named: Vec<&str> = preparation
-        .inputs
-        .iter()
-        .find_map(|(_, from)| match from {
-            From::TokenizerOf(port) => match stage.inputs.get(port) {
-                Some(Binding::Many(list)) => Some(list.iter().map(|(n, _)| n.as_str()).collect()),
-                _ => None,
-            },
-            From::Port(_) => None,
-        })
-        .unwrap_or_default();
-    let params: Map<String, Value> = hidden
-        .fields
-        .iter()
-        .map(|f| {
-            (
-                f.name.to_owned(),
-                stage.params.get(f.name).cloned().unwrap_or(Value::Null),
-            )
-        })
-        .collect();
-    let mut make = |element: Option<&str>| -> Option<Edge> {
-        let mut inputs = BTreeMap::new();
-        for (port, from) in preparation.inputs {
-            let edge = match from {
-                From::Port(name) => match stage.inputs.get(name)? {
-                    Binding::One(target) => whole(target),
-                    Binding::Many(list) => {
-                        whole(&list.iter().find(|(n, _)| Some(n.as_str()) == element)?.1)
-                    }
-                },
-                From::TokenizerOf(name) => match stage.inputs.get(name)? {
-                    Binding::One(target) => tokenizer_of(recipe, target),
-                    Binding::Many(list) => tokenizer_of(
-                        recipe,
-                        &list.iter().find(|(n, _)| Some(n.as_str()) == element)?.1,
-                    ),
-                },
-            };
-            inputs.insert((*port).to_owned(), Feed::One(edge));
-        }
-        let suffix = element.map(|e| format!("[{e}]")).unwrap_or_default();
-        let name = format!("{} › {}{suffix}", stage.name, preparation.name);
-        let output = hidden
-            .outputs
-            .first()
-            .expect("BUG: a hidden kind without output")
-            .name;
-        nodes.push(Node {
-            name,
-            owner: Some(owner),
-            contract: hidden,
-            params: params.clone(),
-            sources: BTreeMap::new(),
-            inputs,
-            handed_on: Vec::new(),
-        });
-        Some(Edge {
-            node: nodes.len() - 1,
-            output,
-            tokenizer: false,
-        })
-    };
-    let made = if named.is_empty() {
-        make(None).map(Feed::One)
-    } else {
-        let list: Vec<_> = named
-            .iter()
-            .filter_map(|n| make(Some(n)).map(|e| ((*n).to_owned(), e)))
-            .collect();
-        Some(Feed::Many(list))
-    };
-    // An optional port that is not given needs no preparation.
-    if let Some(feed) = made {
-        nodes[owner]
-            .inputs
-            .insert(preparation.name.to_owned(), feed);
-        nodes[owner].handed_on.extend(preparation.fields);
-        for port in preparation.replaces {
-            nodes[owner].inputs.remove(*port);
-        }
-    }
-}
-
-fn order(nodes: &[Node]) -> Vec<usize> {
-    let mut graph = DiGraph::<usize, ()>::with_capacity(nodes.len(), nodes.len() * 2);
-    // Inserted backwards: petgraph's order is a reversed post-order, which then comes out close to the recipe's own.
-    let mut ids = vec![NodeIndex::new(0); nodes.len()];
-    for i in (0..nodes.len()).rev() {
-        ids[i] = graph.add_node(i);
-    }
-    for (i, node) in nodes.iter().enumerate() {
-        for edge in node.inputs.values().flat_map(Feed::edges) {
-            graph.add_edge(ids[edge.node], ids[i], ());
-        }
-    }
-    toposort(&graph, None)
-        .expect("BUG: a checked recipe has no cycles")
-        .into_iter()
-        .map(|id| graph[id])
-        .collect()
+    /// It is skipped: why.
+    Stopped(String),
+    /// What a `stop_if` looks at is not there: why.
+    Metric(String),
 }

@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::artifact::ArtifactType;
+use crate::artifact::phrase;
 use crate::contract::{Arity, Contract, Contracts, Field, FieldType, Need, Port};
 use crate::recipe::yaml::MAX_BYTES;
 
@@ -83,6 +83,19 @@ pub fn recipe_schema(contracts: Contracts) -> Value {
                             "required": ["first", "then"],
                             "additionalProperties": false,
                             "properties": { "first": { "$ref": "#/$defs/reference" }, "then": { "$ref": "#/$defs/reference" } },
+                        },
+                    },
+                    "stop_if": {
+                        "type": ["object", "null"],
+                        "description": "After a round in which it holds, later rounds are skipped; at least one of `above` and `below`.",
+                        "required": ["metrics", "metric"],
+                        "anyOf": [{ "required": ["above"] }, { "required": ["below"] }],
+                        "additionalProperties": false,
+                        "properties": {
+                            "metrics": { "$ref": "#/$defs/reference", "description": "The stage of a round that gives the metrics." },
+                            "metric": { "type": "string", "minLength": 1, "description": "The name of a number in them, such as `tuned.loss`." },
+                            "above": scalar_or_parameter(json!({ "type": ["number", "null"] }), "It holds when the number is greater.", None),
+                            "below": scalar_or_parameter(json!({ "type": ["number", "null"] }), "It holds when the number is less.", None),
                         },
                     },
                     "when": when(),
@@ -226,7 +239,7 @@ fn stage(contract: &Contract) -> Value {
 }
 
 fn port_schema(port: &Port) -> Value {
-    let mut doc = format!("{} Takes {}.", port.doc.trim_end(), article(port.accepts));
+    let mut doc = format!("{} Takes {}.", port.doc.trim_end(), phrase(port.accepts));
     if !port.layouts.is_empty() {
         doc.push_str(&format!(" Layouts: {}.", port.layouts.join(", ")));
     }
@@ -243,15 +256,6 @@ fn port_schema(port: &Port) -> Value {
             "description": doc,
         }),
     }
-}
-
-/// The types in words: `a dataset or a model`.
-fn article(types: &[ArtifactType]) -> String {
-    let words: Vec<String> = types
-        .iter()
-        .map(|t| format!("{} {t}", if t.name().starts_with('a') { "an" } else { "a" }))
-        .collect();
-    words.join(" or ")
 }
 
 fn field_schema(field: &Field) -> Value {
@@ -331,7 +335,9 @@ fn value_schemas(ty: &FieldType, out: &mut Vec<Value>) {
             }
             out.push(schema);
         }
-        FieldType::Text => out.push(json!({ "type": "string", "minLength": 1 })),
+        FieldType::Text | FieldType::Metric { .. } => {
+            out.push(json!({ "type": "string", "minLength": 1 }))
+        }
         FieldType::Choice(choices) => {
             let words: Vec<&str> = choices.iter().map(|c| c.word).collect();
             out.push(json!({ "type": "string", "enum": words }));

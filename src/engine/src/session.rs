@@ -12,7 +12,7 @@ use crate::diagnostic::{Problem, Problems};
 use crate::digest::Digest;
 use crate::job::SourceFile;
 use crate::lock::{RecipeLock, RunLock};
-use crate::plan::{Plan, Sources, Standing};
+use crate::plan::{Plan, Sources, Standing, Verdict};
 use crate::recipe::{self, Recipe};
 use crate::source::{BlobStore, Memo, Network, Progress, Resolved, Resolver, SourceSpec};
 
@@ -158,27 +158,37 @@ impl Session {
     /// The entry of a node that is done.
     pub fn entry(&self, node: usize) -> Result<Arc<Entry>> {
         let standing = self.standings().swap_remove(node);
-        let name = &self.plan.nodes[node].name;
-        standing.entry.with_context(|| {
-            format!(
-                "`{name}` has not run: {}; `levain run` runs it",
-                standing.reason
-            )
+        let (name, reason) = (&self.plan.nodes[node].name, &standing.reason);
+        standing.entry.with_context(|| match standing.verdict {
+            Verdict::Skipped => format!("`{name}` does not run: {reason}"),
+            _ => format!("`{name}` has not run: {reason}; `levain run` runs it"),
         })
     }
 
-    /// The node that a person names, and the output where one is named. `align.tuned` is the last round's, `sft/tokens` a
-    /// preparation.
+    /// The node that a person names, and the output where one is named. `align.tuned` is the last round's, or that of the last one
+    /// that is not skipped; `sft/tokens` is a preparation.
     pub fn find(&self, name: &str) -> Option<(usize, String)> {
         if let Some(node) = self.plan.find(name) {
             return Some((node, String::new()));
         }
         if let Some((stage, preparation)) = name.split_once('/') {
-            let (stage, _) = self.recipe.find(stage)?;
+            let (stage, _) = self.last(self.recipe.find(stage)?)?;
             let full = format!("{}/{preparation}", self.plan.nodes[stage].name);
             return self.plan.find(&full).map(|node| (node, String::new()));
         }
-        self.recipe.find(name)
+        self.last(self.recipe.find(name)?)
+    }
+
+    /// The last of some stages that is not skipped.
+    fn last(&self, mut stages: Vec<(usize, String)>) -> Option<(usize, String)> {
+        if stages.len() > 1 {
+            let standings = self.standings();
+            let skipped = |stage: usize| standings[stage].verdict == Verdict::Skipped;
+            while stages.len() > 1 && stages.last().is_some_and(|(stage, _)| skipped(*stage)) {
+                stages.pop();
+            }
+        }
+        stages.pop()
     }
 
     /// The artifact that `stage` or `stage.output` names, when it is in the cache.

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::words::{
     LOSS_ON, MAX_LENGTH, MAX_NEW_TOKENS, MICRO_BATCH, TEMPERATURE, TOKENIZE_FIELDS, TRUNCATION,
-    count, field,
+    count, each, field,
 };
 
 /// The parameters.
@@ -72,7 +72,8 @@ every model from their prompt (what comes before the last answer), and the answe
             doc: "The rows to measure on.",
         },
     ],
-    outputs: &[Output { name: "metrics", artifact: ArtifactType::Metrics, keeps_tokenizer_of: None, doc: "Numbers and answers." }],
+    outputs: &[Output::new("metrics", ArtifactType::Metrics, "Numbers and answers.")
+        .metrics(|_, named| each(&named("models"), &["loss", "perplexity", "token_accuracy", "tokens"]))],
     preparations: &[Preparation {
         name: "tokens",
         kind: "tokenize",

@@ -68,12 +68,7 @@ beside it. A completion ends at an end-of-turn token or after `max_new_tokens`."
             doc: "The rows whose prompts are completed.",
         },
     ],
-    outputs: &[Output {
-        name: "rows",
-        artifact: ArtifactType::Dataset,
-        keeps_tokenizer_of: None,
-        doc: "Prompts with their completions; several completions of a prompt follow each other.",
-    }],
+    outputs: &[Output::new("rows", ArtifactType::Dataset, "Prompts with their completions; several completions of a prompt follow each other.")],
     preparations: &[],
     layout_of: None,
     check: no_check,

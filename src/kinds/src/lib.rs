@@ -1,11 +1,13 @@
 //! The contract of every kind, one file each: what it is, never how it runs. The list below is the only one.
 
 pub mod evaluate;
+pub mod gate;
 pub mod generate;
 pub mod load_dataset;
 pub mod load_model;
 pub mod lora;
 pub mod model;
+pub mod select;
 pub mod sft;
 pub mod split;
 pub mod tokenize;
@@ -25,6 +27,8 @@ pub fn contracts() -> Contracts {
             &sft::CONTRACT,
             &evaluate::CONTRACT,
             &generate::CONTRACT,
+            &gate::CONTRACT,
+            &select::CONTRACT,
         ],
         hidden: &[&tokenize::CONTRACT],
     }
@@ -32,7 +36,8 @@ pub fn contracts() -> Contracts {
 
 #[cfg(test)]
 mod tests {
-    use engine::contract::{Contract, FieldType, Need};
+    use engine::artifact::ArtifactType;
+    use engine::contract::{Contract, FieldType, Need, Port};
     use serde::de::DeserializeOwned;
     use serde_json::{Map, Value, json};
 
@@ -45,6 +50,8 @@ mod tests {
                 (Need::Default(literal), _) => literal.value(),
                 (Need::Optional, _) => Value::Null,
                 (Need::Required, FieldType::Source) => json!("file"),
+                (Need::Required, FieldType::Metric { .. }) => json!("loss"),
+                (Need::Required, FieldType::Choice(choices)) => json!(choices[0].word),
                 (Need::Required, _) => panic!(
                     "{}: give `{}` a value in this test",
                     contract.kind, field.name
@@ -83,6 +90,8 @@ mod tests {
         fits::<super::sft::Sft>(&super::sft::CONTRACT);
         fits::<super::evaluate::Evaluate>(&super::evaluate::CONTRACT);
         fits::<super::generate::Generate>(&super::generate::CONTRACT);
+        fits::<super::gate::Gate>(&super::gate::CONTRACT);
+        fits::<super::select::Select>(&super::select::CONTRACT);
         fits::<super::tokenize::Tokenize>(&super::tokenize::CONTRACT);
     }
 
@@ -133,11 +142,18 @@ mod tests {
                 );
             }
             for output in contract.outputs {
-                assert!(
-                    output
-                        .keeps_tokenizer_of
-                        .is_none_or(|p| contract.port(p).is_some())
-                );
+                let ports = [output.keeps_tokenizer_of, output.handed_on()];
+                for port in ports.into_iter().flatten() {
+                    assert!(contract.port(port).is_some(), "{}: `{port}`", contract.kind);
+                }
+                assert!(output.metrics.is_none() || output.is(ArtifactType::Metrics));
+            }
+            for field in contract.fields {
+                if let FieldType::Metric { of, each } = field.ty {
+                    let takes = |p: &Port| p.accepts == [ArtifactType::Metrics];
+                    assert!(contract.port(of).is_some_and(takes), "{}", contract.kind);
+                    assert!(each.is_none_or(|p| contract.port(p).is_some()));
+                }
             }
         }
     }

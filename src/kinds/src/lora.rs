@@ -81,12 +81,7 @@ Source: Hu et al., *LoRA*, arXiv 2106.09685; rsLoRA: Kalajdzievski, arXiv 2312.0
         field("seed", FieldType::Seed, Need::Optional, "Where the draw of A starts; the recipe's seed unless given."),
     ],
     ports: &[Port { name: "model", accepts: &[ArtifactType::Model], arity: Arity::One, layouts: &[], doc: "The model to adapt." }],
-    outputs: &[Output {
-        name: "model",
-        artifact: ArtifactType::Model,
-        keeps_tokenizer_of: Some("model"),
-        doc: "The model with its adapter, ready to train.",
-    }],
+    outputs: &[Output::new("model", ArtifactType::Model, "The model with its adapter, ready to train.").keeps_tokenizer_of("model")],
     preparations: &[],
     layout_of: None,
     check: no_check,

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::words::{
     FRACTION, LOSS_ON, MAX_LENGTH, MICRO_BATCH, NOT_NEGATIVE, POSITIVE, TOKENIZE_FIELDS,
-    TRUNCATION, count, execution, field,
+    TRUNCATION, count, execution, field, words,
 };
 
 /// The parameters.
@@ -134,8 +134,9 @@ A killed or stopped training goes on from its last snapshot, and ends with the s
         },
     ],
     outputs: &[
-        Output { name: "model", artifact: ArtifactType::Model, keeps_tokenizer_of: Some("model"), doc: "The trained model." },
-        Output { name: "metrics", artifact: ArtifactType::Metrics, keeps_tokenizer_of: None, doc: "Loss, rate and gradient norm of each step." },
+        Output::new("model", ArtifactType::Model, "The trained model.").keeps_tokenizer_of("model"),
+        Output::new("metrics", ArtifactType::Metrics, "Loss, rate and gradient norm of each step.")
+            .metrics(|_, _| words(&["first_loss", "last_loss", "steps", "tokens"])),
     ],
     preparations: &[Preparation {
         name: "tokens",

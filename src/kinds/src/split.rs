@@ -44,8 +44,8 @@ without rows is an error; rows that stand on both sides word for word are counte
     ],
     ports: &[Port { name: "data", accepts: &[ArtifactType::Dataset], arity: Arity::One, layouts: &[], doc: "The rows." }],
     outputs: &[
-        Output { name: "train", artifact: ArtifactType::Dataset, keeps_tokenizer_of: None, doc: "The rows to train on." },
-        Output { name: "test", artifact: ArtifactType::Dataset, keeps_tokenizer_of: None, doc: "The rows held out." },
+        Output::new("train", ArtifactType::Dataset, "The rows to train on."),
+        Output::new("test", ArtifactType::Dataset, "The rows held out."),
     ],
     preparations: &[],
     layout_of: Some("data"),

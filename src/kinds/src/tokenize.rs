@@ -46,12 +46,11 @@ pub const CONTRACT: Contract = Contract {
             doc: "The rows.",
         },
     ],
-    outputs: &[Output {
-        name: "tokens",
-        artifact: ArtifactType::Tokens,
-        keeps_tokenizer_of: None,
-        doc: "Ids and mask of each row.",
-    }],
+    outputs: &[Output::new(
+        "tokens",
+        ArtifactType::Tokens,
+        "Ids and mask of each row.",
+    )],
     preparations: &[],
     layout_of: None,
     check: no_check,

@@ -1,6 +1,7 @@
 //! Fields that several kinds share, so that one word means one thing.
 
-use engine::contract::{Choice, Class, Field, FieldType, Literal, Need};
+use engine::artifact::ArtifactType;
+use engine::contract::{Arity, Choice, Class, Field, FieldType, Literal, Need, Port};
 
 /// A semantic field.
 pub(crate) const fn field(
@@ -71,6 +72,13 @@ pub(crate) const FRACTION: FieldType = FieldType::Number {
 /// A number that is not negative.
 pub(crate) const NOT_NEGATIVE: FieldType = FieldType::Number {
     min: 0.0,
+    max: f64::INFINITY,
+    above: false,
+};
+
+/// Any number.
+pub(crate) const NUMBER: FieldType = FieldType::Number {
+    min: f64::NEG_INFINITY,
     max: f64::INFINITY,
     above: false,
 };
@@ -165,3 +173,37 @@ pub(crate) const TEMPERATURE: Field = field(
     Need::Default(Literal::Number(0.0)),
     "0 takes the likeliest token every time (greedy); above, tokens are drawn from softmax(logits / temperature).",
 );
+
+/// A port that takes an artifact of any type.
+pub(crate) const fn any(name: &'static str, arity: Arity, doc: &'static str) -> Port {
+    Port {
+        name,
+        accepts: ArtifactType::ALL,
+        arity,
+        layouts: &[],
+        doc,
+    }
+}
+
+/// A port that takes metrics; its words are to be given.
+pub(crate) const METRICS: Port = Port {
+    name: "metrics",
+    accepts: &[ArtifactType::Metrics],
+    arity: Arity::One,
+    layouts: &[],
+    doc: "Where the numbers are.",
+};
+
+/// Names of metrics that are always the same.
+pub(crate) fn words(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+/// Names of metrics that each of several has: `tuned.loss`.
+pub(crate) fn each(owners: &[String], names: &[&str]) -> Vec<String> {
+    let of = |owner: &String| -> Vec<String> {
+        let own = names.iter().map(|name| format!("{owner}.{name}"));
+        own.collect()
+    };
+    owners.iter().flat_map(of).collect()
+}

@@ -1,9 +1,13 @@
 //! How the kinds without tensors run, one file per kind, linked into `levain` itself: they need no libtorch.
 
+mod gate;
 mod load_dataset;
 mod load_model;
 mod lora;
+mod select;
 mod split;
+#[cfg(test)]
+mod testing;
 mod tokenize;
 
 use engine::job::Implementation;
@@ -27,6 +31,14 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "lora",
             run: lora::run,
+        },
+        Implementation {
+            kind: "gate",
+            run: gate::run,
+        },
+        Implementation {
+            kind: "select",
+            run: select::run,
         },
         Implementation {
             kind: "tokenize",

@@ -90,6 +90,13 @@ impl Graph {
                     add(session, edge, to, &drawn, &mut edges);
                 }
             }
+            for edge in plan.nodes[to]
+                .guards
+                .iter()
+                .flat_map(|(pick, _)| &pick.from)
+            {
+                edges.push((edge.node, to, "stop_if".to_owned()));
+            }
         }
         edges.sort();
         edges.dedup();
@@ -116,7 +123,12 @@ impl Graph {
             let _ = writeln!(out, "  n{from} {arrow} n{to}");
         }
         if self.nodes.iter().any(|n| n.3.is_some()) {
-            for verdict in [Verdict::Cached, Verdict::WillRun, Verdict::MayRun] {
+            for verdict in [
+                Verdict::Cached,
+                Verdict::WillRun,
+                Verdict::MayRun,
+                Verdict::Skipped,
+            ] {
                 let (fill, line) = colors(verdict);
                 let _ = writeln!(
                     out,
@@ -197,6 +209,7 @@ fn word(verdict: Verdict) -> &'static str {
         Verdict::Cached => "cached",
         Verdict::WillRun => "willrun",
         Verdict::MayRun => "mayrun",
+        Verdict::Skipped => "skipped",
     }
 }
 
@@ -206,5 +219,6 @@ fn colors(verdict: Verdict) -> (&'static str, &'static str) {
         Verdict::Cached => ("#d3f2d5", "#2e7d32"),
         Verdict::WillRun => ("#fff3c4", "#b28704"),
         Verdict::MayRun => ("#d4ecf7", "#0277bd"),
+        Verdict::Skipped => ("#eeeeee", "#757575"),
     }
 }

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use engine::plan::{Plan, Standing, Verdict};
-use engine::recipe::{Binding, Stage};
+use engine::recipe::{Binding, Pick, Stage, Target};
 use engine::session::Session;
 use serde_json::{Value, json};
 
@@ -66,13 +66,18 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     }
     let mut text = table::columns(&rows, &[], "");
     let counted = |verdict| standings.iter().filter(|s| s.verdict == verdict).count();
-    let (cached, will, may) = (
+    let (cached, will, may, skipped) = (
         counted(Verdict::Cached),
         counted(Verdict::WillRun),
         counted(Verdict::MayRun),
+        counted(Verdict::Skipped),
     );
+    let skipped = match skipped {
+        0 => String::new(),
+        count => format!(", {} skipped", units::count(count as u64)),
+    };
     text.push_str(&format!(
-        "\n{}: {} cached, {} will run, {} may run\n",
+        "\n{}: {} cached, {} will run, {} may run{skipped}\n",
         units::plural(standings.len(), "node"),
         units::count(cached as u64),
         units::count(will as u64),
@@ -97,7 +102,7 @@ fn reason(plan: &Plan, standings: &[Standing], index: usize) -> String {
     let open: Vec<_> = plan
         .needs(index)
         .into_iter()
-        .filter(|n| standings[*n].verdict != Verdict::Cached)
+        .filter(|n| standings[*n].verdict.open())
         .collect();
     let names: Vec<_> = open
         .iter()
@@ -130,26 +135,29 @@ pub(crate) fn plan_json(session: &Session, standings: &[Standing]) -> Value {
 
 /// What feeds a port, as a recipe writes it.
 fn binding(stages: &[Stage], binding: &Binding) -> Value {
-    let name = |target: &engine::recipe::Target| {
-        let stage = &stages[target.stage];
-        let first = stage
-            .contract
-            .outputs
-            .first()
-            .is_some_and(|o| o.name == target.output);
-        if first && stage.contract.outputs.len() == 1 {
-            stage.name.clone()
-        } else {
-            format!("{}.{}", stage.name, target.output)
-        }
-    };
     match binding {
-        Binding::One(target) => name(target).into(),
+        Binding::One(one) => pick(stages, one).into(),
         Binding::Many(list) => Value::Object(
             list.iter()
-                .map(|(n, t)| (n.clone(), name(t).into()))
+                .map(|(n, one)| (n.clone(), pick(stages, one).into()))
                 .collect(),
         ),
+    }
+}
+
+/// One output; of those of a repeat that may stop early, all that it may be.
+fn pick(stages: &[Stage], pick: &Pick<Target>) -> String {
+    let name = |target: &Target| {
+        let stage = &stages[target.stage];
+        match stage.contract.outputs.len() {
+            1 => stage.name.clone(),
+            _ => format!("{}.{}", stage.name, target.output),
+        }
+    };
+    let names: Vec<String> = pick.from.iter().map(name).collect();
+    match names.as_slice() {
+        [one] => one.clone(),
+        _ => format!("the last that ran of {}", names.join(", ")),
     }
 }
 
@@ -171,6 +179,13 @@ fn resolved_json(session: &Session) -> Value {
                     .filter(|(_, v)| !v.is_null())
                     .map(|(k, v)| (k.clone(), v.clone())),
             );
+            if !stage.guards.is_empty() {
+                let unless = stage.guards.iter().map(|guard| {
+                    let metrics = pick(&recipe.stages, &guard.metrics);
+                    Value::from(format!("{metrics}: {}", guard.stop.words()))
+                });
+                words.insert("unless".to_owned(), unless.collect());
+            }
             (stage.name.clone(), Value::Object(words))
         })
         .collect();

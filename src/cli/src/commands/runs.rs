@@ -89,7 +89,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
             .iter()
             .map(|(run, recipe)| {
                 let end = run.end();
-                json!({ "id": run.id, "folder": run.folder, "recipe": recipe, "begun": units::date(run.begun), "outcome": outcome(end.as_ref()), "end": end })
+                json!({ "id": run.id, "folder": run.folder, "recipe": recipe, "begun": units::date(run.begun), "outcome": outcome(run, end.as_ref()), "end": end })
             })
             .collect();
         context.print_json(&value.into())?;
@@ -104,7 +104,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
         .iter()
         .map(|(run, recipe)| {
             let end = run.end();
-            let word = outcome(end.as_ref());
+            let word = outcome(run, end.as_ref());
             let word = match word {
                 "done" => style.green(word),
                 "failed" => style.red(word),
@@ -138,11 +138,13 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
 }
 
 /// What became of a run, in a word.
-fn outcome(end: Option<&What>) -> &'static str {
+fn outcome(run: &Run, end: Option<&What>) -> &'static str {
+    // What a `stop_if` skips is as it should be.
+    let complete = || run.lock().is_some_and(|lock| lock.complete);
     match end {
         Some(What::Ended { failed, .. }) if *failed > 0 => "failed",
         Some(What::Ended { waiting, .. }) if *waiting > 0 => "waiting",
-        Some(What::Ended { skipped, .. }) if *skipped > 0 => "stopped",
+        Some(What::Ended { skipped, .. }) if *skipped > 0 && !complete() => "stopped",
         Some(_) => "done",
         None => "unfinished",
     }

@@ -350,6 +350,7 @@ fn graphs_are_drawn() {
       classDef cached fill:#d3f2d5,stroke:#2e7d32,color:#000
       classDef willrun fill:#fff3c4,stroke:#b28704,color:#000
       classDef mayrun fill:#d4ecf7,stroke:#0277bd,color:#000
+      classDef skipped fill:#eeeeee,stroke:#757575,color:#000
     "#);
     insta::assert_snapshot!(kitchen.levain("graph tour.yaml --format dot").1, @r##"
     digraph "tour" {

@@ -1,7 +1,7 @@
 //! `levain why`: what changed since the last run.
 
 use anyhow::Result;
-use engine::plan::{Edge, Feed};
+use engine::plan::{Edge, Feed, Standing};
 use engine::session::Session;
 use serde_json::json;
 
@@ -60,7 +60,14 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     for (name, before, after) in &why.changes {
         text.push_str(&format!(
             "  {}\n",
-            change(&session, index, name, before.as_deref(), after.as_deref())
+            change(
+                &session,
+                &standings,
+                index,
+                name,
+                before.as_deref(),
+                after.as_deref()
+            )
         ));
     }
     if args.record {
@@ -113,6 +120,7 @@ pub(crate) fn find(session: &Session, name: &str) -> Result<usize> {
 /// One difference between two records, as a person reads it.
 fn change(
     session: &Session,
+    standings: &[Standing],
     index: usize,
     name: &str,
     before: Option<&str>,
@@ -130,12 +138,14 @@ fn change(
         (None, None) => "is unknown".to_owned(),
     };
     if let Some(port) = name.strip_prefix("input.") {
-        let makers = session.plan.nodes[index]
-            .inputs
-            .get(port)
-            .map(Feed::edges)
-            .unwrap_or_default();
-        let makers: Vec<String> = makers.iter().map(|e| maker(session, e)).collect();
+        let picks = session.plan.nodes[index].inputs.get(port).map(Feed::picks);
+        let known = |node: usize| standings[node].known();
+        let makers: Vec<String> = picks
+            .unwrap_or_default()
+            .into_iter()
+            .filter_map(|pick| session.plan.edge(pick, &known).ok())
+            .map(|edge| maker(session, edge))
+            .collect();
         let made = if makers.is_empty() {
             String::new()
         } else {

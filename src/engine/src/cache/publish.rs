@@ -130,6 +130,16 @@ impl Cache {
         if !metadata.is_file() && (inside || !fs::metadata(path)?.is_file()) {
             bail!("{} is not a plain file", path.display());
         }
+        // A blob of this cache has its digest for a name: it is as good as it was for a hit.
+        if let Some(digest) = self.digest_of(path)
+            && self.has(digest, metadata.len())
+        {
+            return Ok(FileEntry {
+                name: name.to_owned(),
+                size: metadata.len(),
+                digest,
+            });
+        }
         let (digest, size) =
             Digest::of_file(path).with_context(|| format!("{} can't be read", path.display()))?;
         if !self.has(digest, size) {

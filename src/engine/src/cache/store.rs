@@ -118,6 +118,13 @@ impl Cache {
         self.below("objects", digest)
     }
 
+    /// The digest of the blob that lies at `path`, when that is the place of one.
+    pub(super) fn digest_of(&self, path: &Path) -> Option<Digest> {
+        let below = path.strip_prefix(self.root.join("objects")).ok()?;
+        let digest = below.to_str()?.replacen('/', "", 1).parse().ok()?;
+        (self.object_path(digest) == path).then_some(digest)
+    }
+
     /// The file of a digest in a folder that is divided by its first two digits. One string: plans ask for thousands.
     fn below(&self, folder: &str, digest: Digest) -> PathBuf {
         let hex = digest.hex();

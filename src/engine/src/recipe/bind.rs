@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use petgraph::algo::tarjan_scc;
+use petgraph::algo::kosaraju_scc;
 use petgraph::graph::DiGraph;
 
-use super::names::{Found, Names, Spot};
+use super::names::{Found, Named, Names, Spot};
 use super::read::{key_span, wrong_type};
 use super::yaml::{Key, Node, NodeKind};
-use super::{Binding, Stage, Target};
-use crate::artifact::ArtifactType;
+use super::{Binding, Pick, Stage, Target};
+use crate::artifact::{ArtifactType, phrase};
 use crate::contract::{Arity, Contract, Output, Port};
 use crate::diagnostic::{Problem, Span, nearest};
 
@@ -19,10 +19,19 @@ pub(super) fn read(
     key: &Key,
     contract: &'static Contract,
     names: &Names,
-    scope: usize,
+    stage: usize,
     problems: &mut Vec<Problem>,
 ) -> BTreeMap<&'static str, Binding> {
-    let place = Place { names, scope, key };
+    let handed_on = contract.outputs.iter().find(|o| o.handed_on().is_some());
+    let place = Place {
+        names,
+        scope: names.stages[stage].scope,
+        key,
+        handed_on: handed_on.and_then(|output| {
+            let artifact = names.artifact(stage, output)?;
+            Some((output.handed_on()?, artifact))
+        }),
+    };
     let mut inputs = BTreeMap::new();
     for port in contract.ports {
         let given = body
@@ -47,20 +56,46 @@ pub(super) fn read(
     inputs
 }
 
-/// The stage whose ports are read.
+/// The metrics of a `stop_if`.
+const STOP_IF: Port = Port {
+    name: "metrics",
+    accepts: &[ArtifactType::Metrics],
+    arity: Arity::One,
+    layouts: &[],
+    doc: "what a `stop_if` looks at",
+};
+
+/// Reads the metrics of the `stop_if` of the group `key`.
+pub(super) fn metrics(
+    node: &Node,
+    key: &Key,
+    names: &Names,
+    scope: usize,
+    problems: &mut Vec<Problem>,
+) -> Option<Pick<Target>> {
+    let place = Place {
+        names,
+        scope,
+        key,
+        handed_on: None,
+    };
+    match place.port(&STOP_IF, node, problems)? {
+        Binding::One(pick) => Some(pick),
+        Binding::Many(_) => None,
+    }
+}
+
+/// The stage, or the group, whose ports are read.
 struct Place<'a> {
     names: &'a Names,
     scope: usize,
     key: &'a Key,
+    /// The port whose artifact it hands on, and the type of the first in it: all are of one type.
+    handed_on: Option<(&'static str, ArtifactType)>,
 }
 
 impl Place<'_> {
-    fn port(
-        &self,
-        port: &'static Port,
-        node: &Node,
-        problems: &mut Vec<Problem>,
-    ) -> Option<Binding> {
+    fn port(&self, port: &Port, node: &Node, problems: &mut Vec<Problem>) -> Option<Binding> {
         match (&node.kind, port.arity) {
             (NodeKind::Text(text), Arity::One | Arity::Optional) => {
                 let mut list = self.targets(port, node, problems)?;
@@ -86,7 +121,7 @@ impl Place<'_> {
                 Some(Binding::Many(list))
             }
             (NodeKind::List(items), Arity::Many) if !items.is_empty() => {
-                let mut list: Vec<(String, Target)> = Vec::new();
+                let mut list: Vec<(String, Pick<Target>)> = Vec::new();
                 let mut fine = true;
                 for item in items {
                     match (&item.kind, self.targets(port, item, problems)) {
@@ -141,16 +176,16 @@ impl Place<'_> {
     /// The outputs that a reference leads to, with the labels of rounds or cells; one without any has an empty label.
     fn targets(
         &self,
-        port: &'static Port,
+        port: &Port,
         node: &Node,
         problems: &mut Vec<Problem>,
-    ) -> Option<Vec<(String, Target)>> {
+    ) -> Option<Vec<(String, Pick<Target>)>> {
         let NodeKind::Text(text) = &node.kind else {
             problems.push(wrong_type(port.name, "a stage's name", node));
             return None;
         };
         let spots = match self.names.find(self.scope, text) {
-            Ok(Found::One(spot)) => vec![(String::new(), spot)],
+            Ok(Found::One(pick)) => vec![(String::new(), pick)],
             Ok(Found::Many(list)) => list,
             Ok(Found::Broken) => return None,
             Err(miss) => {
@@ -171,45 +206,77 @@ impl Place<'_> {
                 return None;
             }
         };
-        spots
-            .into_iter()
-            .map(|(label, spot)| Some((label, self.target(port, text, &spot, node, problems)?)))
-            .collect()
+        let mut found = Vec::new();
+        for (label, pick) in spots {
+            let targets: Option<Vec<Target>> = pick
+                .from
+                .iter()
+                .map(|spot| self.target(port, text, spot, node, problems))
+                .collect();
+            let pick = Pick {
+                from: targets?,
+                optional: pick.optional,
+            };
+            found.push((label, pick));
+        }
+        Some(found)
     }
 
     fn target(
         &self,
-        port: &'static Port,
+        port: &Port,
         text: &str,
         spot: &Spot,
         node: &Node,
         problems: &mut Vec<Problem>,
     ) -> Option<Target> {
         let found = output_of(self.names, spot, node.span, problems)?;
-        let (full, contract) = &self.names.stages[spot.stage];
+        let Named { name, contract, .. } = &self.names.stages[spot.stage];
         let contract = (*contract)?;
         if spot.output.is_empty()
             && contract.outputs.len() > 1
-            && contract.outputs[0].artifact == contract.outputs[1].artifact
+            && contract.outputs[0].gives == contract.outputs[1].gives
         {
             let names: Vec<_> = contract
                 .outputs
                 .iter()
                 .map(|o| format!("`{text}.{}`", o.name))
                 .collect();
-            let message = format!("`{full}` has several outputs of the same type");
+            let message = format!("`{name}` has several outputs of the same type");
             problems.push(
                 Problem::at("bad-reference", node.span, message)
                     .help(format!("say which: {}", names.join(" or "))),
             );
             return None;
         }
-        if !port.accepts.contains(&found.artifact) {
+        let target = Target {
+            stage: spot.stage,
+            output: found.name,
+        };
+        // Stages that hand on to each other in a circle have no type: they are told as a circle.
+        let Some(artifact) = self.names.artifact(spot.stage, found) else {
+            return Some(target);
+        };
+        if let Some((_, first)) = self
+            .handed_on
+            .filter(|(p, a)| *p == port.name && *a != artifact)
+        {
+            let message = format!(
+                "`{}` takes artifacts of one type: the first is {}, and `{text}` is {}",
+                port.name,
+                phrase(&[first]),
+                phrase(&[artifact])
+            );
+            let help = "name outputs of one type";
+            problems.push(Problem::at("type-mismatch", node.span, message).help(help));
+            return None;
+        }
+        if !port.accepts.contains(&artifact) {
             let message = format!(
                 "`{}` takes {}, and `{text}` is {}",
                 port.name,
                 phrase(port.accepts),
-                phrase(&[found.artifact])
+                phrase(&[artifact])
             );
             let stem = text
                 .strip_suffix(&format!(".{}", spot.output))
@@ -218,21 +285,19 @@ impl Place<'_> {
             let fitting = contract
                 .outputs
                 .iter()
-                .find(|o| port.accepts.contains(&o.artifact));
+                .find(|o| port.accepts.iter().any(|a| o.is(*a)));
             let help = fitting
                 .map(|o| format!("`{stem}.{}` would fit", o.name))
                 .or_else(|| self.stages_that_give(port));
             problems.push(Problem::at("type-mismatch", node.span, message).maybe_help(help));
             return None;
         }
-        Some(Target {
-            stage: spot.stage,
-            output: found.name,
-        })
+        Some(target)
     }
 
     /// How a target is named from everywhere.
-    fn full(&self, target: &Target) -> String {
+    fn full(&self, pick: &Pick<Target>) -> String {
+        let target = pick.from.last().expect("BUG: a pick of nothing");
         self.names.full(&Spot {
             stage: target.stage,
             output: target.output.to_owned(),
@@ -245,7 +310,7 @@ impl Place<'_> {
             contract
                 .outputs
                 .iter()
-                .any(|o| port.accepts.contains(&o.artifact))
+                .any(|o| port.accepts.iter().any(|a| o.is(*a)))
         };
         let others = self.names.stages_in(self.scope);
         let fitting: Vec<_> = others
@@ -271,7 +336,7 @@ pub(super) fn output_of(
     span: Span,
     problems: &mut Vec<Problem>,
 ) -> Option<&'static Output> {
-    let (name, contract) = &names.stages[spot.stage];
+    let Named { name, contract, .. } = &names.stages[spot.stage];
     let contract = (*contract)?;
     let found = contract.output(&spot.output);
     if found.is_none() {
@@ -290,28 +355,25 @@ pub(super) fn output_of(
     found
 }
 
-/// Types of artifacts with their articles.
-pub(super) fn phrase(types: &[ArtifactType]) -> String {
-    let one = |artifact: &ArtifactType| match artifact.name() {
-        name if name.ends_with('s') => name.to_owned(),
-        name if name.starts_with('a') => format!("an {name}"),
-        name => format!("a {name}"),
-    };
-    types.iter().map(one).collect::<Vec<_>>().join(" or ")
-}
-
 /// Stages that wait for each other.
 pub(super) fn check_cycles(stages: &[Stage], problems: &mut Vec<Problem>) {
     let mut graph = DiGraph::<usize, ()>::new();
     let nodes: Vec<_> = (0..stages.len()).map(|i| graph.add_node(i)).collect();
     for (i, stage) in stages.iter().enumerate() {
-        for target in stage.inputs.values().flat_map(Binding::targets) {
+        let guards = stage.guards.iter().flat_map(|guard| &guard.metrics.from);
+        for target in stage
+            .inputs
+            .values()
+            .flat_map(Binding::targets)
+            .chain(guards)
+        {
             if target.stage < stages.len() {
                 graph.add_edge(nodes[target.stage], nodes[i], ());
             }
         }
     }
-    for component in tarjan_scc(&graph) {
+    // Not the algorithm of Tarjan, which calls itself: a chain may be longer than the stack is deep.
+    for component in kosaraju_scc(&graph) {
         let own = component.len() == 1 && graph.find_edge(component[0], component[0]).is_some();
         if component.len() < 2 && !own {
             continue;

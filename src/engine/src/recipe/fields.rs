@@ -196,7 +196,9 @@ fn fit(name: &str, ty: &FieldType, node: &Node, problems: &mut Vec<Problem>) -> 
             in_range(name, fits, &bounds(*min, *max, *above), node, problems)?;
             Some(x.into())
         }
-        (FieldType::Text, NodeKind::Text(text)) if !text.is_empty() => Some(text.as_str().into()),
+        (FieldType::Text | FieldType::Metric { .. }, NodeKind::Text(text)) if !text.is_empty() => {
+            Some(text.as_str().into())
+        }
         (FieldType::Choice(choices), NodeKind::Text(text)) => {
             if choices.iter().any(|c| c.word == text) {
                 return Some(text.as_str().into());
@@ -346,5 +348,6 @@ pub(crate) fn expected(ty: &FieldType) -> String {
         FieldType::Either(types) => types.iter().map(expected).collect::<Vec<_>>().join(", or "),
         FieldType::Source => "a path, an address or a list of paths".to_owned(),
         FieldType::Seed => "a whole number, 0 or more".to_owned(),
+        FieldType::Metric { .. } => "the name of a metric".to_owned(),
     }
 }

@@ -2,16 +2,21 @@
 
 mod bind;
 mod fields;
+mod matrix;
+mod metrics;
 mod names;
 mod outputs;
 mod params;
+mod path;
 mod read;
 mod set;
+mod stop_if;
 mod unroll;
 pub mod yaml;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
@@ -20,6 +25,7 @@ use crate::diagnostic::Span;
 use crate::source::SourceSpec;
 
 pub use read::{check_text, is_device, read};
+pub use stop_if::StopIf;
 pub use unroll::derive;
 
 /// A recipe without mistakes that its text alone can show.
@@ -54,10 +60,14 @@ impl Recipe {
             .unwrap_or(Path::new("."))
     }
 
-    /// The stage that a person names, with the output where one is named: `align.tuned` is the last round's.
-    pub fn find(&self, name: &str) -> Option<(usize, String)> {
+    /// The stage that a person names, with the output where one is named. Several of a repeat that may stop early: the last one
+    /// that ran is meant.
+    pub fn find(&self, name: &str) -> Option<Vec<(usize, String)>> {
         match self.names.find(0, name).ok()? {
-            names::Found::One(spot) => Some((spot.stage, spot.output)),
+            names::Found::One(pick) => {
+                let spots = pick.from.into_iter().map(|spot| (spot.stage, spot.output));
+                Some(spots.collect())
+            }
             names::Found::Many(_) | names::Found::Broken => None,
         }
     }
@@ -77,6 +87,8 @@ pub struct Stage {
     pub sources: BTreeMap<&'static str, SourceSpec>,
     /// Port name to what feeds it. An optional port that is not given is absent.
     pub inputs: BTreeMap<&'static str, Binding>,
+    /// What has it skipped: the `stop_if` of each repeat around it, after the round before its own.
+    pub guards: Vec<Guard>,
     /// Where each word's value stands.
     pub spans: BTreeMap<String, Span>,
 }
@@ -92,23 +104,60 @@ impl std::fmt::Debug for Stage {
     }
 }
 
+/// A `stop_if` after one round.
+#[derive(Clone, Debug)]
+pub struct Guard {
+    /// The metrics that it looks at.
+    pub metrics: Pick<Target>,
+    /// What it says.
+    pub stop: Arc<StopIf>,
+}
+
 /// What feeds a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Binding {
     /// One output.
-    One(Target),
+    One(Pick<Target>),
     /// Several, named, in the order of the file.
-    Many(Vec<(String, Target)>),
+    Many(Vec<(String, Pick<Target>)>),
 }
 
 impl Binding {
-    /// Every output it names.
+    /// Every output that it may be.
     pub fn targets(&self) -> impl Iterator<Item = &Target> {
-        match self {
-            Self::One(target) => std::slice::from_ref(target).iter().collect::<Vec<_>>(),
-            Self::Many(list) => list.iter().map(|(_, t)| t).collect(),
+        let (one, many) = match self {
+            Self::One(pick) => (Some(pick), None),
+            Self::Many(list) => (None, Some(list)),
+        };
+        let many = many.into_iter().flatten().map(|(_, pick)| pick);
+        one.into_iter().chain(many).flat_map(|pick| &pick.from)
+    }
+}
+
+/// One thing; or of several, in the order of their rounds, the last one that was not skipped by a `stop_if`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pick<T> {
+    /// At least one.
+    pub from: Vec<T>,
+    /// Whether it is left out of a list, rather than missed, when all of it was skipped.
+    pub optional: bool,
+}
+
+impl<T> Pick<T> {
+    /// This one.
+    pub fn one(it: T) -> Self {
+        Self {
+            from: vec![it],
+            optional: false,
         }
-        .into_iter()
+    }
+
+    /// The same of other things.
+    pub fn map<U>(self, change: impl FnMut(T) -> U) -> Pick<U> {
+        Pick {
+            from: self.from.into_iter().map(change).collect(),
+            optional: self.optional,
+        }
     }
 }
 
@@ -127,7 +176,7 @@ pub struct Export {
     /// Its name.
     pub name: String,
     /// What is written.
-    pub from: Target,
+    pub from: Pick<Target>,
     /// In which form.
     pub format: Format,
     /// The folder, as written.

@@ -3,28 +3,42 @@
 //! ```text
 //! tuned            a stage of this group, or of one around it
 //! tuned.metrics    one of its outputs
-//! align.tuned      of a repeat: the last round's; of a matrix: every cell's
+//! align.tuned      of a repeat: the last round's, or that of the last one that ran; of a matrix: every cell's
 //! align[2].tuned   the second round's;  align[*].tuned  every round's
 //! rm[size=500].judge   of the cells with this value
 //! ```
 
 use std::collections::BTreeMap;
 
-use crate::contract::Contract;
+use super::Pick;
+use super::path::{Part, parts};
+use crate::artifact::ArtifactType;
+use crate::contract::{Contract, Gives, Output};
 use crate::diagnostic::{Span, nearest};
 
 /// Every name of a recipe, in scopes: the recipe's own, and one for each round and cell.
 #[derive(Default)]
 pub(crate) struct Names {
     pub scopes: Vec<Scope>,
-    /// Full name and contract of each stage, by index.
-    pub stages: Vec<(String, Option<&'static Contract>)>,
+    pub stages: Vec<Named>,
+}
+
+/// A stage as its name leads to it.
+pub(crate) struct Named {
+    /// Its full name.
+    pub name: String,
+    /// None when its kind is unknown, which has been said.
+    pub contract: Option<&'static Contract>,
+    /// Where its references count.
+    pub scope: usize,
+    /// The first reference in the port whose artifact it hands on.
+    pub handed_on: Option<String>,
 }
 
 impl std::fmt::Debug for Names {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_list()
-            .entries(self.stages.iter().map(|(name, _)| name))
+            .entries(self.stages.iter().map(|stage| &stage.name))
             .finish()
     }
 }
@@ -53,8 +67,8 @@ pub(crate) struct Carried {
 pub(crate) enum Item {
     /// Index of the stage.
     Stage(usize),
-    /// The scope of each round.
-    Rounds(Vec<usize>),
+    /// The scope of each round, and whether later ones may be skipped.
+    Rounds { scopes: Vec<usize>, stops: bool },
     /// The cells of a matrix.
     Cells(Vec<Cell>),
     /// A stage or a group whose `when` is false.
@@ -105,11 +119,11 @@ pub(crate) struct Spot {
 }
 
 /// What a reference leads to.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Found {
-    One(Spot),
+    One(Pick<Spot>),
     /// Rounds or cells with their labels.
-    Many(Vec<(String, Spot)>),
+    Many(Vec<(String, Pick<Spot>)>),
     /// Something with a mistake that has been said.
     Broken,
 }
@@ -128,45 +142,6 @@ fn miss<T>(message: String, help: Option<String>) -> Result<T, Miss> {
         message,
         help,
         span: None,
-    })
-}
-
-/// One part of a path: `align[2]`.
-struct Part<'a> {
-    name: &'a str,
-    selector: Option<&'a str>,
-}
-
-/// Takes a path apart at the dots outside of brackets.
-fn parts(text: &str) -> Option<Vec<Part<'_>>> {
-    let (mut found, mut start, mut inside) = (Vec::new(), 0, false);
-    let ends = text.char_indices().chain([(text.len(), '.')]);
-    for (at, letter) in ends {
-        match letter {
-            '[' if inside => return None,
-            '[' => inside = true,
-            ']' => inside = false,
-            '.' if !inside => {
-                found.push(part(&text[start..at])?);
-                start = at + 1;
-            }
-            _ => {}
-        }
-    }
-    (!inside).then_some(found)
-}
-
-fn part(text: &str) -> Option<Part<'_>> {
-    let Some((name, rest)) = text.split_once('[') else {
-        return (!text.is_empty() && !text.contains(']')).then_some(Part {
-            name: text,
-            selector: None,
-        });
-    };
-    let selector = rest.strip_suffix(']')?;
-    (!name.is_empty() && !selector.is_empty() && !selector.contains(']')).then_some(Part {
-        name,
-        selector: Some(selector.trim()),
     })
 }
 
@@ -197,12 +172,33 @@ impl Names {
 
     /// How an output is named from everywhere.
     pub fn full(&self, spot: &Spot) -> String {
-        let (name, contract) = &self.stages[spot.stage];
+        let Named { name, contract, .. } = &self.stages[spot.stage];
         match spot.output.as_str() {
             "" => name.clone(),
             _ if contract.is_some_and(|c| c.outputs.len() < 2) => name.clone(),
             output => format!("{name}.{output}"),
         }
+    }
+
+    /// The type of an output of stage `index`, also where it hands on what another stage gives. None where a mistake that is told
+    /// elsewhere hides it.
+    pub fn artifact(&self, index: usize, output: &Output) -> Option<ArtifactType> {
+        let (mut index, mut output) = (index, *output);
+        // Stages that hand on to each other in a circle are told as one that waits for itself.
+        for _ in 0..=self.stages.len() {
+            if let Gives::New(artifact) = output.gives {
+                return Some(artifact);
+            }
+            let stage = &self.stages[index];
+            let spot = match self.find(stage.scope, stage.handed_on.as_ref()?).ok()? {
+                Found::One(pick) => pick.from.into_iter().next()?,
+                Found::Many(list) => list.into_iter().next()?.1.from.into_iter().next()?,
+                Found::Broken => return None,
+            };
+            index = spot.stage;
+            output = *self.stages[index].contract?.output(&spot.output)?;
+        }
+        None
     }
 
     /// Every name that can be used in `scope`.
@@ -230,7 +226,7 @@ impl Names {
             let here = &self.scopes[index];
             for (name, item) in &here.items {
                 if let Item::Stage(stage) = item
-                    && let Some(contract) = self.stages[*stage].1
+                    && let Some(contract) = self.stages[*stage].contract
                 {
                     found.push((name.as_str(), contract));
                 }
@@ -266,11 +262,14 @@ impl Names {
         match (self.origin(carried)?, rest) {
             (found, []) => Ok(found),
             (Found::Broken, _) => Ok(Found::Broken),
-            (Found::One(spot), [output]) if spot.output.is_empty() && output.selector.is_none() => {
-                Ok(Found::One(Spot {
+            (Found::One(pick), [output])
+                if pick.from.iter().all(|spot| spot.output.is_empty())
+                    && output.selector.is_none() =>
+            {
+                Ok(Found::One(pick.map(|spot| Spot {
                     output: output.name.to_owned(),
                     ..spot
-                }))
+                })))
             }
             (_, [output, ..]) => {
                 let help = Some(format!("it is what `{}` gives", carried.reference));
@@ -300,20 +299,24 @@ impl Names {
                     format!("`{path}` is a stage, not a group with rounds or cells"),
                     None,
                 ),
-                (None, []) => Ok(Found::One(Spot {
+                (None, []) => Ok(Found::One(Pick::one(Spot {
                     stage: *stage,
                     output: String::new(),
-                })),
-                (None, [output]) if output.selector.is_none() => Ok(Found::One(Spot {
+                }))),
+                (None, [output]) if output.selector.is_none() => Ok(Found::One(Pick::one(Spot {
                     stage: *stage,
                     output: output.name.to_owned(),
-                })),
+                }))),
                 (None, [output, ..]) => miss(
                     format!("the output `{}` of `{path}` has no parts", output.name),
                     None,
                 ),
             },
-            Item::Rounds(scopes) => {
+            Item::Rounds {
+                scopes,
+                stops: true,
+            } if own.selector.is_none() => self.last(scopes, rest, path),
+            Item::Rounds { scopes, stops } => {
                 let all = || {
                     scopes
                         .iter()
@@ -339,7 +342,12 @@ impl Names {
                         }
                     },
                 };
-                self.each(&chosen, own.selector == Some("*"), rest, path)
+                let every = own.selector == Some("*");
+                let mut found = self.each(&chosen, every, rest, path)?;
+                if let (Found::Many(list), true, true) = (&mut found, every, *stops) {
+                    list.iter_mut().for_each(|(_, pick)| pick.optional = true);
+                }
+                Ok(found)
             }
             Item::Cells(cells) => {
                 let selector = own.selector.filter(|s| *s != "*");
@@ -363,7 +371,44 @@ impl Names {
         }
     }
 
-    /// The rest of a path in each of some scopes.
+    /// The rest of a path in the last round that ran: every round's may be it.
+    fn last(&self, scopes: &[usize], rest: &[Part<'_>], path: &str) -> Result<Found, Miss> {
+        let round = |scope: usize| self.each(&[(String::new(), scope)], false, rest, path);
+        let (first, later) = scopes.split_first().unwrap_or((&0, &[]));
+        let mut whole = round(*first)?;
+        for scope in later {
+            let fits = match (&mut whole, round(*scope)?) {
+                (Found::Broken, _) | (_, Found::Broken) => return Ok(Found::Broken),
+                (Found::One(all), Found::One(pick)) => {
+                    all.from.extend(pick.from);
+                    true
+                }
+                // The same names in every round, each of them there whenever its round is.
+                (Found::Many(all), Found::Many(list)) => {
+                    let names = |list: &[(String, Pick<Spot>)]| -> Vec<String> {
+                        list.iter().map(|(name, _)| name.clone()).collect()
+                    };
+                    let sure =
+                        |list: &[(String, Pick<Spot>)]| list.iter().all(|(_, p)| !p.optional);
+                    let fits = names(all) == names(&list) && sure(all) && sure(&list);
+                    let pairs = all.iter_mut().zip(list);
+                    pairs.for_each(|((_, all), (_, pick))| all.from.extend(pick.from));
+                    fits
+                }
+                _ => false,
+            };
+            if !fits {
+                let help = format!("say which round: `{path}[1]` to `{path}[{}]`", scopes.len());
+                return miss(
+                    format!("`{path}` may stop early, and its rounds do not give the same list"),
+                    Some(help),
+                );
+            }
+        }
+        Ok(whole)
+    }
+
+    /// The rest of a path in each of some scopes: in the only one unless `many`.
     fn each(
         &self,
         chosen: &[(String, usize)],
@@ -388,17 +433,17 @@ impl Names {
                     help,
                 );
             };
-            match self.descend(item, next, after, &format!("{path}.{}", next.name))? {
-                Found::One(spot) => list.push((label.clone(), spot)),
+            let found = self.descend(item, next, after, &format!("{path}.{}", next.name))?;
+            // What is one of its kind needs no label.
+            match found {
+                found if !many => return Ok(found),
+                Found::One(pick) => list.push((label.clone(), pick)),
                 Found::Broken => return Ok(Found::Broken),
                 Found::Many(inner) => {
-                    list.extend(inner.into_iter().map(|(l, s)| (format!("{label},{l}"), s)))
+                    list.extend(inner.into_iter().map(|(l, p)| (format!("{label},{l}"), p)))
                 }
             }
         }
-        match (many, list.len()) {
-            (false, 1) => Ok(Found::One(list.remove(0).1)),
-            _ => Ok(Found::Many(list)),
-        }
+        Ok(Found::Many(list))
     }
 }

@@ -1,11 +1,11 @@
 //! `outputs`: folders that every run checks and restores.
 
-use super::bind::{output_of, phrase};
+use super::bind::output_of;
 use super::names::{Found, Names};
 use super::read::wrong_type;
 use super::yaml::{Node, NodeKind};
-use super::{Export, Format, Target};
-use crate::artifact::ArtifactType;
+use super::{Export, Format, Pick, Target};
+use crate::artifact::{ArtifactType, phrase};
 use crate::diagnostic::{Problem, Span, nearest};
 
 const WORDS: [&str; 3] = ["from", "format", "to"];
@@ -139,13 +139,14 @@ fn find(
     span: Span,
     names: &Names,
     problems: &mut Vec<Problem>,
-) -> Option<(Target, ArtifactType)> {
+) -> Option<(Pick<Target>, ArtifactType)> {
     let problem = |message: String| Problem::at("bad-reference", span, message);
-    let spot = match names.find(0, from) {
-        Ok(Found::One(spot)) => spot,
+    let pick = match names.find(0, from) {
+        Ok(Found::One(pick)) => pick,
         Ok(Found::Many(list)) => {
             let message = format!("`{from}` is {} outputs; one is written", list.len());
-            let first = list.first().map(|(_, spot)| names.full(spot));
+            let first = list.first().and_then(|(_, pick)| pick.from.last());
+            let first = first.map(|spot| names.full(spot));
             problems.push(
                 problem(message).maybe_help(first.map(|f| format!("choose one, such as `{f}`"))),
             );
@@ -157,10 +158,19 @@ fn find(
             return None;
         }
     };
-    let found = output_of(names, &spot, span, problems)?;
-    let target = Target {
-        stage: spot.stage,
-        output: found.name,
+    let mut artifact = None;
+    let mut targets = Vec::new();
+    for spot in pick.from {
+        let found = output_of(names, &spot, span, problems)?;
+        artifact = Some(names.artifact(spot.stage, found)?);
+        targets.push(Target {
+            stage: spot.stage,
+            output: found.name,
+        });
+    }
+    let pick = Pick {
+        from: targets,
+        optional: false,
     };
-    Some((target, found.artifact))
+    Some((pick, artifact?))
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use super::names::Names;
 use super::unroll::{Declared, Unroll};
 use super::yaml::{Key, Node, NodeKind};
-use super::{Recipe, Stage, bind, fields, outputs, params, set, yaml};
+use super::{Guard, Recipe, Stage, bind, fields, metrics, outputs, params, set, yaml};
 use crate::contract::Contracts;
 use crate::diagnostic::{Problem, Problems, SourceText, Span, nearest};
 
@@ -178,12 +178,14 @@ fn build(
     let Unroll {
         declared,
         names,
+        stops,
         failed,
         ..
     } = unroll;
     let known = problems.len();
     let outputs = outputs::read(root, &names, problems);
-    let stages = read_stages(&declared, &names, problems);
+    let guards: Vec<Option<Guard>> = stops.iter().map(|s| s.bind(&names, problems)).collect();
+    let stages = read_stages(&declared, &names, &guards, problems);
     let mut index = 0;
     problems.retain(|p| {
         index += 1;
@@ -200,6 +202,12 @@ fn build(
         return None;
     }
     bind::check_cycles(&stages, problems);
+    metrics::check(&stages, problems);
+    for (stop, guard) in stops.iter().zip(&guards) {
+        if let Some(guard) = guard {
+            metrics::check_stop(&stages, stop, guard, problems);
+        }
+    }
     Some(Recipe {
         name,
         path: path.to_owned(),
@@ -284,6 +292,7 @@ fn stage_pairs<'a>(root: &'a Node, problems: &mut Vec<Problem>) -> Option<&'a [(
 fn read_stages(
     declared: &[Declared<'_>],
     names: &Names,
+    guards: &[Option<Guard>],
     problems: &mut Vec<Problem>,
 ) -> Vec<Stage> {
     let mut stages = Vec::new();
@@ -293,14 +302,19 @@ fn read_stages(
         };
         let (key, body) = (stage.key, stage.body.as_ref());
         let read = fields::read(body, key, contract, stage.seed, problems);
-        let inputs = bind::read(body, key, contract, names, stage.scope, problems);
+        let inputs = bind::read(body, key, contract, names, index, problems);
         stages.push(Stage {
-            name: names.stages[index].0.clone(),
+            name: names.stages[index].name.clone(),
             span: key.span,
             contract,
             params: read.params,
             sources: read.sources,
             inputs,
+            guards: stage
+                .guards
+                .iter()
+                .filter_map(|at| guards[*at].clone())
+                .collect(),
             spans: read.spans,
         });
     }

@@ -6,19 +6,19 @@
 use std::borrow::Cow;
 
 use super::fields;
-use super::names::{Carried, Cell, Item, Names, Scope};
+use super::names::{Carried, Item, Named, Names, Scope};
 use super::params::{self, Values};
 use super::read::{check_name, wrong_type};
+use super::stop_if::Stop;
 use super::yaml::{Key, Node, NodeKind};
-use crate::contract::{Contract, Contracts};
+use crate::contract::{Contract, Contracts, Output};
 use crate::diagnostic::{Problem, Span, nearest};
 use crate::digest::Digest;
 
 /// The most stages that a recipe may come to.
 const MAX_STAGES: usize = 100_000;
 const MAX_ROUNDS: i64 = 10_000;
-const REPEAT: [&str; 4] = ["repeat", "carry", "stages", "when"];
-const MATRIX: [&str; 4] = ["matrix", "exclude", "stages", "when"];
+const REPEAT: [&str; 5] = ["repeat", "carry", "stop_if", "stages", "when"];
 
 /// A stage before its words are read.
 pub(super) struct Declared<'a> {
@@ -27,10 +27,10 @@ pub(super) struct Declared<'a> {
     pub body: Cow<'a, Node>,
     /// None when its kind is unknown, which has been said.
     pub contract: Option<&'static Contract>,
-    /// Where its references count.
-    pub scope: usize,
     /// For a stage that draws and has no seed of its own.
     pub seed: u64,
+    /// What has it skipped: indices of [`Unroll::stops`].
+    pub guards: Vec<usize>,
 }
 
 /// The seed of round `round`, from 1: the first 63 bits of a digest.
@@ -50,22 +50,26 @@ pub fn derive(seed: u64, round: u64) -> u64 {
 pub(super) struct Unroll<'a, 'p> {
     pub declared: Vec<Declared<'a>>,
     pub names: Names,
+    /// Every `stop_if`, after each round.
+    pub stops: Vec<Stop<'a>>,
     /// Places where nothing could be put in: what they lack is no mistake of its own.
     pub failed: Vec<Span>,
     contracts: Contracts,
-    problems: &'p mut Vec<Problem>,
+    pub(super) problems: &'p mut Vec<Problem>,
 }
 
 /// A reference and where it stands.
 type Reference = (String, Span);
 
 /// Where stages are being declared.
-struct Place<'v> {
-    scope: usize,
+pub(super) struct Place<'v> {
+    pub scope: usize,
     /// `align[2].`, empty at the top.
-    prefix: String,
-    seed: u64,
-    values: &'v Values,
+    pub prefix: String,
+    pub seed: u64,
+    pub values: &'v Values,
+    /// What has the stages here skipped.
+    pub guards: &'v [usize],
 }
 
 impl<'a, 'p> Unroll<'a, 'p> {
@@ -73,6 +77,7 @@ impl<'a, 'p> Unroll<'a, 'p> {
         Self {
             declared: Vec::new(),
             names: Names::default(),
+            stops: Vec::new(),
             failed: Vec::new(),
             contracts,
             problems,
@@ -87,6 +92,7 @@ impl<'a, 'p> Unroll<'a, 'p> {
             prefix: String::new(),
             seed,
             values: &Values::new(),
+            guards: &[],
         };
         self.stages(pairs, &place);
         // A mistake in what is carried is told even where no stage uses the name; a name that is carried on and on is told once.
@@ -103,7 +109,7 @@ impl<'a, 'p> Unroll<'a, 'p> {
         }
     }
 
-    fn stages(&mut self, pairs: &'a [(Key, Node)], place: &Place<'_>) {
+    pub(super) fn stages(&mut self, pairs: &'a [(Key, Node)], place: &Place<'_>) {
         for (key, body) in pairs {
             check_name(key, self.problems);
             let item = match self.present(body, place) {
@@ -131,21 +137,25 @@ impl<'a, 'p> Unroll<'a, 'p> {
         let body = self.filled(body, place);
         let contract = fields::kind_of(key, &body, self.contracts, self.problems);
         let index = self.declared.len();
-        self.names
-            .stages
-            .push((format!("{}{}", place.prefix, key.name), contract));
+        let port = contract.and_then(|c| c.outputs.iter().find_map(Output::handed_on));
+        self.names.stages.push(Named {
+            name: format!("{}{}", place.prefix, key.name),
+            contract,
+            scope: place.scope,
+            handed_on: port.and_then(|port| first_text(body.get(port)?)),
+        });
         self.declared.push(Declared {
             key,
             body,
             contract,
-            scope: place.scope,
             seed: place.seed,
+            guards: place.guards.to_vec(),
         });
         Item::Stage(index)
     }
 
     /// A node with `${round}` and `${matrix.x}` put in; as it is where there is nothing to put in.
-    fn filled(&mut self, node: &'a Node, place: &Place<'_>) -> Cow<'a, Node> {
+    pub(super) fn filled(&mut self, node: &'a Node, place: &Place<'_>) -> Cow<'a, Node> {
         if !params::has_marks(node) {
             return Cow::Borrowed(node);
         }
@@ -203,6 +213,11 @@ impl<'a, 'p> Unroll<'a, 'p> {
         };
         self.room(key, rounds as usize, stages.len())?;
         let carry = self.carry(body, stages)?;
+        let mut stop = body
+            .get("stop_if")
+            .filter(|n| !matches!(n.kind, NodeKind::Null));
+        let stops = stop.is_some();
+        let mut guards = place.guards.to_vec();
         let mut scopes: Vec<usize> = Vec::new();
         for round in 1..=rounds {
             let scope = self.names.scopes.len();
@@ -237,11 +252,18 @@ impl<'a, 'p> Unroll<'a, 'p> {
                 prefix: format!("{}{}[{round}].", place.prefix, key.name),
                 seed: derive(place.seed, round as u64),
                 values: &values,
+                guards: &guards,
             };
             self.stages(stages, &inner);
+            // A mistake in it is one of every round, and is told once. The guard of the round before is enough: when that round
+            // was skipped itself, so is what its metrics guard.
+            let made = stop.and_then(|node| self.stop_if(key, node, stages, &inner, round));
+            stop = stop.filter(|_| made.is_some());
+            guards.truncate(place.guards.len());
+            guards.extend(made);
             scopes.push(scope);
         }
-        Some(Item::Rounds(scopes))
+        Some(Item::Rounds { scopes, stops })
     }
 
     /// `carry`: (name, what it is in round 1, which stage of a round it is in the next).
@@ -318,176 +340,7 @@ impl<'a, 'p> Unroll<'a, 'p> {
         (self.problems.len() == before).then_some(carry)
     }
 
-    fn matrix(
-        &mut self,
-        key: &'a Key,
-        body: &'a Node,
-        axes: &'a Node,
-        place: &Place<'_>,
-    ) -> Option<Item> {
-        self.known_words(key, body, &MATRIX);
-        let stages = self.inner_stages(key, body)?;
-        let axes = self.filled(axes, place);
-        let mut cells = match &axes.kind {
-            NodeKind::Map(pairs) if !pairs.is_empty() => self.grid(key, pairs)?,
-            NodeKind::List(items) if !items.is_empty() => {
-                let read: Vec<_> = items.iter().map(|item| self.values(item)).collect();
-                read.into_iter().collect::<Option<Vec<_>>>()?
-            }
-            _ => {
-                let expected = "a mapping from axes to lists of values, or a list of mappings from axes to values";
-                self.problems.push(wrong_type("matrix", expected, &axes));
-                return None;
-            }
-        };
-        if let Some(node) = body
-            .get("exclude")
-            .filter(|n| !matches!(n.kind, NodeKind::Null))
-        {
-            let node = self.filled(node, place);
-            self.exclude(&node, &mut cells)?;
-        }
-        if cells.is_empty() {
-            let message = format!("nothing is left of the matrix `{}`", key.name);
-            self.problems
-                .push(Problem::at("empty", key.span, message).help("exclude less"));
-            return None;
-        }
-        self.room(key, cells.len(), stages.len())?;
-        let mut made: Vec<Cell> = Vec::new();
-        for pairs in cells {
-            let scope = self.names.scopes.len();
-            let cell = Cell {
-                values: pairs.iter().map(|(n, v)| (n.clone(), label(v))).collect(),
-                scope,
-            };
-            if made.iter().any(|other| other.label() == cell.label()) {
-                let message = format!(
-                    "the matrix `{}` has the cell `{}` twice",
-                    key.name,
-                    cell.label()
-                );
-                self.problems
-                    .push(Problem::at("duplicate-key", key.span, message));
-                return None;
-            }
-            self.names.scopes.push(Scope {
-                parent: Some(place.scope),
-                ..Scope::default()
-            });
-            let mut values = place.values.clone();
-            values.extend(
-                pairs
-                    .into_iter()
-                    .map(|(name, value)| (format!("matrix.{name}"), value)),
-            );
-            let inner = Place {
-                scope,
-                prefix: format!("{}{}[{}].", place.prefix, key.name, cell.label()),
-                seed: place.seed,
-                values: &values,
-            };
-            self.stages(stages, &inner);
-            made.push(cell);
-        }
-        Some(Item::Cells(made))
-    }
-
-    /// Every combination of one value from each axis; the last axis runs fastest.
-    fn grid(&mut self, key: &Key, axes: &[(Key, Node)]) -> Option<Vec<Vec<(String, Node)>>> {
-        let mut cells = vec![Vec::new()];
-        for (axis, node) in axes {
-            let values = match &node.kind {
-                NodeKind::List(values) if !values.is_empty() => values,
-                _ => {
-                    self.problems
-                        .push(wrong_type(&axis.name, "a list of values", node));
-                    return None;
-                }
-            };
-            check_name(axis, self.problems);
-            values
-                .iter()
-                .try_for_each(|value| self.scalar(&axis.name, value))?;
-            self.room(key, cells.len(), values.len())?;
-            let longer = |cell: &Vec<(String, Node)>| {
-                let one = |value: &Node| {
-                    [cell.clone(), vec![(axis.name.clone(), value.clone())]].concat()
-                };
-                values.iter().map(one).collect::<Vec<_>>()
-            };
-            cells = cells.iter().flat_map(longer).collect();
-        }
-        Some(cells)
-    }
-
-    /// One cell that is written out, or one of `exclude`.
-    fn values(&mut self, node: &Node) -> Option<Vec<(String, Node)>> {
-        let NodeKind::Map(pairs) = &node.kind else {
-            self.problems
-                .push(wrong_type("matrix", "a mapping from axes to values", node));
-            return None;
-        };
-        for (axis, value) in pairs {
-            check_name(axis, self.problems);
-            self.scalar(&axis.name, value)?;
-        }
-        Some(
-            pairs
-                .iter()
-                .map(|(k, v)| (k.name.clone(), v.clone()))
-                .collect(),
-        )
-    }
-
-    /// A value of an axis becomes part of names.
-    fn scalar(&mut self, axis: &str, value: &Node) -> Option<()> {
-        let fine = match &value.kind {
-            NodeKind::Bool(_) | NodeKind::Integer(_) | NodeKind::Number(_) => true,
-            NodeKind::Text(text) => {
-                !text.is_empty() && text.len() <= 100 && !text.contains(['[', ']', ',', '=', '\n'])
-            }
-            _ => false,
-        };
-        if !fine {
-            let expected = "a number, true or false, or a short text without brackets, `,` and `=`";
-            self.problems.push(wrong_type(axis, expected, value));
-        }
-        fine.then_some(())
-    }
-
-    /// Takes away the cells that agree with an entry of `exclude` on every axis that it names.
-    fn exclude(&mut self, node: &Node, cells: &mut Vec<Vec<(String, Node)>>) -> Option<()> {
-        let NodeKind::List(items) = &node.kind else {
-            self.problems.push(wrong_type(
-                "exclude",
-                "a list of mappings from axes to values",
-                node,
-            ));
-            return None;
-        };
-        for item in items {
-            let wanted = self.values(item)?;
-            let before = cells.len();
-            cells.retain(|cell| {
-                let agrees = |(axis, value): &(String, Node)| {
-                    cell.iter()
-                        .any(|(n, v)| n == axis && label(v) == label(value))
-                };
-                !wanted.iter().all(agrees)
-            });
-            if cells.len() == before {
-                let message = "this excludes no cell";
-                let help = "each entry names axes of the matrix with one of their values";
-                self.problems
-                    .push(Problem::at("empty", item.span, message).help(help));
-                return None;
-            }
-        }
-        Some(())
-    }
-
-    fn inner_stages(&mut self, key: &Key, body: &'a Node) -> Option<&'a [(Key, Node)]> {
+    pub(super) fn inner_stages(&mut self, key: &Key, body: &'a Node) -> Option<&'a [(Key, Node)]> {
         match body.get("stages").map(|n| (n, &n.kind)) {
             Some((_, NodeKind::Map(pairs))) if !pairs.is_empty() => Some(pairs),
             Some((node, NodeKind::Map(_) | NodeKind::Null)) => {
@@ -510,7 +363,7 @@ impl<'a, 'p> Unroll<'a, 'p> {
         }
     }
 
-    fn known_words(&mut self, key: &Key, body: &Node, words: &[&str]) {
+    pub(super) fn known_words(&mut self, key: &Key, body: &Node, words: &[&str]) {
         let NodeKind::Map(pairs) = &body.kind else {
             self.problems.push(wrong_type(&key.name, "a mapping", body));
             return;
@@ -531,7 +384,7 @@ impl<'a, 'p> Unroll<'a, 'p> {
     }
 
     /// Refuses groups in groups that multiply beyond all bounds.
-    fn room(&mut self, key: &Key, times: usize, each: usize) -> Option<()> {
+    pub(super) fn room(&mut self, key: &Key, times: usize, each: usize) -> Option<()> {
         let all = self
             .declared
             .len()
@@ -548,11 +401,13 @@ impl<'a, 'p> Unroll<'a, 'p> {
     }
 }
 
-/// A scalar as it stands in a name.
-fn label(node: &Node) -> String {
+/// The first text in a port's value.
+fn first_text(node: &Node) -> Option<String> {
     match &node.kind {
-        NodeKind::Text(text) => text.clone(),
-        _ => node.to_value().to_string(),
+        NodeKind::Text(text) => Some(text.clone()),
+        NodeKind::List(items) => first_text(items.first()?),
+        NodeKind::Map(pairs) => first_text(&pairs.first()?.1),
+        _ => None,
     }
 }
 

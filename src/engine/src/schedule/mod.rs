@@ -5,6 +5,7 @@
 //!   worker, one at a time.
 //! - A thread per running node takes the key's lease, runs the stage in a private folder, and publishes what it made.
 //! - What a node needs and did not get makes it skipped; with `keep_going` the rest of the plan goes on.
+//! - What a `stop_if` skips is no failure: who takes the last round that ran takes an earlier one.
 
 mod events;
 mod node;
@@ -12,19 +13,18 @@ mod scheduler;
 pub mod state;
 
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::cache::Entry;
 use crate::contract::Pool;
-use crate::event::{Sink, What};
+use crate::event::{Level, Sink, What};
 use crate::job::Implementation;
 use crate::lock::{RunLock, StageLock};
 use crate::peek::Peek;
-use crate::plan::Verdict;
+use crate::plan::{Known, Unknown};
 use crate::session::Session;
 use crate::source::Network;
 use crate::worker::Worker;
@@ -141,7 +141,7 @@ pub fn run(
         .plan
         .standings(&session.cache, &session.sources, &|i| force.contains(&i));
     // What a look at the first rows shows to be wrong stops the run before any work. Where all is cached it was right.
-    if (0..standings.len()).any(|i| wanted[i] && standings[i].verdict != Verdict::Cached) {
+    if (0..standings.len()).any(|i| wanted[i] && standings[i].verdict.open()) {
         crate::peek::look(session, &standings, options.peeks).inspect_err(|_| forget(&folder))?;
     }
     let planned = session
@@ -162,7 +162,7 @@ pub fn run(
     let tensors = |i: usize| {
         wanted[i]
             && session.plan.nodes[i].contract.pool == Pool::Torch
-            && standings[i].verdict != Verdict::Cached
+            && standings[i].verdict.open()
     };
     let worker = match (0..standings.len()).any(tensors) {
         true => Some(
@@ -180,6 +180,8 @@ pub fn run(
         standings,
         failures,
         hits,
+        reasons,
+        stopped,
         ..
     } = scheduler;
 
@@ -191,7 +193,8 @@ pub fn run(
             .canonicalize()
             .unwrap_or_else(|_| session.recipe.path.clone()),
         set: session.set.clone(),
-        complete: states.count(State::Done) == wanted.iter().filter(|w| **w).count(),
+        complete: (0..wanted.len())
+            .all(|i| !wanted[i] || stopped[i] || states.get(i) == State::Done),
         ..RunLock::default()
     };
     for &index in session.plan.order.iter().filter(|i| wanted[**i]) {
@@ -208,6 +211,7 @@ pub fn run(
             key: records[index].as_ref().map(|r| r.key()),
             verdict: standings[index].verdict,
             outcome: outcome.to_owned(),
+            reason: reasons[index].clone(),
             outputs: entries[index]
                 .as_ref()
                 .map(|e| e.outputs.clone())
@@ -221,7 +225,12 @@ pub fn run(
         .map(|r| (r.location.clone(), r.digest))
         .collect();
     let mut failures = failures;
-    let exports = restore_outputs(session, &entries, &hub, &mut failures);
+    let known = |node: usize| match (&entries[node], &reasons[node]) {
+        (Some(entry), _) => Known::Done(entry),
+        (None, Some(reason)) if stopped[node] => Known::Stopped(reason),
+        _ => Known::Open,
+    };
+    let exports = restore_outputs(session, &known, &hub, &mut failures);
     if let Some(folder) = &folder {
         lock.write(folder)?;
     }
@@ -308,22 +317,31 @@ fn run_folder(session: &Session) -> Option<PathBuf> {
     }
 }
 
-fn restore_outputs(
+fn restore_outputs<'a>(
     session: &Session,
-    entries: &[Option<Arc<Entry>>],
+    known: &dyn Fn(usize) -> Known<'a>,
     hub: &Hub,
     failures: &mut Vec<(String, String)>,
 ) -> Vec<Exported> {
     let mut exports = Vec::new();
     for export in &session.recipe.outputs {
-        let Some(artifact) = entries[export.from.stage]
-            .as_ref()
-            .and_then(|e| e.outputs.get(export.from.output))
-        else {
-            continue;
+        let pick = export.from.clone().map(crate::plan::whole);
+        let artifact = match session.plan.digest(&pick, known) {
+            Ok(artifact) => artifact,
+            Err(Unknown::Stopped(reason)) => {
+                let (name, to) = (format!("outputs.{}", export.name), &export.to);
+                let note = What::Note {
+                    level: Level::Info,
+                    text: format!("`{to}` is left as it is: {reason}"),
+                };
+                hub.emit(Some(&name), note);
+                continue;
+            }
+            // That something failed has been said.
+            Err(_) => continue,
         };
         let folder = session.recipe.folder().join(&export.to);
-        match crate::export::restore(&session.cache, *artifact, export.format, &folder) {
+        match crate::export::restore(&session.cache, artifact, export.format, &folder) {
             Ok(written) => exports.push(Exported {
                 name: export.name.clone(),
                 folder,

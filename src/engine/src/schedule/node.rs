@@ -13,10 +13,11 @@ use super::RunOptions;
 use super::events::Hub;
 use crate::artifact::ArtifactView;
 use crate::cache::{Entry, Lease, Provenance, Taken};
-use crate::contract::{Class, Pool, Repeatable};
+use crate::contract::{Class, Gives, Pool, Repeatable};
 use crate::digest::Digest;
 use crate::event::{Level, What};
-use crate::job::{Cancelled, Drafts, Input, Job, Reference, Reporter};
+use crate::job::{Cancelled, Draft, Drafts, Input, Job, Reference, Reporter};
+use crate::plan::Content;
 use crate::record::Record;
 use crate::session::Session;
 use crate::source;
@@ -30,14 +31,8 @@ pub(super) struct Work<'a> {
     pub index: usize,
     pub record: Arc<Record>,
     pub forced: bool,
-    pub inputs: BTreeMap<String, InputDigest>,
+    pub inputs: BTreeMap<String, Content>,
     pub worker: Arc<Mutex<Option<Worker>>>,
-}
-
-/// The artifacts of an input.
-pub(super) enum InputDigest {
-    One(Digest),
-    Many(Vec<(String, Digest)>),
 }
 
 /// What a thread sends when its node is over.
@@ -181,8 +176,8 @@ impl Work<'_> {
         let mut inputs = BTreeMap::new();
         for (name, digest) in &self.inputs {
             let input = match digest {
-                InputDigest::One(digest) => Input::One(Box::new(cache.view(*digest)?)),
-                InputDigest::Many(list) => Input::Many(
+                Content::One(digest) => Input::One(Box::new(cache.view(*digest)?)),
+                Content::Many(list) => Input::Many(
                     list.iter()
                         .map(|(n, d)| Ok((n.clone(), cache.view(*d)?)))
                         .collect::<Result<_>>()?,
@@ -281,14 +276,21 @@ impl Work<'_> {
                     output.name
                 )
             };
-            if draft.artifact != output.artifact {
-                bail!(
-                    "BUG: the output `{}` of `{}` is a {}, not a {}",
+            match output.gives {
+                Gives::New(artifact) if draft.artifact != artifact => bail!(
+                    "BUG: the output `{}` of `{}` is a {}, not a {artifact}",
                     output.name,
                     contract.kind,
                     draft.artifact,
-                    output.artifact
-                );
+                ),
+                Gives::Same(port) if !job.views(port).any(|view| *draft == Draft::of(view)) => {
+                    bail!(
+                        "BUG: the output `{}` of `{}` is none of `{port}`",
+                        output.name,
+                        contract.kind
+                    )
+                }
+                _ => {}
             }
             if let Some(port) = output.keeps_tokenizer_of {
                 let wanted = job.input(port)?.reference("tokenizer")?.digest;

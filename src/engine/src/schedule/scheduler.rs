@@ -14,7 +14,7 @@ use crate::cache::Entry;
 use crate::contract::Pool;
 use crate::digest::Digest;
 use crate::event::{Level, What};
-use crate::plan::{Standing, Verdict};
+use crate::plan::{Content, Feed, Known, Standing, Unknown, Verdict};
 use crate::record::Record;
 use crate::session::Session;
 use crate::worker::Worker;
@@ -31,6 +31,11 @@ pub(super) struct Scheduler<'a> {
     pub(super) records: Vec<Option<Arc<Record>>>,
     pub(super) hits: Vec<bool>,
     pub(super) failures: Vec<(String, String)>,
+    /// Why nodes were skipped: that a `stop_if` held is no failure.
+    pub(super) reasons: Vec<Option<String>>,
+    pub(super) stopped: Vec<bool>,
+    /// Nodes that are over, and whose dependents do not know yet. A list: a chain may be longer than the stack is deep.
+    over: VecDeque<usize>,
     dependents: Vec<Vec<usize>>,
     /// How many of its needs each node still waits for.
     missing: Vec<usize>,
@@ -71,6 +76,9 @@ impl<'a> Scheduler<'a> {
             force,
             states: States::new(count),
             failures: Vec::new(),
+            reasons: vec![None; count],
+            stopped: vec![false; count],
+            over: VecDeque::new(),
             dependents,
             missing: vec![0; count],
             queues: BTreeMap::new(),
@@ -93,26 +101,21 @@ impl<'a> Scheduler<'a> {
         for index in order.into_iter().filter(|i| wanted[*i]) {
             self.states.set(index, State::Want);
             let needs = self.session.plan.needs(index);
-            self.missing[index] = needs
-                .iter()
-                .filter(|n| self.states.get(**n) != State::Done)
-                .count();
-            if needs.iter().any(|n| {
-                matches!(
-                    self.states.get(*n),
-                    State::Failed | State::Skipped | State::Waiting
-                )
-            }) {
+            let waits = |need: &&usize| !self.settled(**need);
+            self.missing[index] = needs.iter().filter(waits).count();
+            if needs.iter().any(|need| self.gone(*need).is_some()) {
                 self.skip(index, "something it needs is not there");
             } else if self.missing[index] == 0 {
                 self.ready(index);
             }
+            self.tell();
         }
         std::thread::scope(|scope| {
             let (sender, receiver): (Sender<Ended>, Receiver<Ended>) = channel();
             loop {
                 if self.stopping() {
                     self.skip_queued();
+                    self.tell();
                 }
                 self.start_queued(scope, &sender);
                 if self.running.values().all(|n| *n == 0) {
@@ -128,7 +131,52 @@ impl<'a> Scheduler<'a> {
         for (index, _) in wanted.iter().enumerate().filter(|(_, wanted)| **wanted) {
             if !self.states.get(index).is_final() {
                 self.skip(index, "the run was stopped");
+                self.tell();
             }
+        }
+    }
+
+    /// Whether what needs `index` waits for it no longer: its outputs are there, or it is known that there will be none.
+    fn settled(&self, index: usize) -> bool {
+        self.states.get(index) == State::Done || self.stopped[index]
+    }
+
+    /// Why what needs `index` can't run, when it is over without outputs.
+    fn gone(&self, index: usize) -> Option<String> {
+        let name = &self.session.plan.nodes[index].name;
+        match self.states.get(index) {
+            State::Failed => Some(format!("`{name}` failed")),
+            State::Waiting => Some(format!("`{name}` waits")),
+            State::Skipped if !self.stopped[index] => Some(format!("`{name}` did not run")),
+            _ => None,
+        }
+    }
+
+    /// Tells the dependents of all that is over, and theirs.
+    fn tell(&mut self) {
+        while let Some(index) = self.over.pop_front() {
+            let gone = self.gone(index);
+            // A node is over once.
+            for dependent in std::mem::take(&mut self.dependents[index]) {
+                match &gone {
+                    _ if self.states.get(dependent) != State::Want => {}
+                    Some(reason) => self.skip(dependent, reason),
+                    None => {
+                        self.missing[dependent] -= 1;
+                        if self.missing[dependent] == 0 {
+                            self.ready(dependent);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn known(&self, index: usize) -> Known<'_> {
+        match (&self.entries[index], &self.reasons[index]) {
+            (Some(entry), _) => Known::Done(entry),
+            (None, Some(reason)) if self.stopped[index] => Known::Stopped(reason),
+            _ => Known::Open,
         }
     }
 
@@ -146,11 +194,10 @@ impl<'a> Scheduler<'a> {
             self.finish_hit(index);
             return;
         }
-        let entries = |node: usize| self.entries[node].as_deref();
-        match self
-            .session
+        let (session, known) = (self.session, |node: usize| self.known(node));
+        match session
             .plan
-            .record(index, &self.session.sources, &entries)
+            .record(index, &session.cache, &session.sources, &known)
         {
             Ok(record) => {
                 let forced = self.force.contains(&index);
@@ -171,6 +218,11 @@ impl<'a> Scheduler<'a> {
                     .or_default()
                     .push_back(index);
             }
+            Err(Unknown::Stopped(reason)) => {
+                self.stopped[index] = true;
+                self.skip(index, &reason);
+            }
+            Err(Unknown::Metric(reason)) => self.fail(index, reason),
             Err(unknown) => self.fail(index, format!("its inputs are not known: {unknown:?}")),
         }
     }
@@ -189,14 +241,7 @@ impl<'a> Scheduler<'a> {
 
     fn done(&mut self, index: usize) {
         self.states.set(index, State::Done);
-        for dependent in self.dependents[index].clone() {
-            if self.states.get(dependent) == State::Want {
-                self.missing[dependent] -= 1;
-                if self.missing[dependent] == 0 {
-                    self.ready(dependent);
-                }
-            }
-        }
+        self.over.push_back(index);
     }
 
     fn start_queued<'scope>(
@@ -225,7 +270,7 @@ impl<'a> Scheduler<'a> {
                     index,
                     record,
                     forced: self.force.contains(&index),
-                    inputs: self.input_digests(index),
+                    inputs: self.inputs(index),
                     worker: self.worker.clone(),
                 };
                 let sender = sender.clone();
@@ -249,25 +294,15 @@ impl<'a> Scheduler<'a> {
         queue.remove(place)
     }
 
-    fn input_digests(&self, index: usize) -> BTreeMap<String, node::InputDigest> {
-        let entries = |node: usize| self.entries[node].as_deref();
-        let plan = &self.session.plan;
-        let digest = |edge: &crate::plan::Edge| {
-            plan.digest(edge, &entries)
+    fn inputs(&self, index: usize) -> BTreeMap<String, Content> {
+        let (plan, known) = (&self.session.plan, |node: usize| self.known(node));
+        let content = |feed: &Feed| {
+            plan.content(feed, &known)
                 .expect("BUG: an input of a ready node is unknown")
         };
-        plan.nodes[index]
-            .inputs
-            .iter()
-            .map(|(name, feed)| {
-                let input = match feed {
-                    crate::plan::Feed::One(edge) => node::InputDigest::One(digest(edge)),
-                    crate::plan::Feed::Many(list) => node::InputDigest::Many(
-                        list.iter().map(|(n, e)| (n.clone(), digest(e))).collect(),
-                    ),
-                };
-                (name.clone(), input)
-            })
+        let inputs = plan.nodes[index].inputs.iter();
+        inputs
+            .map(|(name, feed)| (name.clone(), content(feed)))
             .collect()
     }
 
@@ -319,11 +354,12 @@ impl<'a> Scheduler<'a> {
                         },
                     );
                     self.states.set(index, State::Waiting);
-                    self.skip_dependents(index, &format!("`{name}` waits"));
+                    self.over.push_back(index);
                 }
                 None => self.fail(index, format!("{error:#}")),
             },
         }
+        self.tell();
     }
 
     fn fail(&mut self, index: usize, error: String) {
@@ -334,9 +370,9 @@ impl<'a> Scheduler<'a> {
                 error: error.clone(),
             },
         );
-        self.failures.push((name.clone(), error));
+        self.failures.push((name, error));
         self.states.set(index, State::Failed);
-        self.skip_dependents(index, &format!("`{name}` failed"));
+        self.over.push_back(index);
     }
 
     fn skip(&mut self, index: usize, reason: &str) {
@@ -348,15 +384,8 @@ impl<'a> Scheduler<'a> {
             },
         );
         self.states.set(index, State::Skipped);
-        self.skip_dependents(index, &format!("`{name}` did not run"));
-    }
-
-    fn skip_dependents(&mut self, index: usize, reason: &str) {
-        for dependent in self.dependents[index].clone() {
-            if self.states.get(dependent) == State::Want {
-                self.skip(dependent, reason);
-            }
-        }
+        self.reasons[index] = Some(reason.to_owned());
+        self.over.push_back(index);
     }
 
     fn skip_queued(&mut self) {

@@ -19,7 +19,7 @@ pub enum State {
     Done,
     /// It failed.
     Failed,
-    /// It will not run: something it needs failed, waits, or the run was stopped.
+    /// It will not run: something it needs failed or waits, a `stop_if` held, or the run was stopped.
     Skipped,
 }
 

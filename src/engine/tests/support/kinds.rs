@@ -13,7 +13,9 @@ use engine::contract::{
 };
 use engine::job::{Draft, Drafts, Implementation, Input, Job, Reference, Reporter, Waiting};
 
-const fn field(name: &'static str, ty: FieldType, need: Need) -> Field {
+use super::control::{self, CHANGE, LONGEST, PASS, WEIGH, WEIGH_ALL};
+
+pub(super) const fn field(name: &'static str, ty: FieldType, need: Need) -> Field {
     Field {
         name,
         ty,
@@ -52,12 +54,7 @@ const fn port(name: &'static str, arity: Arity) -> Port {
 }
 
 const fn output(name: &'static str) -> Output {
-    Output {
-        name,
-        artifact: ArtifactType::Dataset,
-        keeps_tokenizer_of: None,
-        doc: "a text",
-    }
+    Output::new(name, ArtifactType::Dataset, "a text")
 }
 
 const TEXT: &[Output] = &[output("text")];
@@ -70,7 +67,7 @@ const MODEL: Port = Port {
     doc: "a model",
 };
 
-const fn toy(
+pub(super) const fn toy(
     kind: &'static str,
     fields: &'static [Field],
     ports: &'static [Port],
@@ -230,12 +227,7 @@ const MAKE: Contract = toy(
         ),
     ],
     &[],
-    &[Output {
-        name: "model",
-        artifact: ArtifactType::Model,
-        keeps_tokenizer_of: None,
-        doc: "a model",
-    }],
+    &[Output::new("model", ArtifactType::Model, "a model")],
 );
 /// A model trained on rows, which are tokenized in a preparation that waits for no training.
 const TUNE: Contract = Contract {
@@ -268,12 +260,7 @@ const TUNE: Contract = Contract {
             ),
         ],
         &[MODEL, port("data", Arity::One)],
-        &[Output {
-            name: "model",
-            artifact: ArtifactType::Model,
-            keeps_tokenizer_of: Some("model"),
-            doc: "a model",
-        }],
+        &[Output::new("model", ArtifactType::Model, "a model").keeps_tokenizer_of("model")],
     )
 };
 /// Rows as tokens.
@@ -294,12 +281,7 @@ const CUT: Contract = toy(
         },
         port("data", Arity::One),
     ],
-    &[Output {
-        name: "tokens",
-        artifact: ArtifactType::Tokens,
-        keeps_tokenizer_of: None,
-        doc: "tokens",
-    }],
+    &[Output::new("tokens", ArtifactType::Tokens, "tokens")],
 );
 
 /// All toys.
@@ -307,7 +289,7 @@ pub fn contracts() -> Contracts {
     Contracts {
         kinds: &[
             &SAY, &READ, &SCRIBBLE, &JOIN, &LOWER, &HALVES, &FAIL, &CRASH, &LIE, &SLOW, &ASK,
-            &LONG, &MAKE, &TUNE, &KEEP, &SWEET,
+            &LONG, &MAKE, &TUNE, &KEEP, &SWEET, &WEIGH, &WEIGH_ALL, &PASS, &LONGEST, &CHANGE,
         ],
         hidden: &[&CUT],
     }
@@ -390,6 +372,26 @@ pub const IMPLEMENTATIONS: &[Implementation] = &[
     Implementation {
         kind: "cut",
         run: cut,
+    },
+    Implementation {
+        kind: "weigh",
+        run: control::weigh,
+    },
+    Implementation {
+        kind: "weigh_all",
+        run: control::weigh_all,
+    },
+    Implementation {
+        kind: "pass",
+        run: control::pass,
+    },
+    Implementation {
+        kind: "longest",
+        run: control::longest,
+    },
+    Implementation {
+        kind: "change",
+        run: control::change,
     },
 ];
 

@@ -2,6 +2,7 @@
 
 #![allow(dead_code)] // each test program uses a part of it
 
+pub mod control;
 pub mod kinds;
 
 use std::fs;
@@ -288,6 +289,7 @@ fn verdict(verdict: Verdict) -> &'static str {
         Verdict::Cached => "cached",
         Verdict::WillRun => "will run",
         Verdict::MayRun => "may run",
+        Verdict::Skipped => "skipped",
     }
 }
 

@@ -320,6 +320,7 @@ mod tests {
             key: Some(used),
             verdict: Verdict::WillRun,
             outcome: "done".to_owned(),
+            reason: None,
             outputs: BTreeMap::new(),
         };
         let mut lock = RunLock::default();

@@ -31,7 +31,7 @@ pub(super) fn find_tokens(session: &Session, reference: &str) -> Result<(usize, 
             .contract
             .outputs
             .first()
-            .is_some_and(|o| o.artifact == ArtifactType::Tokens)
+            .is_some_and(|o| o.is(ArtifactType::Tokens))
     };
     let found = match makes_tokens(node) {
         true => Some(node),
@@ -200,10 +200,10 @@ fn tokenizer(session: &Session, node: usize, view: &ArtifactView) -> Result<Arti
         return Ok(own.clone());
     }
     let standings = session.standings();
-    let entries = |index: usize| standings[index].entry.as_deref();
+    let known = |index: usize| standings[index].known();
     for feed in session.plan.nodes[node].inputs.values() {
-        let Feed::One(edge) = feed else { continue };
-        let Some(digest) = session.plan.digest(edge, &entries) else {
+        let Feed::One(pick) = feed else { continue };
+        let Ok(digest) = session.plan.digest(pick, &known) else {
             continue;
         };
         let found = session.cache.view(digest)?;

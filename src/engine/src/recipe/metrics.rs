@@ -1,0 +1,135 @@
+//! Names of metrics, as far as they can be told before anything runs.
+
+use super::stop_if::Stop;
+use super::{Binding, Guard, Pick, Stage, Target};
+use crate::contract::FieldType;
+use crate::diagnostic::{Problem, Span};
+use crate::metric::{listed, places};
+
+const UNKNOWN: &str = "unknown-metric";
+
+/// Every name of a metric that its producer will not have.
+pub(super) fn check(stages: &[Stage], problems: &mut Vec<Problem>) {
+    for stage in stages {
+        for field in stage.contract.fields {
+            let FieldType::Metric { of, each } = field.ty else {
+                continue;
+            };
+            let (Some(metrics), Some(metric)) = (
+                stage.inputs.get(of),
+                stage.params.get(field.name).and_then(|v| v.as_str()),
+            ) else {
+                continue;
+            };
+            let span = stage.spans.get(field.name).copied().unwrap_or(stage.span);
+            let metrics = listing(metrics);
+            let Some(each) = each else {
+                let names = [metric.to_owned()];
+                missing(stages, metrics[0].1, &names, span, problems);
+                continue;
+            };
+            let Some(owners) = stage.inputs.get(each).map(listing) else {
+                continue;
+            };
+            let labels = |list: &[(&'_ str, &Pick<Target>)]| -> Vec<String> {
+                list.iter().map(|(name, _)| (*name).to_owned()).collect()
+            };
+            let (owner_names, metric_names) = (labels(&owners), labels(&metrics));
+            let owner_names: Vec<&str> = owner_names.iter().map(String::as_str).collect();
+            let metric_names: Vec<&str> = metric_names.iter().map(String::as_str).collect();
+            match places(&owner_names, &metric_names, metric) {
+                Ok(places) => {
+                    for (index, names) in places {
+                        if missing(stages, metrics[index].1, &names, span, problems) {
+                            break;
+                        }
+                    }
+                }
+                Err(message) => {
+                    let span = stage.spans.get(of).copied().unwrap_or(stage.span);
+                    problems.push(Problem::at("bad-reference", span, message));
+                }
+            }
+        }
+    }
+}
+
+/// The same of a `stop_if`.
+pub(super) fn check_stop(
+    stages: &[Stage],
+    stop: &Stop<'_>,
+    guard: &Guard,
+    problems: &mut Vec<Problem>,
+) {
+    let names = [guard.stop.metric.clone()];
+    missing(stages, &guard.metrics, &names, stop.metric_span, problems);
+}
+
+/// What a port holds; one that takes one thing holds it without a name.
+fn listing(binding: &Binding) -> Vec<(&str, &Pick<Target>)> {
+    match binding {
+        Binding::One(pick) => vec![("", pick)],
+        Binding::Many(list) => list
+            .iter()
+            .map(|(name, pick)| (name.as_str(), pick))
+            .collect(),
+    }
+}
+
+/// Whether none of `names` is one of the metrics in `pick`, which then is a problem.
+fn missing(
+    stages: &[Stage],
+    pick: &Pick<Target>,
+    names: &[String],
+    span: Span,
+    problems: &mut Vec<Problem>,
+) -> bool {
+    let (Some(target), Some(name)) = (pick.from.last(), names.last()) else {
+        return false;
+    };
+    let Some(known) = known(stages, pick) else {
+        return false;
+    };
+    if names.iter().any(|name| known.contains(name)) {
+        return false;
+    }
+    // The same in every round is told once.
+    let told = |p: &Problem| p.code == UNKNOWN && p.span == Some(span);
+    if !problems.iter().any(told) {
+        let message = format!("`{}` has no metric `{name}`", stages[target.stage].name);
+        problems.push(Problem::at(UNKNOWN, span, message).help(listed(name, &known)));
+    }
+    true
+}
+
+/// The names that metrics will have. None when they can't be told.
+fn known(stages: &[Stage], pick: &Pick<Target>) -> Option<Vec<String>> {
+    let mut all = pick.from.iter().map(|target| of_target(stages, target));
+    let first = all.next()??;
+    all.all(|names| names.as_ref() == Some(&first))
+        .then_some(first)
+}
+
+fn of_target(stages: &[Stage], target: &Target) -> Option<Vec<String>> {
+    let mut target = target;
+    for _ in 0..stages.len() {
+        let stage = &stages[target.stage];
+        let output = stage.contract.output(target.output)?;
+        if let Some(names) = output.metrics {
+            let named = |port: &str| {
+                let bound = stage.inputs.get(port).map(listing).unwrap_or_default();
+                bound.iter().map(|(name, _)| (*name).to_owned()).collect()
+            };
+            return Some(names(&stage.params, &named));
+        }
+        // What a gate hands on has the names that it had before.
+        let Binding::One(pick) = stage.inputs.get(output.handed_on()?)? else {
+            return None;
+        };
+        let [only] = pick.from.as_slice() else {
+            return None;
+        };
+        target = only;
+    }
+    None
+}
