@@ -14,8 +14,9 @@ use formats::tokenizer::TokenizerFiles;
 use serde::{Deserialize, Serialize};
 use tokenizers::Tokenizer;
 
-use crate::layout::{Message, Row};
+use crate::layout::{Message, Prompt};
 use crate::python::Moment;
+use crate::row::Row;
 use crate::template::{ChatTemplate, SpecialTokens, turns};
 
 /// Which tokens are targets of the loss.
@@ -191,24 +192,12 @@ impl Encoder {
         Ok(ids)
     }
 
-    /// What a row asks and what it expects: the ids of its prompt and the text of its completion, or of the
-    /// assistant's last turn. `None` for running text and for conversations without an answer.
-    pub fn question(&self, row: &Row) -> Result<Option<(Vec<u32>, String)>> {
-        match row {
-            Row::Text { .. } => Ok(None),
-            Row::PromptCompletion { prompt, completion } => {
-                Ok(Some((self.encode_text(prompt)?, completion.clone())))
-            }
-            Row::Messages { messages } => match messages
-                .iter()
-                .rposition(|message| message.role == "assistant")
-            {
-                None | Some(0) => Ok(None),
-                Some(at) => Ok(Some((
-                    self.encode_chat(&messages[..at])?,
-                    messages[at].content.clone(),
-                ))),
-            },
+    /// The ids that a model is given to answer a prompt: of plain text the text, of a conversation the turns and where
+    /// the assistant begins.
+    pub fn encode_prompt(&self, prompt: &Prompt) -> Result<Vec<u32>> {
+        match prompt {
+            Prompt::Text(text) => self.encode_text(text),
+            Prompt::Chat(messages) => self.encode_chat(messages),
         }
     }
 
@@ -234,6 +223,10 @@ impl Encoder {
                 encoded
             }
             Row::Messages { messages } => self.conversation(messages, loss_on)?,
+            other => bail!(
+                "rows of layout {} have no loss mask: train on them by a kind that takes this layout",
+                other.layout()
+            ),
         };
         if let Some(first) = encoded.trained.first_mut() {
             *first = false;

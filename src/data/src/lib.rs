@@ -3,6 +3,7 @@
 //! What is not here: tensors, recipes, the cache, events. Everything takes paths, values and closures and answers with
 //! values; the same input gives the same bytes, on any number of threads.
 
+mod column;
 pub mod encode;
 mod ipc;
 mod json;
@@ -13,6 +14,7 @@ mod python;
 pub mod random;
 pub mod read;
 mod record;
+mod row;
 mod shape;
 pub mod split;
 pub mod store;
@@ -21,10 +23,11 @@ pub mod tokenize;
 pub mod tokens;
 
 pub use encode::{Encoded, Encoder, LossOn};
-pub use layout::{Layout, Message, Row};
+pub use layout::{Layout, Message, Prompt};
 pub use python::Moment;
 pub use random::Stream;
 pub use read::{ReadOptions, ReadProgress, ReadReport, peek, read_files, read_into};
+pub use row::{Cell, Row};
 pub use shape::Format;
 pub use split::{Portion, Split, SplitReport, split, split_dataset};
 pub use store::{Dataset, DatasetSummary, DatasetWriter, Lengths};

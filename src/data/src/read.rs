@@ -9,9 +9,10 @@ use flate2::read::MultiGzDecoder;
 use serde::{Deserialize, Serialize};
 
 use crate::json::{Shape, TextRows};
-use crate::layout::{Layout, Row};
+use crate::layout::Layout;
 use crate::parquet::ParquetRows;
 use crate::record::{Fields, Node, Record, Value, excerpt, nearest};
+use crate::row::Row;
 use crate::shape::{Format, shape};
 use crate::store::{DatasetSummary, DatasetWriter};
 

@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::layout::{Layout, Message, Row};
+use crate::layout::{Layout, Message};
 use crate::record::{Fault, Fields, Node, Value, nearest};
+use crate::row::Row;
 
 /// What the rows of a source look like.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]

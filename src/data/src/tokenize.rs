@@ -7,8 +7,9 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::encode::{Encoded, Encoder, LossOn};
-use crate::layout::Row;
+use crate::layout::Prompt;
 use crate::record::excerpt;
+use crate::row::Row;
 use crate::store::Dataset;
 use crate::tokens::{TokensSummary, TokensWriter};
 
@@ -163,13 +164,12 @@ fn encode_all(
     })
 }
 
-fn name_row(index: usize, row: &Row) -> String {
-    let text = match row {
-        Row::Text { text } => text,
-        Row::PromptCompletion { prompt, .. } => prompt,
-        Row::Messages { messages } => messages
-            .first()
-            .map_or("", |message| message.content.as_str()),
+/// `row 7 (How are you?)`: the number of a row from 1 and its beginning, for messages.
+pub(crate) fn name_row(index: usize, row: &Row) -> String {
+    let (prompt, _) = row.question();
+    let text = match &prompt {
+        Prompt::Text(text) => text,
+        Prompt::Chat(messages) => messages.first().map_or("", |turn| &turn.content),
     };
     format!("row {} ({})", index + 1, excerpt(text))
 }
