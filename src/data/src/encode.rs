@@ -6,6 +6,8 @@
 //! two renderings of the beginning of the conversation: up to the turn with a generation prompt, and with the turn. So the
 //! end-of-turn token that the template writes is trained.
 
+mod group;
+
 use std::collections::HashSet;
 use std::ops::Range;
 
@@ -18,6 +20,8 @@ use crate::layout::{Message, Prompt};
 use crate::python::Moment;
 use crate::row::Row;
 use crate::template::{ChatTemplate, SpecialTokens, turns};
+
+pub use group::Group;
 
 /// Which tokens are targets of the loss.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -4,6 +4,7 @@
 //! values; the same input gives the same bytes, on any number of threads.
 
 mod column;
+pub mod completions;
 pub mod encode;
 mod ipc;
 mod json;
@@ -20,9 +21,11 @@ pub mod split;
 pub mod store;
 pub mod template;
 pub mod tokenize;
+pub mod tokenize_completions;
 pub mod tokens;
 
-pub use encode::{Encoded, Encoder, LossOn};
+pub use completions::{Completion, Completions, CompletionsSummary, CompletionsWriter};
+pub use encode::{Encoded, Encoder, Group, LossOn};
 pub use layout::{Layout, Message, Prompt};
 pub use python::Moment;
 pub use random::Stream;
@@ -33,4 +36,5 @@ pub use split::{Portion, Split, SplitReport, split, split_dataset};
 pub use store::{Dataset, DatasetSummary, DatasetWriter, Lengths};
 pub use template::{ChatTemplate, Rendered, SpecialTokens};
 pub use tokenize::{TokenizeOptions, TokenizeReport, Truncation, tokenize};
+pub use tokenize_completions::{CompletionsOptions, CompletionsReport, tokenize_completions};
 pub use tokens::{Tokens, TokensRow, TokensSummary, TokensWriter};

@@ -9,6 +9,7 @@ pub mod model;
 pub mod sft;
 pub mod split;
 pub mod tokenize;
+pub mod tokenize_completions;
 
 mod words;
 
@@ -26,7 +27,7 @@ pub fn contracts() -> Contracts {
             &evaluate::CONTRACT,
             &generate::CONTRACT,
         ],
-        hidden: &[&tokenize::CONTRACT],
+        hidden: &[&tokenize::CONTRACT, &tokenize_completions::CONTRACT],
     }
 }
 
@@ -84,6 +85,9 @@ mod tests {
         fits::<super::evaluate::Evaluate>(&super::evaluate::CONTRACT);
         fits::<super::generate::Generate>(&super::generate::CONTRACT);
         fits::<super::tokenize::Tokenize>(&super::tokenize::CONTRACT);
+        fits::<super::tokenize_completions::TokenizeCompletions>(
+            &super::tokenize_completions::CONTRACT,
+        );
     }
 
     #[test]

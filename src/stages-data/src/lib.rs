@@ -5,6 +5,7 @@ mod load_model;
 mod lora;
 mod split;
 mod tokenize;
+mod tokenize_completions;
 
 use engine::job::Implementation;
 use engine::peek::Peek;
@@ -32,6 +33,10 @@ pub fn implementations() -> &'static [Implementation] {
             kind: "tokenize",
             run: tokenize::run,
         },
+        Implementation {
+            kind: "tokenize_completions",
+            run: tokenize_completions::run,
+        },
     ]
 }
 
@@ -41,6 +46,17 @@ pub fn peeks() -> &'static [Peek] {
         kind: "load_dataset",
         look: load_dataset::look,
     }]
+}
+
+/// Says how many rows are done, and how many in a second since `start`.
+fn rows_done(cx: &dyn engine::job::Reporter, done: u64, total: u64, start: std::time::Instant) {
+    let rate = done as f64 / start.elapsed().as_secs_f64().max(1e-9);
+    cx.emit(engine::event::What::Progress {
+        done,
+        total,
+        unit: "rows".to_owned(),
+        rate: Some((rate, "rows/s".to_owned())),
+    });
 }
 
 /// The draft of a dataset at `path`: one file, `rows.arrow`, with its summary.
