@@ -66,6 +66,11 @@ const ROWS: &[Row] = &[
         ["{ much: many, many: more }", "{ many: more, much: many }"],
     ),
     row("load_dataset", "limit", ["", "2"]),
+    row(
+        "load_dataset",
+        "where",
+        ["{}", "{ completion: [\"1\", \"3\"] }"],
+    ),
     row("split", "test", ["0.5", "2"]),
     row("split", "seed", ["1", "2"]),
     row("load_model", "source", ["model", "other"]),

@@ -5,7 +5,10 @@
 
 mod column;
 pub mod completions;
+mod csv;
 pub mod encode;
+mod filter;
+mod format;
 mod ipc;
 mod json;
 pub mod layout;
@@ -17,6 +20,7 @@ pub mod read;
 mod record;
 mod row;
 mod shape;
+mod source;
 pub mod split;
 pub mod store;
 pub mod template;
@@ -26,12 +30,12 @@ pub mod tokens;
 
 pub use completions::{Completion, Completions, CompletionsSummary, CompletionsWriter};
 pub use encode::{Encoded, Encoder, Group, LossOn};
+pub use format::Format;
 pub use layout::{Layout, Message, Prompt};
 pub use python::Moment;
 pub use random::Stream;
 pub use read::{ReadOptions, ReadProgress, ReadReport, peek, read_files, read_into};
 pub use row::{Cell, Row};
-pub use shape::Format;
 pub use split::{Portion, Split, SplitReport, split, split_dataset};
 pub use store::{Dataset, DatasetSummary, DatasetWriter, Lengths};
 pub use template::{ChatTemplate, Rendered, SpecialTokens};

@@ -207,7 +207,7 @@ fn every_single_changed_byte_is_survived() {
         let bytes = std::fs::read(path).unwrap();
         let changed = folder.path().join("changed.arrow");
         for at in 0..bytes.len() {
-            for value in [0x00, 0x7f, 0xff] {
+            for value in [0x00, 0xff] {
                 let mut bytes = bytes.clone();
                 bytes[at] = value;
                 std::fs::write(&changed, &bytes).unwrap();
