@@ -1,6 +1,8 @@
 //! Every field of every kind does what its class says: a semantic one is in the key and changes the output of some input, a numeric
 //! one changes the last bits at most, an execution one changes nothing. A stage of each row below is run with both of its values.
 
+#[path = "fields/preferences.rs"]
+mod preferences;
 mod support;
 
 use std::collections::BTreeSet;
@@ -77,6 +79,11 @@ const ROWS: &[Row] = &[
         ["{ much: many, many: more }", "{ many: more, much: many }"],
     ),
     row("load_dataset", "limit", ["", "2"]),
+    row(
+        "load_dataset",
+        "where",
+        ["{}", "{ completion: [\"1\", \"3\"] }"],
+    ),
     row("split", "test", ["0.5", "2"]),
     row("split", "seed", ["1", "2"]),
     row("load_model", "source", ["model", "other"]),
@@ -170,8 +177,16 @@ const ROWS: &[Row] = &[
     row("select", "goal", ["min", "max"]),
 ];
 
+/// The rows of all kinds.
+fn all_rows() -> impl Iterator<Item = &'static Row> {
+    ROWS.iter().chain(preferences::ROWS)
+}
+
 /// The rest of a stage of this kind.
 fn usual(kind: &str) -> &'static [(&'static str, &'static str)] {
+    if let Some(fields) = preferences::usual(kind) {
+        return fields;
+    }
     match kind {
         "load_dataset" => &[("source", "sums.jsonl")],
         "split" => &[("data", "sums")],
@@ -257,6 +272,7 @@ impl Row {
         let name = self.name(index, value);
         match self.kind {
             "tokenize" => format!("{name} › tokens"),
+            "reference" => format!("{name} › reference"),
             _ => name,
         }
     }
@@ -278,6 +294,28 @@ fn kitchen() -> Kitchen {
     };
     kitchen.write("sums.jsonl", &(0..8).map(sum).collect::<String>());
     kitchen.write("more.jsonl", &(0..9).map(sum).collect::<String>());
+    let preference = |i: usize| {
+        format!(
+            "{{\"prompt\": \"How many is {i} + 1?\", \"chosen\": \" It is {} loaves\", \"rejected\": \" bread {i}{}\", \"margin\": 0.{}}}\n",
+            i + 1,
+            " and bread".repeat(i % 3),
+            i + 1
+        )
+    };
+    kitchen.write("prefs.jsonl", &(0..8).map(preference).collect::<String>());
+    let ranking = |i: usize| {
+        format!(
+            "{{\"prompt\": \"How many is {i} + 1?\", \"completions\": [\" {}\", \" many loaves\", \" bread {i}\"]}}\n",
+            i + 1
+        )
+    };
+    kitchen.write("ranks.jsonl", &(0..8).map(ranking).collect::<String>());
+    let lexicon = |sign: i32| -> String {
+        let letter = |c: u8| format!("{}\t{}\n", c as char, sign * (i32::from(c % 7) - 3));
+        (b'a'..=b'z').map(letter).collect::<String>() + "loaf\t2.5\n"
+    };
+    kitchen.write("lexicon.txt", &lexicon(1));
+    kitchen.write("other.txt", &lexicon(-1));
     kitchen.write(
         "both.jsonl",
         "{\"text\": \"a\", \"prompt\": \"b\", \"completion\": \"c\"}\n",
@@ -295,13 +333,18 @@ stages:
   sums: { kind: load_dataset, source: sums.jsonl }
   thin: { kind: lora, model: base, r: 4, dropout: 0.1 }
   other: { kind: load_model, source: other, dtype: f32 }
+  prefs: { kind: load_dataset, source: prefs.jsonl, format: preference }
+  ranks: { kind: load_dataset, source: ranks.jsonl, format: ranking }
+  words: { kind: rule, lexicon: lexicon.txt }
+  tries: { kind: generate, model: base, prompts: sums, n: 4, temperature: 1.5, max_new_tokens: 12 }
+  scorer: { kind: reward_model, model: thin, data: prefs, max_steps: 1 }
   scores: { kind: evaluate, models: { base: base, other: other }, data: chats }
 ";
 
 #[test]
 fn every_field_has_a_row() {
-    let rows: BTreeSet<(&str, &str)> = ROWS.iter().map(|r| (r.kind, r.field)).collect();
-    for contract in kinds::contracts().all() {
+    let rows: BTreeSet<(&str, &str)> = all_rows().map(|r| (r.kind, r.field)).collect();
+    for contract in support::runnable() {
         for field in contract.fields {
             assert!(
                 rows.contains(&(contract.kind, field.name)),
@@ -311,7 +354,7 @@ fn every_field_has_a_row() {
             );
         }
     }
-    for row in ROWS {
+    for row in all_rows() {
         row.class();
         assert_ne!(row.values[0], row.values[1]);
     }
@@ -320,7 +363,7 @@ fn every_field_has_a_row() {
 #[test]
 fn every_field_does_what_its_class_says() {
     let kitchen = kitchen();
-    let indexed = || ROWS.iter().enumerate();
+    let indexed = || all_rows().enumerate();
     let semantic = |(_, row): &(usize, &Row)| row.class() == Class::Semantic;
     let mut first = SHARED.to_owned();
     let mut second = SHARED.to_owned();

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use data::{Dataset, Tokens};
+use data::{Completions, Dataset, Tokens};
 use engine::artifact::{ArtifactType, ArtifactView};
 use engine::cache::Cache;
 use formats::{Stored, Weights};
@@ -60,6 +60,7 @@ fn describe(view: &ArtifactView, numbers: usize) -> Value {
 fn content(artifact: ArtifactType, name: &str, path: &Path, numbers: usize) -> Value {
     let size = fs::metadata(path).unwrap().len();
     match name.rsplit('.').next().unwrap() {
+        "arrow" if name == "completions.arrow" => completions(path),
         "arrow" if artifact == ArtifactType::Tokens => tokens(path),
         "arrow" => {
             let rows = Dataset::open(path).unwrap();
@@ -92,6 +93,16 @@ fn tokens(path: &Path) -> Value {
                 .map(|m| if *m { '1' } else { '0' })
                 .collect();
             json!({ "ids": row.ids, "trained": mask })
+        })
+        .collect()
+}
+
+fn completions(path: &Path) -> Value {
+    let rows = Completions::open(path).unwrap();
+    rows.iter()
+        .map(|row| {
+            let row = row.unwrap();
+            json!({ "ids": row.ids, "prompt": row.prompt, "group": row.group, "value": row.value })
         })
         .collect()
 }

@@ -32,6 +32,19 @@ pub fn checkout() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
+/// The contracts of every kind that a recipe can bring to run: a hidden one only as a preparation of another.
+pub fn runnable() -> Vec<&'static engine::contract::Contract> {
+    let contracts = kinds::contracts();
+    let prepares = |kind: &str| {
+        let mut owners = contracts.kinds.iter();
+        owners.any(|owner| owner.preparations.iter().any(|p| p.kind == kind))
+    };
+    contracts
+        .all()
+        .filter(|c| contracts.kind(c.kind).is_some() || prepares(c.kind))
+        .collect()
+}
+
 /// `levain` in a clean environment.
 pub fn levain() -> Command {
     program(Path::new(env!("CARGO_BIN_EXE_levain")))

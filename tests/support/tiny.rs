@@ -46,3 +46,19 @@ pub fn chats(count: usize) -> String {
     }
     lines
 }
+
+/// Pairs of completions: after plain text, after turns, with a margin and without.
+pub const PAIRS: &str = r#"{"prompt": "How is the loaf?", "chosen": " Crisp.", "rejected": " Burnt.", "margin": 0.5}
+{"prompt": [{"role": "user", "content": "say 1"}], "chosen": "loaf 1", "rejected": "1"}
+{"chosen": [{"role": "user", "content": "again"}, {"role": "assistant", "content": "2 loaves"}], "rejected": [{"role": "user", "content": "again"}, {"role": "assistant", "content": "none"}]}
+"#;
+
+/// Texts with labels, of several sources.
+pub const REVIEWS: &str = "\
+text,label,source
+\"The crust is crisp, the crumb is light.<br />It sings.\",1,oven
+I have waited for this loaf all week and it is flat.,0,oven
+\"Dry, dull, and dear.\",0,shelf
+A leaflet about bread,1,post
+\"Warm, \"\"round\"\" and gone within a minute\",1,shelf
+";

@@ -6,6 +6,8 @@
 //! two renderings of the beginning of the conversation: up to the turn with a generation prompt, and with the turn. So the
 //! end-of-turn token that the template writes is trained.
 
+mod group;
+
 use std::collections::HashSet;
 use std::ops::Range;
 
@@ -14,9 +16,12 @@ use formats::tokenizer::TokenizerFiles;
 use serde::{Deserialize, Serialize};
 use tokenizers::Tokenizer;
 
-use crate::layout::{Message, Row};
+use crate::layout::{Message, Prompt};
 use crate::python::Moment;
+use crate::row::Row;
 use crate::template::{ChatTemplate, SpecialTokens, turns};
+
+pub use group::Group;
 
 /// Which tokens are targets of the loss.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -148,6 +153,11 @@ impl Encoder {
         self.eos
     }
 
+    /// The id of the padding token.
+    pub fn pad(&self) -> Option<u32> {
+        self.tokenizer.token_to_id(self.tokens.pad.as_deref()?)
+    }
+
     /// The id of the BOS token.
     pub fn bos(&self) -> Option<u32> {
         self.bos
@@ -191,24 +201,12 @@ impl Encoder {
         Ok(ids)
     }
 
-    /// What a row asks and what it expects: the ids of its prompt and the text of its completion, or of the
-    /// assistant's last turn. `None` for running text and for conversations without an answer.
-    pub fn question(&self, row: &Row) -> Result<Option<(Vec<u32>, String)>> {
-        match row {
-            Row::Text { .. } => Ok(None),
-            Row::PromptCompletion { prompt, completion } => {
-                Ok(Some((self.encode_text(prompt)?, completion.clone())))
-            }
-            Row::Messages { messages } => match messages
-                .iter()
-                .rposition(|message| message.role == "assistant")
-            {
-                None | Some(0) => Ok(None),
-                Some(at) => Ok(Some((
-                    self.encode_chat(&messages[..at])?,
-                    messages[at].content.clone(),
-                ))),
-            },
+    /// The ids that a model is given to answer a prompt: of plain text the text, of a conversation the turns and where
+    /// the assistant begins.
+    pub fn encode_prompt(&self, prompt: &Prompt) -> Result<Vec<u32>> {
+        match prompt {
+            Prompt::Text(text) => self.encode_text(text),
+            Prompt::Chat(messages) => self.encode_chat(messages),
         }
     }
 
@@ -234,6 +232,10 @@ impl Encoder {
                 encoded
             }
             Row::Messages { messages } => self.conversation(messages, loss_on)?,
+            other => bail!(
+                "rows of layout {} have no loss mask: train on them by a kind that takes this layout",
+                other.layout()
+            ),
         };
         if let Some(first) = encoded.trained.first_mut() {
             *first = false;

@@ -496,8 +496,11 @@ fn node(text: &str, raw: &RawValue) -> Result<Node, Fault> {
             )
         }
         Some(b'n') => Value::Null,
-        Some(b't' | b'f') => Value::Bool,
-        _ => Value::Number,
+        Some(b't') => Value::Bool(true),
+        Some(b'f') => Value::Bool(false),
+        _ => Value::Number(
+            serde_json::from_str(raw).map_err(|error| Fault::new(at, reason(&error)))?,
+        ),
     };
     Ok(Node { at, value })
 }

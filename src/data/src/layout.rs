@@ -1,7 +1,7 @@
 //! Layouts: what the rows of a dataset in the cache may be, and their Arrow columns.
 //!
-//! A new layout is a variant of [`Layout`] with its columns, a variant of [`Row`], and a line in each of `Row::cells`
-//! and `Row::from_cells`; storing, splitting and showing follow from the columns.
+//! A new layout is a variant of [`Layout`] with its columns, a variant of [`Row`](crate::Row), and a line in each of
+//! `Row::cells` and `Row::from_cells`; storing, splitting and showing follow from the columns.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -20,6 +20,16 @@ pub enum Layout {
     PromptCompletion,
     /// `messages`: a conversation of turns with a role and a content.
     Messages,
+    /// `prompt`, `chosen` and `rejected`: two completions, the better one first; `margin` says by how much.
+    Preference,
+    /// `prompt` and `completions`, the best one first.
+    Ranking,
+    /// `prompt`, `completion` and whether it is `desirable`.
+    Unpaired,
+    /// `prompt`, `completion` and its `score`.
+    Scored,
+    /// `text` and its `label`.
+    Labelled,
 }
 
 /// What a column holds.
@@ -27,13 +37,30 @@ pub enum Layout {
 pub enum ColumnKind {
     /// `Utf8`.
     Text,
+    /// `List<Utf8>`.
+    Texts,
     /// `List<Struct{role: Utf8, content: Utf8}>`.
     Messages,
+    /// `Boolean`.
+    Bool,
+    /// `Float64`, finite.
+    Number,
+    /// `Float64` or null.
+    OptionalNumber,
 }
 
 impl Layout {
     /// Every layout.
-    pub const ALL: &[Layout] = &[Layout::Text, Layout::PromptCompletion, Layout::Messages];
+    pub const ALL: &[Layout] = &[
+        Layout::Text,
+        Layout::PromptCompletion,
+        Layout::Messages,
+        Layout::Preference,
+        Layout::Ranking,
+        Layout::Unpaired,
+        Layout::Scored,
+        Layout::Labelled,
+    ];
 
     /// The name in recipes and summaries.
     pub fn name(self) -> &'static str {
@@ -41,6 +68,11 @@ impl Layout {
             Layout::Text => "text",
             Layout::PromptCompletion => "prompt-completion",
             Layout::Messages => "messages",
+            Layout::Preference => "preference",
+            Layout::Ranking => "ranking",
+            Layout::Unpaired => "unpaired",
+            Layout::Scored => "scored",
+            Layout::Labelled => "labelled",
         }
     }
 
@@ -61,15 +93,36 @@ impl Layout {
                 ("completion", ColumnKind::Text),
             ],
             Layout::Messages => &[("messages", ColumnKind::Messages)],
+            Layout::Preference => &[
+                ("prompt", ColumnKind::Messages),
+                ("chosen", ColumnKind::Text),
+                ("rejected", ColumnKind::Text),
+                ("margin", ColumnKind::OptionalNumber),
+            ],
+            Layout::Ranking => &[
+                ("prompt", ColumnKind::Messages),
+                ("completions", ColumnKind::Texts),
+            ],
+            Layout::Unpaired => &[
+                ("prompt", ColumnKind::Messages),
+                ("completion", ColumnKind::Text),
+                ("desirable", ColumnKind::Bool),
+            ],
+            Layout::Scored => &[
+                ("prompt", ColumnKind::Messages),
+                ("completion", ColumnKind::Text),
+                ("score", ColumnKind::Number),
+            ],
+            Layout::Labelled => &[("text", ColumnKind::Text), ("label", ColumnKind::Text)],
         }
     }
 
     /// The Arrow schema of the dataset's file.
     pub fn schema(self) -> Schema {
-        let fields = self
-            .columns()
-            .iter()
-            .map(|(name, kind)| Field::new(*name, kind.data_type(), false));
+        let fields = self.columns().iter().map(|(name, kind)| {
+            let nullable = *kind == ColumnKind::OptionalNumber;
+            Field::new(*name, kind.data_type(), nullable)
+        });
         Schema::new(fields.collect::<Vec<_>>())
     }
 
@@ -107,12 +160,17 @@ impl ColumnKind {
     pub fn data_type(self) -> DataType {
         match self {
             ColumnKind::Text => DataType::Utf8,
-            ColumnKind::Messages => {
-                let item = Field::new("item", DataType::Struct(message_fields()), false);
-                DataType::List(Arc::new(item))
-            }
+            ColumnKind::Texts => DataType::List(item_field(DataType::Utf8)),
+            ColumnKind::Messages => DataType::List(item_field(DataType::Struct(message_fields()))),
+            ColumnKind::Bool => DataType::Boolean,
+            ColumnKind::Number | ColumnKind::OptionalNumber => DataType::Float64,
         }
     }
+}
+
+/// The field of a list's items.
+pub(crate) fn item_field(kind: DataType) -> Arc<Field> {
+    Arc::new(Field::new("item", kind, false))
 }
 
 /// The fields of one message: `role` and `content`.
@@ -142,116 +200,70 @@ impl Message {
     }
 }
 
-/// One row of a dataset.
+/// What a completion answers: plain text that it continues, or the turns of a conversation before it.
+///
+/// A file has one column of messages for both, in which plain text is a single message of the role `text`, and an empty
+/// text is no message.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(untagged)]
-pub enum Row {
-    /// A row of [`Layout::Text`].
-    Text {
-        /// The text.
-        text: String,
-    },
-    /// A row of [`Layout::PromptCompletion`].
-    PromptCompletion {
-        /// The text that the model is given.
-        prompt: String,
-        /// The text that it should write.
-        completion: String,
-    },
-    /// A row of [`Layout::Messages`].
-    Messages {
-        /// The turns, in order.
-        messages: Vec<Message>,
-    },
+pub enum Prompt {
+    /// Plain text; empty where there is no prompt.
+    Text(String),
+    /// The turns of a conversation, at least one.
+    Chat(Vec<Message>),
 }
 
-/// One value of a row, in the order of [`Layout::columns`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Cell<'a> {
-    /// A value of [`ColumnKind::Text`].
-    Text(Cow<'a, str>),
-    /// A value of [`ColumnKind::Messages`].
-    Messages(Cow<'a, [Message]>),
-}
+/// The role by which plain text is told from a conversation in a column of messages.
+const PLAIN: &str = "text";
 
-impl Row {
-    /// The layout that the row belongs to.
-    pub fn layout(&self) -> Layout {
+impl Prompt {
+    /// What a person asks: the text, or the last turn of the user.
+    pub fn question(&self) -> &str {
         match self {
-            Row::Text { .. } => Layout::Text,
-            Row::PromptCompletion { .. } => Layout::PromptCompletion,
-            Row::Messages { .. } => Layout::Messages,
+            Prompt::Text(text) => text,
+            Prompt::Chat(messages) => messages
+                .iter()
+                .rfind(|message| message.role == "user")
+                .or(messages.first())
+                .map_or("", |message| &message.content),
         }
     }
 
-    /// The values in the order of the layout's columns.
-    pub fn cells(&self) -> Vec<Cell<'_>> {
+    /// The messages that a file keeps.
+    pub fn to_messages(&self) -> Cow<'_, [Message]> {
         match self {
-            Row::Text { text } => vec![Cell::Text(text.into())],
-            Row::PromptCompletion { prompt, completion } => {
-                vec![Cell::Text(prompt.into()), Cell::Text(completion.into())]
-            }
-            Row::Messages { messages } => vec![Cell::Messages(messages.into())],
+            Prompt::Text(text) if text.is_empty() => Cow::Borrowed(&[]),
+            Prompt::Text(text) => Cow::Owned(vec![Message::new(PLAIN, text)]),
+            Prompt::Chat(messages) => Cow::Borrowed(messages),
         }
     }
 
-    /// The row with these values; `None` when they do not fit the layout.
-    pub fn from_cells(layout: Layout, cells: Vec<Cell<'_>>) -> Option<Row> {
-        let mut cells = cells.into_iter();
-        let row = match layout {
-            Layout::Text => Row::Text {
-                text: cells.next()?.into_text()?,
+    /// The prompt that a file kept as these messages.
+    pub fn from_messages(messages: Vec<Message>) -> Prompt {
+        match &messages[..] {
+            [] => Prompt::Text(String::new()),
+            [one] if one.role == PLAIN => Prompt::Text(one.content.clone()),
+            _ => Prompt::Chat(messages),
+        }
+    }
+
+    /// Whether it would be read as plain text once it is stored, though it is a conversation.
+    pub(crate) fn is_ambiguous(&self) -> bool {
+        match self {
+            Prompt::Text(_) => false,
+            Prompt::Chat(messages) => match &messages[..] {
+                [] => true,
+                [one] => one.role == PLAIN,
+                _ => false,
             },
-            Layout::PromptCompletion => Row::PromptCompletion {
-                prompt: cells.next()?.into_text()?,
-                completion: cells.next()?.into_text()?,
-            },
-            Layout::Messages => Row::Messages {
-                messages: cells.next()?.into_messages()?,
-            },
-        };
-        cells.next().is_none().then_some(row)
-    }
-
-    /// Every text of the row that a person wrote, in order (roles are not among them).
-    pub fn texts_mut(&mut self) -> Vec<&mut String> {
-        match self {
-            Row::Text { text } => vec![text],
-            Row::PromptCompletion { prompt, completion } => vec![prompt, completion],
-            Row::Messages { messages } => messages
-                .iter_mut()
-                .map(|message| &mut message.content)
-                .collect(),
         }
     }
 
-    /// The number of characters in all texts of the row.
-    pub fn characters(&self) -> u64 {
-        let count = |text: &str| text.chars().count() as u64;
-        self.cells()
-            .iter()
-            .map(|cell| match cell {
-                Cell::Text(text) => count(text),
-                Cell::Messages(messages) => {
-                    messages.iter().map(|message| count(&message.content)).sum()
-                }
-            })
-            .sum()
-    }
-}
-
-impl Cell<'_> {
-    fn into_text(self) -> Option<String> {
+    /// Every text of it, in order.
+    pub(crate) fn texts_mut(&mut self) -> Vec<&mut String> {
         match self {
-            Cell::Text(text) => Some(text.into_owned()),
-            Cell::Messages(_) => None,
-        }
-    }
-
-    fn into_messages(self) -> Option<Vec<Message>> {
-        match self {
-            Cell::Messages(messages) => Some(messages.into_owned()),
-            Cell::Text(_) => None,
+            Prompt::Text(text) => vec![text],
+            Prompt::Chat(messages) => messages.iter_mut().map(|m| &mut m.content).collect(),
         }
     }
 }

@@ -3,7 +3,12 @@
 //! What is not here: tensors, recipes, the cache, events. Everything takes paths, values and closures and answers with
 //! values; the same input gives the same bytes, on any number of threads.
 
+mod column;
+pub mod completions;
+mod csv;
 pub mod encode;
+mod filter;
+mod format;
 mod ipc;
 mod json;
 pub mod layout;
@@ -13,21 +18,28 @@ mod python;
 pub mod random;
 pub mod read;
 mod record;
+mod row;
 mod shape;
+pub mod rule;
+mod source;
 pub mod split;
 pub mod store;
 pub mod template;
 pub mod tokenize;
+pub mod tokenize_completions;
 pub mod tokens;
 
-pub use encode::{Encoded, Encoder, LossOn};
-pub use layout::{Layout, Message, Row};
+pub use completions::{Completion, Completions, CompletionsSummary, CompletionsWriter};
+pub use encode::{Encoded, Encoder, Group, LossOn};
+pub use format::Format;
+pub use layout::{Layout, Message, Prompt};
 pub use python::Moment;
 pub use random::Stream;
 pub use read::{ReadOptions, ReadProgress, ReadReport, peek, read_files, read_into};
-pub use shape::Format;
+pub use row::{Cell, Row};
 pub use split::{Portion, Split, SplitReport, split, split_dataset};
 pub use store::{Dataset, DatasetSummary, DatasetWriter, Lengths};
 pub use template::{ChatTemplate, Rendered, SpecialTokens};
 pub use tokenize::{TokenizeOptions, TokenizeReport, Truncation, tokenize};
+pub use tokenize_completions::{CompletionsOptions, CompletionsReport, tokenize_completions};
 pub use tokens::{Tokens, TokensRow, TokensSummary, TokensWriter};

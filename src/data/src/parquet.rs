@@ -5,9 +5,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::{Context, Result, anyhow};
 use arrow::array::{Array, ArrayRef, AsArray, StructArray};
-use arrow::datatypes::DataType;
+use arrow::datatypes::{
+    ArrowPrimitiveType, DataType, Float16Type, Float32Type, Float64Type, Int8Type, Int16Type,
+    Int32Type, Int64Type, UInt8Type, UInt16Type, UInt32Type, UInt64Type,
+};
 use arrow::record_batch::RecordBatch;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use serde_json::Number;
 
 use crate::record::{Fields, Node, Place, Record, Value};
 
@@ -89,7 +93,7 @@ fn guard<T>(read: impl FnOnce() -> Result<T>) -> Result<T> {
         .unwrap_or_else(|_| Err(anyhow!("its structure is inconsistent")))
 }
 
-/// The value at `place`: texts, lists and structs are read, of others only the kind is told.
+/// The value at `place`: texts, numbers, booleans, lists and structs are read.
 fn value(column: &ArrayRef, place: usize) -> Result<Value> {
     if column.is_null(place) {
         return Ok(Value::Null);
@@ -118,10 +122,28 @@ fn value(column: &ArrayRef, place: usize) -> Result<Value> {
             });
             Value::Map(nodes.collect::<Result<_>>()?)
         }
-        DataType::Boolean => Value::Bool,
-        kind if kind.is_numeric() => Value::Number,
+        DataType::Boolean => Value::Bool(column.as_boolean().value(place)),
+        DataType::Int8 => Value::Number(number::<Int8Type>(column, place).into()),
+        DataType::Int16 => Value::Number(number::<Int16Type>(column, place).into()),
+        DataType::Int32 => Value::Number(number::<Int32Type>(column, place).into()),
+        DataType::Int64 => Value::Number(number::<Int64Type>(column, place).into()),
+        DataType::UInt8 => Value::Number(number::<UInt8Type>(column, place).into()),
+        DataType::UInt16 => Value::Number(number::<UInt16Type>(column, place).into()),
+        DataType::UInt32 => Value::Number(number::<UInt32Type>(column, place).into()),
+        DataType::UInt64 => Value::Number(number::<UInt64Type>(column, place).into()),
+        DataType::Float16 => float(number::<Float16Type>(column, place).into()),
+        DataType::Float32 => float(number::<Float32Type>(column, place).into()),
+        DataType::Float64 => float(number::<Float64Type>(column, place)),
         _ => Value::Skipped,
     })
+}
+
+fn number<T: ArrowPrimitiveType>(column: &ArrayRef, place: usize) -> T::Native {
+    column.as_primitive::<T>().value(place)
+}
+
+fn float(number: f64) -> Value {
+    Number::from_f64(number).map_or(Value::NotFinite, Value::Number)
 }
 
 fn list(items: &ArrayRef) -> Result<Value> {

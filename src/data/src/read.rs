@@ -1,18 +1,18 @@
-//! Sources to rows: files of JSON, JSONL, text and Parquet, read in one pass with every broken row named.
+//! Sources to rows: files of JSON, JSONL, text, CSV and Parquet, read in one pass with every broken row named.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail};
-use flate2::read::MultiGzDecoder;
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::json::{Shape, TextRows};
-use crate::layout::{Layout, Row};
-use crate::parquet::ParquetRows;
-use crate::record::{Fields, Node, Record, Value, excerpt, nearest};
-use crate::shape::{Format, shape};
+use crate::filter::Filter;
+use crate::format::{Format, choose, undecided};
+use crate::layout::Layout;
+use crate::record::{Fault, Record, excerpt, nearest};
+use crate::row::Row;
+use crate::shape::shape;
+use crate::source::{Source, rename};
 use crate::store::{DatasetSummary, DatasetWriter};
 
 /// Rows that are looked at before `Format::Auto` decides.
@@ -30,6 +30,9 @@ pub struct ReadOptions {
     pub columns: BTreeMap<String, String>,
     /// Texts to replace in every text of every row, in this order.
     pub replace: Vec<(String, String)>,
+    /// Only rows are read whose columns (under the file's own names) have one of these values.
+    #[serde(rename = "where")]
+    pub filter: BTreeMap<String, Vec<String>>,
     /// At most this many rows are read.
     pub limit: Option<u64>,
 }
@@ -43,6 +46,8 @@ pub struct ReadReport {
     pub layout: Layout,
     /// Number of rows.
     pub rows: u64,
+    /// Rows that `where` left out.
+    pub left_out: u64,
     /// Columns that the format does not read, and in how many rows they were.
     pub ignored: BTreeMap<String, u64>,
     /// Rows of each file, under the name shown.
@@ -65,7 +70,7 @@ pub struct ReadProgress {
 /// Reads all files in order and hands each row to `sink`.
 ///
 /// `files` are pairs of the name shown in messages and the path. The kind of a file is known from its ending (`.txt`,
-/// `.parquet`, `.gz` around another) and for JSON from its first character. Broken rows are collected, up to ten, and
+/// `.csv`, `.tsv`, `.parquet`, `.gz` around another) and for JSON from its first character. Broken rows are collected, up to ten, and
 /// reported together with file, line and column; no rows at all is an error.
 pub fn read_files(
     files: &[(String, PathBuf)],
@@ -144,71 +149,11 @@ pub fn read_into(
     Ok((report, summary))
 }
 
-/// The rows of one file of any kind.
-enum Source {
-    Text(Box<TextRows<Box<dyn std::io::Read>>>),
-    Parquet(Box<ParquetRows>),
-}
-
-impl Source {
-    fn open(name: &str, path: &Path, options: &ReadOptions) -> Result<Source> {
-        let file = File::open(path).with_context(|| format!("{name}: cannot be opened"))?;
-        let lower = name.to_lowercase();
-        let plain = lower.strip_suffix(".gz").unwrap_or(&lower);
-        let wanted = wanted(options);
-        if plain.ends_with(".parquet") {
-            let rows = ParquetRows::open(file, wanted)
-                .with_context(|| format!("{name}: not a Parquet file"))?;
-            return Ok(Source::Parquet(Box::new(rows)));
-        }
-        let shape = plain.ends_with(".txt").then_some(Shape::Text);
-        let reader: Box<dyn std::io::Read> = if lower.ends_with(".gz") {
-            Box::new(MultiGzDecoder::new(file))
-        } else {
-            Box::new(file)
-        };
-        Ok(Source::Text(Box::new(TextRows::new(reader, shape, wanted))))
-    }
-
-    fn next(&mut self) -> Result<Option<Record>> {
-        match self {
-            Source::Text(rows) => Ok(rows.next()?),
-            Source::Parquet(rows) => rows.next(),
-        }
-    }
-
-    fn bytes_read(&self) -> u64 {
-        match self {
-            Source::Text(rows) => rows.bytes_read(),
-            Source::Parquet(rows) => rows.bytes_read(),
-        }
-    }
-
-    fn byte_order_mark(&self) -> bool {
-        matches!(self, Source::Text(rows) if rows.byte_order_mark)
-    }
-}
-
-/// Which columns of the file have values that may be needed, under their names in the file.
-fn wanted(options: &ReadOptions) -> Box<dyn Fn(&str) -> bool> {
-    let renamed: Vec<String> = options.columns.values().cloned().collect();
-    let formats: Vec<Format> = if options.format == Format::Auto {
-        Format::ALL.to_vec()
-    } else {
-        vec![options.format]
-    };
-    Box::new(move |key| {
-        renamed.iter().any(|name| name == key)
-            || formats
-                .iter()
-                .any(|f| f.columns().any(|column| column == key))
-    })
-}
-
 /// The state of reading: rows that wait for the format, rows done, faults found.
 struct Reading<'a> {
     options: &'a ReadOptions,
     format: Option<Format>,
+    filter: Filter<'a>,
     waiting: VecDeque<(String, Record)>,
     rows: u64,
     files: Vec<(String, u64)>,
@@ -247,6 +192,7 @@ impl<'a> Reading<'a> {
         Ok(Reading {
             options,
             format,
+            filter: Filter::new(&options.filter)?,
             waiting,
             rows: 0,
             files: Vec::new(),
@@ -267,6 +213,11 @@ impl<'a> Reading<'a> {
         mut record: Record,
         sink: &mut dyn FnMut(Row) -> Result<()>,
     ) -> Result<()> {
+        if let Ok(fields) = &record.fields
+            && !self.filter.takes(fields)
+        {
+            return Ok(());
+        }
         if let Ok(fields) = record.fields {
             record.fields = Ok(rename(fields, &self.options.columns));
         }
@@ -299,12 +250,14 @@ impl<'a> Reading<'a> {
             for (key, _) in fields
                 .iter()
                 .filter(|(key, _)| format.columns().all(|column| column != key))
+                .filter(|(key, _)| !self.options.filter.contains_key(key))
             {
                 *self.ignored.entry(key.clone()).or_default() += 1;
             }
         }
-        match fields.and_then(|fields| shape(format, fields)) {
-            Ok(mut row) => {
+        let row = fields
+            .and_then(|fields| shape(format, fields))
+            .and_then(|mut row| {
                 for (from, to) in &self.options.replace {
                     for text in row.texts_mut() {
                         if text.contains(from) {
@@ -312,6 +265,11 @@ impl<'a> Reading<'a> {
                         }
                     }
                 }
+                check(&row).map_err(|message| Fault::new(0, message))?;
+                Ok(row)
+            });
+        match row {
+            Ok(row) => {
                 self.rows += 1;
                 // Rows that waited for the format belong to a file that may have been left since.
                 if let Some((_, rows)) = self.files.iter_mut().rev().find(|(file, _)| file == name)
@@ -341,10 +299,12 @@ impl<'a> Reading<'a> {
         }
         let mut keys: Vec<&str> = Vec::new();
         let mut candidates = Format::ALL.to_vec();
-        let mut sound = 0;
+        let (mut sound, mut yes_or_no) = (0, true);
         for (_, record) in &self.waiting {
             if let Ok(fields) = &record.fields {
                 sound += 1;
+                let label = fields.iter().find(|(key, _)| key == "label");
+                yes_or_no &= label.is_some_and(|(_, node)| node.value.is_yes_or_no());
                 let columns = fields.iter().map(|(key, _)| key.as_str());
                 candidates.retain(|format| format.fits(columns.clone()));
                 for column in columns {
@@ -354,19 +314,11 @@ impl<'a> Reading<'a> {
                 }
             }
         }
-        if keys.contains(&"chosen") || keys.contains(&"rejected") {
-            let file = &self.waiting[0].0;
-            bail!(
-                "{file}: the columns {{{}}} are those of preference pairs, which no format reads; to read one \
-                 column of them name the format",
-                keys.join(", ")
-            );
-        }
         // Rows that are broken say nothing of the format: any does, to have the faults reported.
-        let format = match candidates[..] {
-            [format] => format,
-            _ if sound == 0 => Format::Text,
-            _ => return Err(undecided(&self.waiting[0].0, &keys, &candidates)),
+        let format = match choose(candidates, yes_or_no) {
+            Ok(format) => format,
+            Err(_) if sound == 0 => Format::Text,
+            Err(candidates) => return Err(undecided(&self.waiting[0].0, &keys, &candidates)),
         };
         self.format = Some(format);
         while let Some((name, record)) = self.waiting.pop_front() {
@@ -399,6 +351,7 @@ impl<'a> Reading<'a> {
             .map(|(name, _)| name.as_str())
             .collect::<Vec<_>>()
             .join(", ");
+        self.filter.check(&names, self.rows)?;
         if self.rows == 0 {
             bail!(
                 "{}: no rows",
@@ -411,6 +364,7 @@ impl<'a> Reading<'a> {
             format,
             layout,
             rows: self.rows,
+            left_out: self.filter.left_out,
             ignored: self.ignored,
             files: self.files,
             byte_order_mark,
@@ -418,72 +372,33 @@ impl<'a> Reading<'a> {
     }
 }
 
-/// Gives the columns the names that the format knows; a column that a renamed one replaces is dropped.
-fn rename(fields: Fields, columns: &BTreeMap<String, String>) -> Fields {
-    if columns.is_empty() {
-        return fields;
-    }
-    let mut renamed = Fields::with_capacity(fields.len());
-    for (key, node) in &fields {
-        for (target, _) in columns.iter().filter(|(_, source)| *source == key) {
-            renamed.push((target.clone(), node.clone()));
+/// What a row may not be, though its fields are as they should be.
+fn check(row: &Row) -> Result<(), String> {
+    row.check()?;
+    match row {
+        Row::Preference {
+            chosen, rejected, ..
+        } if chosen == rejected => {
+            Err("`chosen` and `rejected` are the same text, so neither is better".to_owned())
         }
-    }
-    for (key, node) in fields {
-        let is_source = columns.values().any(|source| *source == key);
-        if !is_source && !columns.contains_key(&key) {
-            renamed.push((key, node));
-        } else if columns.contains_key(&key) && !is_source {
-            // Shadowed by the renamed column; still a column that is not read.
-            renamed.push((
-                format!("{key} (the file's own)"),
-                Node {
-                    at: node.at,
-                    value: Value::Skipped,
-                },
-            ));
-        }
-    }
-    renamed
-}
-
-fn undecided(file: &str, keys: &[&str], candidates: &[Format]) -> anyhow::Error {
-    let describe = |format: &Format| {
-        let required: Vec<String> = format
-            .required()
-            .iter()
-            .map(|group| group.join(" or "))
-            .collect();
-        format!("{} {{{}}}", format, required.join(", "))
-    };
-    let known = Format::ALL
-        .iter()
-        .map(describe)
-        .collect::<Vec<_>>()
-        .join(", ");
-    let keys_shown = keys.join(", ");
-    if candidates.len() > 1 {
-        let fitting = candidates
-            .iter()
-            .map(|format| format.name())
-            .collect::<Vec<_>>()
-            .join(", ");
-        return anyhow!(
-            "{file}: the columns {{{keys_shown}}} fit several formats ({fitting}); say which one with `format`"
-        );
-    }
-    let mut hint = String::new();
-    for format in Format::ALL {
-        for column in format.required().iter().flat_map(|group| group.iter()) {
-            if let Some(near) = nearest(column, keys.iter().copied()).filter(|near| near != column)
-            {
-                hint = format!(
-                    "; is `{near}` the `{column}` of format {format}? (columns: {{ {column}: {near} }})"
-                );
+        Row::Ranking { completions, .. } => {
+            let same = (1..completions.len()).find_map(|at| {
+                Some((
+                    completions[..at]
+                        .iter()
+                        .position(|c| *c == completions[at])?,
+                    at,
+                ))
+            });
+            match same {
+                None => Ok(()),
+                Some((first, second)) => Err(format!(
+                    "the completions {} and {} (from the best on) are the same text, so neither is better",
+                    first + 1,
+                    second + 1
+                )),
             }
         }
+        _ => Ok(()),
     }
-    anyhow!(
-        "{file}: the columns {{{keys_shown}}} fit no format (known: {known}){hint}; name columns with `columns`"
-    )
 }

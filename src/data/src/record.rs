@@ -1,6 +1,9 @@
 //! Records: a source's rows before they are given a layout, each value with its place.
 
+use std::borrow::Cow;
 use std::fmt;
+
+use serde_json::Number;
 
 /// Where a row begins in its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,8 +18,11 @@ pub(crate) enum Place {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Value {
     Null,
-    Bool,
-    Number,
+    Bool(bool),
+    /// With the digits that the file has.
+    Number(Number),
+    /// An infinity or not a number.
+    NotFinite,
     Text(String),
     List(Vec<Node>),
     Map(Vec<(String, Node)>),
@@ -67,12 +73,32 @@ impl Value {
     pub(crate) fn kind(&self) -> &'static str {
         match self {
             Value::Null => "null",
-            Value::Bool => "a boolean",
-            Value::Number => "a number",
+            Value::Bool(_) => "a boolean",
+            Value::Number(_) => "a number",
+            Value::NotFinite => "a number that is not finite",
             Value::Text(_) => "a string",
             Value::List(_) => "a list",
             Value::Map(_) => "an object",
             Value::Skipped => "another value",
+        }
+    }
+
+    /// Whether it is true or false, or a text that says so in these words.
+    pub(crate) fn is_yes_or_no(&self) -> bool {
+        match self {
+            Value::Bool(_) => true,
+            Value::Text(text) => ["true", "false"].contains(&text.to_ascii_lowercase().as_str()),
+            _ => false,
+        }
+    }
+
+    /// Texts as they are, numbers and booleans as JSON writes them; nothing else is a text.
+    pub(crate) fn as_text(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Value::Text(text) => Some(Cow::Borrowed(text)),
+            Value::Number(number) => Some(Cow::Owned(number.to_string())),
+            Value::Bool(value) => Some(Cow::Owned(value.to_string())),
+            _ => None,
         }
     }
 }

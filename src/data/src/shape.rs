@@ -1,97 +1,14 @@
-//! Formats: which columns a source has, and how its records become rows.
+//! Records to rows: what the columns of each format mean.
 
-use serde::{Deserialize, Serialize};
+mod judged;
+mod turns;
 
-use crate::layout::{Layout, Message, Row};
-use crate::record::{Fault, Fields, Node, Value, nearest};
+use crate::format::Format;
+use crate::layout::Message;
+use crate::record::{Fault, Fields, Node, Value, excerpt, nearest};
+use crate::row::Row;
 
-/// What the rows of a source look like.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Format {
-    /// Found from the first rows.
-    #[default]
-    Auto,
-    /// `{text}`.
-    Text,
-    /// `{prompt, completion}`.
-    PromptCompletion,
-    /// `{messages: [{role, content}]}`, or ShareGPT's `{conversations: [{from, value}]}`.
-    Messages,
-    /// `{instruction, input, output}`, and if there `system` and `history`; becomes messages.
-    Alpaca,
-}
-
-impl Format {
-    /// Every format that a source may have.
-    pub const ALL: &[Format] = &[
-        Format::Text,
-        Format::PromptCompletion,
-        Format::Messages,
-        Format::Alpaca,
-    ];
-
-    /// The name in recipes and messages.
-    pub fn name(self) -> &'static str {
-        match self {
-            Format::Auto => "auto",
-            Format::Text => "text",
-            Format::PromptCompletion => "prompt-completion",
-            Format::Messages => "messages",
-            Format::Alpaca => "alpaca",
-        }
-    }
-
-    /// The layout of the rows that it gives; `None` for `Auto`.
-    pub fn layout(self) -> Option<Layout> {
-        match self {
-            Format::Auto => None,
-            Format::Text => Some(Layout::Text),
-            Format::PromptCompletion => Some(Layout::PromptCompletion),
-            Format::Messages | Format::Alpaca => Some(Layout::Messages),
-        }
-    }
-
-    /// The columns that each row must have: one of each group.
-    pub(crate) fn required(self) -> &'static [&'static [&'static str]] {
-        match self {
-            Format::Auto => &[],
-            Format::Text => &[&["text"]],
-            Format::PromptCompletion => &[&["prompt"], &["completion"]],
-            Format::Messages => &[&["messages", "conversations"]],
-            Format::Alpaca => &[&["instruction"], &["output"]],
-        }
-    }
-
-    /// The columns that a row may have besides.
-    pub(crate) fn optional(self) -> &'static [&'static str] {
-        match self {
-            Format::Alpaca => &["input", "system", "history"],
-            _ => &[],
-        }
-    }
-
-    /// Every column that it reads.
-    pub(crate) fn columns(self) -> impl Iterator<Item = &'static str> {
-        self.required()
-            .iter()
-            .flat_map(|group| group.iter().copied())
-            .chain(self.optional().iter().copied())
-    }
-
-    /// Whether these columns have all that it requires.
-    pub(crate) fn fits<'a>(self, columns: impl Iterator<Item = &'a str> + Clone) -> bool {
-        self.required()
-            .iter()
-            .all(|group| columns.clone().any(|column| group.contains(&column)))
-    }
-}
-
-impl std::fmt::Display for Format {
-    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.write_str(self.name())
-    }
-}
+use turns::messages;
 
 /// The row that a record of `format` is.
 pub(crate) fn shape(format: Format, fields: Fields) -> Result<Row, Fault> {
@@ -104,17 +21,15 @@ pub(crate) fn shape(format: Format, fields: Fields) -> Result<Row, Fault> {
             prompt: record.text("prompt")?,
             completion: record.text("completion")?,
         }),
-        Format::Messages => {
-            let name = if record.has("conversations") && !record.has("messages") {
-                "conversations"
-            } else {
-                "messages"
-            };
-            Ok(Row::Messages {
-                messages: messages(name, record.take(name)?)?,
-            })
-        }
+        Format::Messages => Ok(Row::Messages {
+            messages: record.conversation()?,
+        }),
         Format::Alpaca => alpaca(record),
+        Format::Preference => judged::preference(record),
+        Format::Ranking => judged::ranking(record),
+        Format::Unpaired => judged::unpaired(record),
+        Format::Scored => judged::scored(record),
+        Format::Labelled => judged::labelled(record),
     }
 }
 
@@ -155,6 +70,60 @@ impl Columns {
         }
     }
 
+    /// Whether there is such a column with a value.
+    fn holds(&self, name: &str) -> bool {
+        self.0
+            .iter()
+            .any(|(key, node)| key == name && node.value != Value::Null)
+    }
+
+    /// The turns of `messages` or `conversations`.
+    fn conversation(&mut self) -> Result<Vec<Message>, Fault> {
+        let name = if self.has("conversations") && !self.has("messages") {
+            "conversations"
+        } else {
+            "messages"
+        };
+        messages(name, self.take(name)?)
+    }
+
+    /// A number, or a text that is one, as all values of a table are.
+    fn number(&mut self, name: &str) -> Result<f64, Fault> {
+        number(name, &self.take(name)?)
+    }
+
+    /// A number that may be missing, null or an empty text.
+    fn optional_number(&mut self, name: &str) -> Result<Option<f64>, Fault> {
+        if !self.holds(name) {
+            return Ok(None);
+        }
+        let node = self.take(name)?;
+        match &node.value {
+            Value::Text(text) if text.trim().is_empty() => Ok(None),
+            _ => number(name, &node).map(Some),
+        }
+    }
+
+    /// True or false, 1 or 0, or a text that says so.
+    fn boolean(&mut self, name: &str) -> Result<bool, Fault> {
+        let node = self.take(name)?;
+        let wanted = "true or false (or 1 or 0)";
+        match node.value.as_text() {
+            Some(text) => match text.trim().to_ascii_lowercase().as_str() {
+                "true" | "1" => Ok(true),
+                "false" | "0" => Ok(false),
+                other => Err(Fault::new(
+                    node.at,
+                    format!(
+                        "the field `{name}` is `{}`, expected {wanted}",
+                        excerpt(other)
+                    ),
+                )),
+            },
+            None => Err(expected(name, node.at, wanted, &node.value)),
+        }
+    }
+
     /// A text that may be missing or null.
     fn optional_text(&mut self, name: &str) -> Result<Option<String>, Fault> {
         if !self.has(name) {
@@ -169,6 +138,21 @@ impl Columns {
     }
 }
 
+fn number(name: &str, node: &Node) -> Result<f64, Fault> {
+    let number = match &node.value {
+        Value::Number(number) => number.as_f64(),
+        Value::Text(text) => text.trim().parse().ok(),
+        other => return Err(expected(name, node.at, "a number", other)),
+    };
+    match number {
+        Some(number) if number.is_finite() => Ok(number),
+        _ => Err(Fault::new(
+            node.at,
+            format!("the field `{name}` is not a finite number"),
+        )),
+    }
+}
+
 fn expected(name: &str, at: usize, wanted: &str, found: &Value) -> Fault {
     Fault::new(
         at,
@@ -177,8 +161,15 @@ fn expected(name: &str, at: usize, wanted: &str, found: &Value) -> Fault {
 }
 
 fn alpaca(mut record: Columns) -> Result<Row, Fault> {
-    let instruction = record.text("instruction")?;
     let output = record.text("output")?;
+    let mut messages = instruction(&mut record)?;
+    messages.push(Message::new("assistant", output));
+    Ok(Row::Messages { messages })
+}
+
+/// What an Alpaca row asks: the turns up to its instruction and input.
+fn instruction(record: &mut Columns) -> Result<Vec<Message>, Fault> {
+    let instruction = record.text("instruction")?;
     let input = record.optional_text("input")?.unwrap_or_default();
     let system = record.optional_text("system")?.unwrap_or_default();
     let mut messages = Vec::new();
@@ -194,8 +185,7 @@ fn alpaca(mut record: Columns) -> Result<Row, Fault> {
         format!("{instruction}\n\n{input}")
     };
     messages.push(Message::new("user", question));
-    messages.push(Message::new("assistant", output));
-    Ok(Row::Messages { messages })
+    Ok(messages)
 }
 
 /// Earlier turns of an Alpaca row: a list of [question, answer].
@@ -239,128 +229,4 @@ fn history(node: Node, messages: &mut Vec<Message>) -> Result<(), Fault> {
         messages.push(Message::new("assistant", answer));
     }
     Ok(())
-}
-
-/// A list of turns, in either of the two spellings.
-fn messages(name: &str, node: Node) -> Result<Vec<Message>, Fault> {
-    let turns = match node.value {
-        Value::List(turns) => turns,
-        other => {
-            return Err(expected(
-                name,
-                node.at,
-                "a list of turns {role, content}",
-                &other,
-            ));
-        }
-    };
-    if turns.is_empty() {
-        return Err(Fault::new(
-            node.at,
-            format!("the field `{name}` is an empty list, expected at least one turn"),
-        ));
-    }
-    turns
-        .into_iter()
-        .enumerate()
-        .map(|(index, turn)| message(&format!("{name}[{index}]"), turn))
-        .collect()
-}
-
-fn message(name: &str, node: Node) -> Result<Message, Fault> {
-    let at = node.at;
-    let fields = match node.value {
-        Value::Map(fields) => fields,
-        other => return Err(expected(name, at, "an object {role, content}", &other)),
-    };
-    let mut turn = Columns(fields);
-    let (role_name, content_name) = if turn.has("from") && !turn.has("role") {
-        ("from", "value")
-    } else {
-        ("role", "content")
-    };
-    let place = |mut fault: Fault| {
-        // A missing field has no place of its own.
-        fault.at = if fault.at == 0 { at } else { fault.at };
-        fault.message = format!("{name}: {}", fault.message);
-        fault
-    };
-    let role = turn.take(role_name).map_err(place)?;
-    let content = turn.take(content_name).map_err(place)?;
-    let Value::Text(word) = &role.value else {
-        return Err(expected(
-            &format!("{name}.{role_name}"),
-            role.at,
-            "a string",
-            &role.value,
-        ));
-    };
-    let role = role_of(word)
-        .map_err(|message| Fault::new(role.at, format!("{name}.{role_name}: {message}")))?;
-    let content = content_of(&format!("{name}.{content_name}"), content)?;
-    Ok(Message::new(role, content))
-}
-
-/// The role that a word means, ShareGPT's words included.
-fn role_of(word: &str) -> Result<&'static str, String> {
-    const ROLES: &[(&str, &str)] = &[
-        ("system", "system"),
-        ("user", "user"),
-        ("assistant", "assistant"),
-        ("tool", "tool"),
-        ("human", "user"),
-        ("gpt", "assistant"),
-        ("observation", "tool"),
-    ];
-    if let Some((_, role)) = ROLES.iter().find(|(name, _)| *name == word) {
-        return Ok(role);
-    }
-    if word == "function_call" || word == "tool_call" {
-        return Err(format!("`{word}` turns can't be read (only turns of text)"));
-    }
-    let near = nearest(word, ROLES.iter().map(|(name, _)| *name));
-    let near = near.map_or(String::new(), |near| format!(", is `{near}` meant?"));
-    Err(format!(
-        "unknown role `{word}`{near} (known: system, user, assistant, tool; human, gpt, observation)"
-    ))
-}
-
-/// The content of a turn: a string, or a list of parts that are all text.
-fn content_of(name: &str, node: Node) -> Result<String, Fault> {
-    let parts = match node.value {
-        Value::Text(text) => return Ok(text),
-        Value::List(parts) => parts,
-        other => return Err(expected(name, node.at, "a string", &other)),
-    };
-    let mut content = String::new();
-    for part in parts {
-        let text = |key: &str| match &part.value {
-            Value::Map(fields) => {
-                fields
-                    .iter()
-                    .find(|(name, _)| name == key)
-                    .and_then(|(_, node)| match &node.value {
-                        Value::Text(text) => Some(text.as_str()),
-                        _ => None,
-                    })
-            }
-            _ => None,
-        };
-        match (text("type"), text("text").or(text("value"))) {
-            (Some("text"), Some(text)) => content.push_str(text),
-            (Some(kind), _) if kind != "text" => {
-                return Err(Fault::new(
-                    part.at,
-                    format!("`{name}` has a part of type `{kind}`, only `text` can be read"),
-                ));
-            }
-            _ => {
-                return Err(Fault::new(
-                    part.at,
-                    format!("`{name}` has a part that is not {{type: text, text}}"),
-                ));
-            }
-        }
-    }
-    Ok(content)
 }

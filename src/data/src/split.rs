@@ -6,8 +6,8 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::layout::Row;
 use crate::random::Stream;
+use crate::row::Row;
 use crate::store::{Dataset, DatasetSummary, DatasetWriter};
 
 /// How much goes to the test side.

@@ -1,18 +1,18 @@
 //! Datasets in the cache: rows in and out of Arrow IPC files.
 
-use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use arrow::array::{Array, ArrayRef, ListArray, StringArray, StringBuilder, StructArray};
-use arrow::buffer::{OffsetBuffer, ScalarBuffer};
-use arrow::datatypes::{DataType, Field, SchemaRef};
+use arrow::array::ArrayRef;
+use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use serde::{Deserialize, Serialize};
 
+use crate::column::{Column, read_cell};
 use crate::ipc::{ArrowFile, ArrowWriter, BATCH_BYTES, BATCH_ROWS, ROW_BYTES};
-use crate::layout::{Cell, ColumnKind, Layout, Message, Row, message_fields};
+use crate::layout::Layout;
+use crate::row::{Cell, Row};
 
 /// The shortest, mean and longest of something.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -82,16 +82,6 @@ pub struct DatasetWriter {
     file: ArrowWriter,
 }
 
-/// The values of one column of the batch that is being filled.
-enum Column {
-    Text(StringBuilder),
-    Messages {
-        offsets: Vec<i32>,
-        roles: StringBuilder,
-        contents: StringBuilder,
-    },
-}
-
 impl DatasetWriter {
     /// Creates the file (an existing one is replaced) for rows of `layout`.
     pub fn create(path: &Path, layout: Layout) -> Result<DatasetWriter> {
@@ -114,7 +104,8 @@ impl DatasetWriter {
         })
     }
 
-    /// Adds a row. Errors when it has another layout than the file or is larger than a gigabyte.
+    /// Adds a row. Errors when it has another layout than the file, holds what a file can't (see [`Row::check`]) or is
+    /// larger than a gigabyte.
     pub fn push(&mut self, row: &Row) -> Result<()> {
         if row.layout() != self.layout {
             bail!(
@@ -123,8 +114,11 @@ impl DatasetWriter {
                 self.layout
             );
         }
+        if let Err(message) = row.check() {
+            bail!("row {}: {message}", self.characters.count + 1);
+        }
         let cells = row.cells();
-        let bytes: usize = cells.iter().map(cell_bytes).sum();
+        let bytes: usize = cells.iter().map(Cell::bytes).sum();
         if bytes > ROW_BYTES {
             bail!(
                 "row {} has {bytes} bytes, more than {ROW_BYTES}",
@@ -169,79 +163,6 @@ impl DatasetWriter {
         self.pending_rows = 0;
         self.pending_bytes = 0;
         Ok(())
-    }
-}
-
-fn cell_bytes(cell: &Cell<'_>) -> usize {
-    match cell {
-        Cell::Text(text) => text.len(),
-        Cell::Messages(messages) => messages
-            .iter()
-            .map(|m| m.role.len() + m.content.len())
-            .sum(),
-    }
-}
-
-impl Column {
-    fn new(kind: ColumnKind) -> Column {
-        match kind {
-            ColumnKind::Text => Column::Text(StringBuilder::new()),
-            ColumnKind::Messages => Column::Messages {
-                offsets: vec![0],
-                roles: StringBuilder::new(),
-                contents: StringBuilder::new(),
-            },
-        }
-    }
-
-    fn push(&mut self, cell: Cell<'_>) -> Result<()> {
-        match (self, cell) {
-            (Column::Text(builder), Cell::Text(text)) => builder.append_value(text),
-            (
-                Column::Messages {
-                    offsets,
-                    roles,
-                    contents,
-                },
-                Cell::Messages(messages),
-            ) => {
-                for message in messages.iter() {
-                    roles.append_value(&message.role);
-                    contents.append_value(&message.content);
-                }
-                let last = offsets.last().copied().unwrap_or(0);
-                let count = i32::try_from(messages.len())?;
-                offsets.push(
-                    last.checked_add(count)
-                        .context("too many messages in one batch")?,
-                );
-            }
-            _ => bail!("a value does not fit its column"),
-        }
-        Ok(())
-    }
-
-    fn take(&mut self) -> Result<ArrayRef> {
-        Ok(match self {
-            Column::Text(builder) => Arc::new(builder.finish()),
-            Column::Messages {
-                offsets,
-                roles,
-                contents,
-            } => {
-                let turns: Vec<ArrayRef> =
-                    vec![Arc::new(roles.finish()), Arc::new(contents.finish())];
-                let turns = StructArray::try_new(message_fields(), turns, None)?;
-                let offsets = std::mem::replace(offsets, vec![0]);
-                let offsets = OffsetBuffer::new(ScalarBuffer::from(offsets));
-                let item = Arc::new(Field::new(
-                    "item",
-                    DataType::Struct(message_fields()),
-                    false,
-                ));
-                Arc::new(ListArray::try_new(item, offsets, Arc::new(turns), None)?)
-            }
-        })
     }
 }
 
@@ -308,31 +229,4 @@ impl Dataset {
             .iter()
             .try_for_each(|index| writer.push(&self.row(*index)?))
     }
-}
-
-fn read_cell(kind: ColumnKind, column: &ArrayRef, place: usize) -> Option<Cell<'_>> {
-    match kind {
-        ColumnKind::Text => Some(Cell::Text(Cow::Borrowed(text_at(column, place)?))),
-        ColumnKind::Messages => {
-            let lists = column.as_any().downcast_ref::<ListArray>()?;
-            if lists.is_null(place) {
-                return None;
-            }
-            let turns = lists.value(place);
-            let turns = turns.as_any().downcast_ref::<StructArray>()?;
-            let (roles, contents) = (turns.column(0), turns.column(1));
-            let message = |at| Some(Message::new(text_at(roles, at)?, text_at(contents, at)?));
-            Some(Cell::Messages(
-                (0..turns.len())
-                    .map(message)
-                    .collect::<Option<Vec<_>>>()?
-                    .into(),
-            ))
-        }
-    }
-}
-
-fn text_at(column: &ArrayRef, place: usize) -> Option<&str> {
-    let texts = column.as_any().downcast_ref::<StringArray>()?;
-    (place < texts.len() && !texts.is_null(place)).then(|| texts.value(place))
 }

@@ -7,8 +7,9 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::encode::{Encoded, Encoder, LossOn};
-use crate::layout::Row;
+use crate::layout::Prompt;
 use crate::record::excerpt;
+use crate::row::Row;
 use crate::store::Dataset;
 use crate::tokens::{TokensSummary, TokensWriter};
 
@@ -83,7 +84,7 @@ pub struct TokenizeReport {
 }
 
 /// Rows that are encoded together.
-const CHUNK: usize = 1024;
+pub(crate) const CHUNK: usize = 1024;
 
 /// Tokenizes a dataset into `writer`; `progress` hears of (rows done, rows of the dataset).
 ///
@@ -102,8 +103,7 @@ pub fn tokenize(
             options.max_length
         );
     }
-    let available = || std::thread::available_parallelism().map_or(1, NonZero::get);
-    let threads = options.threads.unwrap_or_else(available).max(1);
+    let threads = threads_or_all(options.threads);
     let total = dataset.len() as u64;
     let mut tally = Tally {
         encoder,
@@ -117,10 +117,8 @@ pub fn tokenize(
         let rows = (done..end)
             .map(|index| dataset.row(index))
             .collect::<Result<Vec<Row>>>()?;
-        for (place, encoded) in encode_all(&rows, encoder, options.loss_on, threads)
-            .into_iter()
-            .enumerate()
-        {
+        let encoded = in_parallel(&rows, threads, |row| encoder.encode(row, options.loss_on));
+        for (place, encoded) in encoded.into_iter().enumerate() {
             let index = done + place;
             let encoded = encoded.with_context(|| name_row(index, &rows[place]))?;
             tally.add(index as u64, encoded)?;
@@ -131,26 +129,27 @@ pub fn tokenize(
     tally.finish(total)
 }
 
-/// Encodes rows on several threads; the results are in the order of the rows.
-fn encode_all(
+/// The number of threads that is asked for, or as many as there are.
+pub(crate) fn threads_or_all(asked: Option<usize>) -> usize {
+    let available = || std::thread::available_parallelism().map_or(1, NonZero::get);
+    asked.unwrap_or_else(available).max(1)
+}
+
+/// What `make` makes of rows, on several threads; the results are in the order of the rows.
+pub(crate) fn in_parallel<T: Send>(
     rows: &[Row],
-    encoder: &Encoder,
-    loss_on: LossOn,
     threads: usize,
-) -> Vec<Result<Encoded>> {
+    make: impl Fn(&Row) -> T + Sync,
+) -> Vec<T> {
     let share = rows.len().div_ceil(threads).max(1);
-    let encode = |rows: &[Row]| {
-        rows.iter()
-            .map(|row| encoder.encode(row, loss_on))
-            .collect::<Vec<_>>()
-    };
+    let make_all = |rows: &[Row]| rows.iter().map(&make).collect::<Vec<_>>();
     if threads == 1 || rows.len() < 2 {
-        return encode(rows);
+        return make_all(rows);
     }
     std::thread::scope(|scope| {
         let handles: Vec<_> = rows
             .chunks(share)
-            .map(|rows| scope.spawn(move || encode(rows)))
+            .map(|rows| scope.spawn(|| make_all(rows)))
             .collect();
         let mut results = Vec::with_capacity(rows.len());
         for handle in handles {
@@ -163,13 +162,12 @@ fn encode_all(
     })
 }
 
-fn name_row(index: usize, row: &Row) -> String {
-    let text = match row {
-        Row::Text { text } => text,
-        Row::PromptCompletion { prompt, .. } => prompt,
-        Row::Messages { messages } => messages
-            .first()
-            .map_or("", |message| message.content.as_str()),
+/// `row 7 (How are you?)`: the number of a row from 1 and its beginning, for messages.
+pub(crate) fn name_row(index: usize, row: &Row) -> String {
+    let (prompt, _) = row.question();
+    let text = match &prompt {
+        Prompt::Text(text) => text,
+        Prompt::Chat(messages) => messages.first().map_or("", |turn| &turn.content),
     };
     format!("row {} ({})", index + 1, excerpt(text))
 }

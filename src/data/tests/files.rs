@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use levain_data::metrics::{exact_match, rouge_l};
-use levain_data::{Dataset, Format, Message, ReadOptions, Row, read_into};
+use levain_data::{Dataset, Format, Message, Prompt, ReadOptions, Row, read_into};
 use serde::Deserialize;
 
 fn golden(name: &str) -> PathBuf {
@@ -13,11 +13,22 @@ fn golden(name: &str) -> PathBuf {
 }
 
 fn read(name: &str, path: PathBuf) -> anyhow::Result<(levain_data::ReadReport, Vec<Row>)> {
+    read_as(Format::Auto, name, path)
+}
+
+fn read_as(
+    format: Format,
+    name: &str,
+    path: PathBuf,
+) -> anyhow::Result<(levain_data::ReadReport, Vec<Row>)> {
     let folder = tempfile::tempdir()?;
     let out = folder.path().join("rows.arrow");
     let (report, summary) = read_into(
         &[(name.to_owned(), path)],
-        &ReadOptions::default(),
+        &ReadOptions {
+            format,
+            ..ReadOptions::default()
+        },
         &out,
         &mut |_| {},
     )?;
@@ -30,8 +41,8 @@ fn read(name: &str, path: PathBuf) -> anyhow::Result<(levain_data::ReadReport, V
 
 #[test]
 fn a_parquet_file_is_read() {
-    let (report, rows) = read("messages.parquet", golden("messages.parquet")).unwrap();
-    assert_eq!(report.format, Format::Messages);
+    let read_as = |format| read_as(format, "messages.parquet", golden("messages.parquet"));
+    let (report, rows) = read_as(Format::Messages).unwrap();
     assert_eq!(
         report.ignored.keys().collect::<Vec<_>>(),
         ["score", "source"]
@@ -43,6 +54,66 @@ fn a_parquet_file_is_read() {
         ],
     };
     assert_eq!(rows, [chat("Wie?", "So: 🦀"), chat("", "b")]);
+    let error = read_as(Format::Auto).unwrap_err().to_string();
+    assert!(
+        error.contains("fit several formats (messages, scored)"),
+        "{error}"
+    );
+    let error = read_as(Format::Scored).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "messages.parquet, row 2: the field `score` is null, expected a number"
+    );
+}
+
+#[test]
+fn numbers_and_booleans_of_a_parquet_file_are_read() {
+    let read_as = |format| read_as(format, "values.parquet", golden("values.parquet"));
+    let prompt = || Prompt::Text(String::new());
+    let (_, rows) = read_as(Format::Unpaired).unwrap();
+    let desirable = [true, false].map(|desirable| Row::Unpaired {
+        prompt: prompt(),
+        completion: "a".into(),
+        desirable,
+    });
+    assert_eq!(rows, desirable);
+    // Every type of numbers, one after the other.
+    let columns = [
+        "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "half", "float",
+        "double",
+    ];
+    for column in columns {
+        let folder = tempfile::tempdir().unwrap();
+        let options = ReadOptions {
+            format: Format::Scored,
+            columns: [("score".to_owned(), column.to_owned())].into(),
+            ..ReadOptions::default()
+        };
+        let file = ("values.parquet".to_owned(), golden("values.parquet"));
+        let out = folder.path().join("rows.arrow");
+        read_into(&[file], &options, &out, &mut |_| {}).unwrap();
+        let rows: Vec<Row> = Dataset::open(&out)
+            .unwrap()
+            .iter()
+            .map(Result::unwrap)
+            .collect();
+        let scores = if column.contains("int") {
+            [7.0, 100.0]
+        } else {
+            [0.5, -2.0]
+        };
+        let scored = scores.map(|score| Row::Scored {
+            prompt: prompt(),
+            completion: "a".into(),
+            score,
+        });
+        assert_eq!(rows, scored, "{column}");
+    }
+    let error = read_as(Format::Scored).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "values.parquet, row 1: the field `score` is a number that is not finite, expected a number"
+    );
 }
 
 #[test]

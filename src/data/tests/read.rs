@@ -174,6 +174,7 @@ fn columns_are_renamed_texts_replaced_and_rows_limited() {
             ("Ferris the".into(), "the".into()),
         ],
         limit: Some(2),
+        ..ReadOptions::default()
     };
     let content = r#"[{"question": "who?", "answer": "{{name}} the crab", "prompt": 3}, {"question": "{{name}}", "answer": ""}, 7"#;
     let (report, rows) = read("a.json", content.as_bytes(), &settings).unwrap();
@@ -398,9 +399,24 @@ fn an_unclear_format_lists_the_columns() {
         ),
         "{error}"
     );
-    let pairs = r#"[{"conversations": [], "chosen": {}, "rejected": {}}]"#;
-    let error = auto(pairs).unwrap_err().to_string();
-    assert!(error.contains("are those of preference pairs"), "{error}");
+    for (columns, formats) in [
+        (r#""text": "a", "label": "b""#, "text, labelled"),
+        (r#""text": "a", "score": 1"#, "text, scored"),
+        (
+            r#""prompt": "a", "completion": "b", "score": 1"#,
+            "prompt-completion, scored",
+        ),
+        (
+            r#""completion": "b", "label": true, "score": 1"#,
+            "unpaired, scored",
+        ),
+    ] {
+        let error = auto(&format!("[{{{columns}}}]")).unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("fit several formats ({formats})")),
+            "{error}"
+        );
+    }
     let error = auto("[{\"text\": \"a\"}, {\"texts\": \"a\"}]")
         .unwrap_err()
         .to_string();

@@ -3,10 +3,22 @@
 use std::path::Path;
 
 use levain_data::{
-    Dataset, DatasetWriter, Layout, Message, Portion, Row, Tokens, TokensWriter, split,
+    Dataset, DatasetWriter, Layout, Message, Portion, Prompt, Row, Tokens, TokensWriter, split,
     split_dataset,
 };
 use proptest::prelude::*;
+
+fn prompt() -> impl Strategy<Value = Prompt> {
+    let message = ("user|assistant", any::<String>()).prop_map(|(r, c)| Message::new(r, c));
+    prop_oneof![
+        any::<String>().prop_map(Prompt::Text),
+        prop::collection::vec(message, 1..4).prop_map(Prompt::Chat),
+    ]
+}
+
+fn number() -> impl Strategy<Value = f64> {
+    any::<f64>().prop_filter("finite", |number| number.is_finite())
+}
 
 fn rows() -> impl Strategy<Value = (Layout, Vec<Row>)> {
     let text = any::<String>().prop_map(|text| Row::Text { text });
@@ -14,10 +26,48 @@ fn rows() -> impl Strategy<Value = (Layout, Vec<Row>)> {
         .prop_map(|(prompt, completion)| Row::PromptCompletion { prompt, completion });
     let message = any::<(String, String)>().prop_map(|(role, content)| Message { role, content });
     let chat = prop::collection::vec(message, 0..5).prop_map(|messages| Row::Messages { messages });
+    let preference = (
+        prompt(),
+        any::<(String, String)>(),
+        prop::option::of(number()),
+    )
+        .prop_map(|(prompt, (chosen, rejected), margin)| Row::Preference {
+            prompt,
+            chosen,
+            rejected,
+            margin,
+        });
+    let texts = prop::collection::vec(any::<String>(), 2..5);
+    let ranking = (prompt(), texts).prop_map(|(prompt, completions)| Row::Ranking {
+        prompt,
+        completions,
+    });
+    let unpaired =
+        (prompt(), any::<(String, bool)>()).prop_map(|(prompt, (completion, desirable))| {
+            Row::Unpaired {
+                prompt,
+                completion,
+                desirable,
+            }
+        });
+    let scored =
+        (prompt(), any::<String>(), number()).prop_map(|(prompt, completion, score)| Row::Scored {
+            prompt,
+            completion,
+            score,
+        });
+    let labelled =
+        any::<(String, String)>().prop_map(|(text, label)| Row::Labelled { text, label });
+    let some = |row: BoxedStrategy<Row>| prop::collection::vec(row, 0..20);
     prop_oneof![
-        prop::collection::vec(text, 0..20).prop_map(|rows| (Layout::Text, rows)),
-        prop::collection::vec(pair, 0..20).prop_map(|rows| (Layout::PromptCompletion, rows)),
-        prop::collection::vec(chat, 0..20).prop_map(|rows| (Layout::Messages, rows)),
+        some(text.boxed()).prop_map(|rows| (Layout::Text, rows)),
+        some(pair.boxed()).prop_map(|rows| (Layout::PromptCompletion, rows)),
+        some(chat.boxed()).prop_map(|rows| (Layout::Messages, rows)),
+        some(preference.boxed()).prop_map(|rows| (Layout::Preference, rows)),
+        some(ranking.boxed()).prop_map(|rows| (Layout::Ranking, rows)),
+        some(unpaired.boxed()).prop_map(|rows| (Layout::Unpaired, rows)),
+        some(scored.boxed()).prop_map(|rows| (Layout::Scored, rows)),
+        some(labelled.boxed()).prop_map(|rows| (Layout::Labelled, rows)),
     ]
 }
 
@@ -47,6 +97,10 @@ proptest! {
         prop_assert_eq!(dataset.len(), rows.len());
         prop_assert_eq!(&read(&path).unwrap(), &rows);
         prop_assert!(dataset.row(rows.len()).is_err());
+        for row in rows.iter().take(20) {
+            let json = serde_json::to_string(row).unwrap();
+            prop_assert_eq!(&serde_json::from_str::<Row>(&json).unwrap(), row);
+        }
         let again = folder.path().join("again.arrow");
         write(&again, layout, &rows);
         prop_assert!(std::fs::read(&path).unwrap() == std::fs::read(&again).unwrap());
@@ -141,11 +195,19 @@ fn every_single_changed_byte_is_survived() {
     let mut writer = TokensWriter::create(&tokens_path).unwrap();
     writer.push(&[1, 2, 3], &[false, true, true]).unwrap();
     writer.finish().unwrap();
-    for path in [&rows_path, &tokens_path] {
+    let pairs_path = folder.path().join("pairs.arrow");
+    let pair = Row::Preference {
+        prompt: Prompt::Text("é".into()),
+        chosen: "a".into(),
+        rejected: "b".into(),
+        margin: Some(1.0),
+    };
+    write(&pairs_path, Layout::Preference, &[pair]);
+    for path in [&rows_path, &tokens_path, &pairs_path] {
         let bytes = std::fs::read(path).unwrap();
         let changed = folder.path().join("changed.arrow");
         for at in 0..bytes.len() {
-            for value in [0x00, 0x7f, 0xff] {
+            for value in [0x00, 0xff] {
                 let mut bytes = bytes.clone();
                 bytes[at] = value;
                 std::fs::write(&changed, &bytes).unwrap();
@@ -160,6 +222,60 @@ fn every_single_changed_byte_is_survived() {
             }
         }
     }
+}
+
+#[test]
+fn rows_that_no_file_can_hold_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let push = |row: Row| {
+        let path = folder.path().join("rows.arrow");
+        let mut writer = DatasetWriter::create(&path, row.layout()).unwrap();
+        writer.push(&row).unwrap_err().to_string()
+    };
+    let scored = |prompt, score| Row::Scored {
+        prompt,
+        completion: "x".into(),
+        score,
+    };
+    let plain = || Prompt::Text(String::new());
+    assert_eq!(
+        push(scored(plain(), f64::NAN)),
+        "row 1: the number NaN is not finite"
+    );
+    for turns in [vec![], vec![Message::new("text", "x")]] {
+        let error = push(scored(Prompt::Chat(turns), 1.0));
+        assert!(error.contains("has a turn of a known role"), "{error}");
+    }
+    let error = push(Row::Ranking {
+        prompt: plain(),
+        completions: vec!["x".into()],
+    });
+    assert!(
+        error.contains("two completions or more, this one has one"),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_texts_of_a_row_can_be_changed_in_their_order() {
+    let mut row = Row::Ranking {
+        prompt: Prompt::Chat(vec![Message::new("user", "a")]),
+        completions: vec!["b".into(), "c".into()],
+    };
+    for (place, text) in row.texts_mut().into_iter().enumerate() {
+        text.push_str(&place.to_string());
+    }
+    let completions = vec!["b1".to_owned(), "c2".to_owned()];
+    let prompt = Prompt::Chat(vec![Message::new("user", "a0")]);
+    assert_eq!(row.question(), (prompt.clone(), Some("b1")));
+    assert_eq!(
+        row,
+        Row::Ranking {
+            prompt,
+            completions
+        }
+    );
+    assert_eq!(row.characters(), 6);
 }
 
 #[test]
@@ -179,7 +295,7 @@ fn another_kind_of_file_is_refused() {
     );
     let error = format!("{:#}", Dataset::open(&tokens).unwrap_err());
     assert!(
-        error.contains("are no layout of a dataset (known: text, prompt-completion, messages)"),
+        error.contains("are no layout of a dataset (known: text, prompt-completion, messages, "),
         "{error}"
     );
     let mut writer = DatasetWriter::create(&rows, Layout::Messages).unwrap();

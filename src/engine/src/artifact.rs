@@ -31,6 +31,10 @@ pub enum ArtifactType {
     Vectors,
     /// Log-probabilities of rows under a model.
     LogProbabilities,
+    /// A model with a scalar head.
+    RewardModel,
+    /// Who scores without a model.
+    Judge,
 }
 
 impl ArtifactType {
@@ -45,6 +49,8 @@ impl ArtifactType {
         Self::Rollouts,
         Self::Vectors,
         Self::LogProbabilities,
+        Self::RewardModel,
+        Self::Judge,
     ];
 
     /// The word that recipes, manuals and messages use.
@@ -59,6 +65,8 @@ impl ArtifactType {
             Self::Rollouts => "rollouts",
             Self::Vectors => "vectors",
             Self::LogProbabilities => "log-probabilities",
+            Self::RewardModel => "reward-model",
+            Self::Judge => "judge",
         }
     }
 }

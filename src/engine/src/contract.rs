@@ -338,6 +338,10 @@ pub enum From {
     Port(&'static str),
     /// The tokenizer of the model in the owner's port. Of a port with several models, one preparation each.
     TokenizerOf(&'static str),
+    /// The artifact of the first port, or where that is not given of the second.
+    PortOr(&'static str, &'static str),
+    /// What an earlier preparation of the owner made.
+    Preparation(&'static str),
 }
 
 impl Contract {

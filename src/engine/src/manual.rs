@@ -320,6 +320,8 @@ fn preparation_words(preparation: &crate::contract::Preparation) -> String {
         .map(|(_, from)| match from {
             crate::contract::From::Port(port) => format!("`{port}`"),
             crate::contract::From::TokenizerOf(port) => format!("the tokenizer of `{port}`"),
+            crate::contract::From::PortOr(port, other) => format!("`{port}` (or `{other}`)"),
+            crate::contract::From::Preparation(name) => format!("`{name}`"),
         })
         .collect();
     let fields = match preparation.fields {

@@ -1,16 +1,29 @@
 //! The contract of every kind, one file each: what it is, never how it runs. The list below is the only one.
 
+pub mod annotate;
+pub mod cpo;
+pub mod dpo;
 pub mod evaluate;
 pub mod gate;
 pub mod generate;
+pub mod grpo;
 pub mod load_dataset;
 pub mod load_model;
 pub mod lora;
 pub mod model;
+pub mod orpo;
+pub mod ppo;
+pub mod reference;
+pub mod reward_model;
+pub mod rloo;
+pub mod rollout;
+pub mod rule;
 pub mod select;
 pub mod sft;
 pub mod split;
 pub mod tokenize;
+pub mod tokenize_completions;
+pub mod training;
 
 mod words;
 
@@ -27,10 +40,23 @@ pub fn contracts() -> Contracts {
             &sft::CONTRACT,
             &evaluate::CONTRACT,
             &generate::CONTRACT,
+            &rule::CONTRACT,
+            &annotate::CONTRACT,
+            &reward_model::CONTRACT,
+            &dpo::CONTRACT,
+            &cpo::CONTRACT,
+            &orpo::CONTRACT,
+            &ppo::CONTRACT,
+            &rloo::CONTRACT,
+            &grpo::CONTRACT,
             &gate::CONTRACT,
             &select::CONTRACT,
         ],
-        hidden: &[&tokenize::CONTRACT],
+        hidden: &[
+            &tokenize::CONTRACT,
+            &tokenize_completions::CONTRACT,
+            &reference::CONTRACT,
+        ],
     }
 }
 
@@ -92,7 +118,20 @@ mod tests {
         fits::<super::generate::Generate>(&super::generate::CONTRACT);
         fits::<super::gate::Gate>(&super::gate::CONTRACT);
         fits::<super::select::Select>(&super::select::CONTRACT);
+        fits::<super::rule::Rule>(&super::rule::CONTRACT);
+        fits::<super::annotate::Annotate>(&super::annotate::CONTRACT);
+        fits::<super::reward_model::RewardModel>(&super::reward_model::CONTRACT);
+        fits::<super::dpo::Dpo>(&super::dpo::CONTRACT);
+        fits::<super::cpo::Cpo>(&super::cpo::CONTRACT);
+        fits::<super::orpo::Orpo>(&super::orpo::CONTRACT);
+        fits::<super::ppo::Ppo>(&super::ppo::CONTRACT);
+        fits::<super::rloo::Rloo>(&super::rloo::CONTRACT);
+        fits::<super::grpo::Grpo>(&super::grpo::CONTRACT);
+        fits::<super::reference::Reference>(&super::reference::CONTRACT);
         fits::<super::tokenize::Tokenize>(&super::tokenize::CONTRACT);
+        fits::<super::tokenize_completions::TokenizeCompletions>(
+            &super::tokenize_completions::CONTRACT,
+        );
     }
 
     #[test]

@@ -93,6 +93,9 @@ pub(crate) const POSITIVE: FieldType = FieldType::Number {
 /// The words of `tokenize`, which every kind that reads tokens hands on.
 pub(crate) const TOKENIZE_FIELDS: [&str; 3] = ["max_length", "truncation", "loss_on"];
 
+/// The words of `tokenize_completions`.
+pub(crate) const COMPLETION_FIELDS: [&str; 2] = ["max_length", "truncation"];
+
 /// The longest row, in tokens.
 pub(crate) const MAX_LENGTH: Field = field(
     "max_length",

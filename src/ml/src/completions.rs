@@ -13,14 +13,14 @@ use tch::{Kind, Tensor};
 pub struct Row {
     /// Token ids of both.
     pub tokens: Vec<i64>,
-    /// How many of them are the prompt's; at least one.
+    /// How many of them are the prompt's. Without a prompt the first token, which nothing predicts, takes its place.
     pub prompt: usize,
 }
 
 impl Row {
     /// The number of tokens of the completion.
     pub fn completion(&self) -> usize {
-        self.tokens.len().saturating_sub(self.prompt)
+        self.tokens.len().saturating_sub(self.prompt.max(1))
     }
 }
 
@@ -38,19 +38,19 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Joins rows for this model. A row without a prompt or without a completion, one that is longer than the model's
+    /// Joins rows for this model. A row without a completion, one that is longer than the model's
     /// positions, and an unknown token are errors.
     pub fn new(model: &Llama, rows: &[Row]) -> Result<Batch> {
         let (mut tokens, mut lengths, mut counts) = (Vec::new(), Vec::new(), Vec::new());
         let (mut places, mut targets, mut row_of) = (Vec::new(), Vec::new(), Vec::new());
         for (index, row) in rows.iter().enumerate() {
             ensure!(
-                row.prompt > 0 && row.completion() > 0,
-                "row {index} has {} tokens, {} of them the prompt's; both sides need at least one",
+                row.completion() > 0,
+                "row {index} has {} tokens, {} of them the prompt's: there is no completion",
                 row.tokens.len(),
                 row.prompt
             );
-            for at in row.prompt..row.tokens.len() {
+            for at in row.prompt.max(1)..row.tokens.len() {
                 places.push((tokens.len() + at - 1) as i64);
                 targets.push(row.tokens[at]);
                 row_of.push(index as i64);

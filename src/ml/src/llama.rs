@@ -100,6 +100,7 @@ fn check_unread(weights: &Weights, read: &BTreeSet<String>, tied: bool) -> Resul
         .filter(|name| !read.contains(*name))
         .filter(|name| !name.ends_with("rotary_emb.inv_freq") && *name != "rope_freqs.weight")
         .filter(|name| !(tied && *name == "lm_head.weight"))
+        .filter(|name| *name != crate::reward::HEAD)
         .take(4)
         .collect();
     if !unknown.is_empty() {
@@ -124,8 +125,15 @@ impl Llama {
             read.insert(name.to_owned());
             tensors::read(weights, name, shape, place.kind, HOST)
         };
-        let model = Llama::build(config, place, params, &mut source)?;
-        check_unread(weights, &read, config.tie_word_embeddings)?;
+        // A reward model has a head of its own in the place of the one for words.
+        let scored = weights.get(crate::reward::HEAD).is_some();
+        let tied = config.tie_word_embeddings || (scored && weights.get("lm_head.weight").is_none());
+        let config = LlamaConfig {
+            tie_word_embeddings: tied,
+            ..config.clone()
+        };
+        let model = Llama::build(&config, place, params, &mut source)?;
+        check_unread(weights, &read, tied)?;
         Ok(model)
     }
 

@@ -167,7 +167,11 @@ pub fn attach_stored(
     })?;
     for info in weights.infos() {
         let known = parse_lora_key(&info.name)
-            .is_some_and(|(module, _)| chosen.iter().any(|name| name == module));
+            .is_some_and(|(module, _)| chosen.iter().any(|name| name == module))
+            || config
+                .modules_to_save
+                .iter()
+                .any(|module| info.name == format!("base_model.model.{module}.weight"));
         ensure!(
             known,
             "the adapter's tensor {:?} belongs to no target of its adapter_config.json",

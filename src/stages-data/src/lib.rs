@@ -5,10 +5,12 @@ mod load_dataset;
 mod load_model;
 mod lora;
 mod select;
+mod rule;
 mod split;
 #[cfg(test)]
 mod testing;
 mod tokenize;
+mod tokenize_completions;
 
 use engine::job::Implementation;
 use engine::peek::Peek;
@@ -19,6 +21,10 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "load_dataset",
             run: load_dataset::run,
+        },
+        Implementation {
+            kind: "rule",
+            run: rule::run,
         },
         Implementation {
             kind: "split",
@@ -44,6 +50,10 @@ pub fn implementations() -> &'static [Implementation] {
             kind: "tokenize",
             run: tokenize::run,
         },
+        Implementation {
+            kind: "tokenize_completions",
+            run: tokenize_completions::run,
+        },
     ]
 }
 
@@ -53,6 +63,17 @@ pub fn peeks() -> &'static [Peek] {
         kind: "load_dataset",
         look: load_dataset::look,
     }]
+}
+
+/// Says how many rows are done, and how many in a second since `start`.
+fn rows_done(cx: &dyn engine::job::Reporter, done: u64, total: u64, start: std::time::Instant) {
+    let rate = done as f64 / start.elapsed().as_secs_f64().max(1e-9);
+    cx.emit(engine::event::What::Progress {
+        done,
+        total,
+        unit: "rows".to_owned(),
+        rate: Some((rate, "rows/s".to_owned())),
+    });
 }
 
 /// The draft of a dataset at `path`: one file, `rows.arrow`, with its summary.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use data::Format;
 use data::read::{ReadOptions, peek, read_into};
 use engine::event::{Level, What};
@@ -40,14 +40,8 @@ fn paths(files: &[SourceFile]) -> Vec<(String, PathBuf)> {
 }
 
 fn options(params: LoadDataset) -> Result<ReadOptions> {
-    let format = match params.format.as_str() {
-        "auto" => Format::Auto,
-        "text" => Format::Text,
-        "prompt-completion" => Format::PromptCompletion,
-        "messages" => Format::Messages,
-        "alpaca" => Format::Alpaca,
-        other => bail!("`{other}` is not a format"),
-    };
+    let format = Format::from_name(&params.format)
+        .with_context(|| format!("`{}` is not a format", params.format))?;
     let mut replace = Vec::new();
     for (from, to) in &params.replace {
         let to = to
@@ -55,10 +49,22 @@ fn options(params: LoadDataset) -> Result<ReadOptions> {
             .with_context(|| format!("what replaces `{from}` is not a text"))?;
         replace.push((from.clone(), to.to_owned()));
     }
+    let mut filter = BTreeMap::new();
+    for (column, values) in params.filter {
+        let values = match values {
+            Value::Array(values) => values,
+            one => vec![one],
+        };
+        let texts = values.iter().map(|value| value.as_str().map(str::to_owned));
+        let texts: Option<Vec<String>> = texts.collect();
+        let texts = texts.with_context(|| format!("where: a value of `{column}` is not a text"))?;
+        filter.insert(column, texts);
+    }
     Ok(ReadOptions {
         format,
         columns: params.columns,
         replace,
+        filter,
         limit: params.limit.map(|l| l as u64),
     })
 }
@@ -90,6 +96,10 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
             report.layout.name()
         ),
     );
+    if report.left_out > 0 {
+        let text = format!("{} other rows were left out by `where`", report.left_out);
+        cx.note(Level::Info, &text);
+    }
     for (column, rows) in &report.ignored {
         cx.note(
             Level::Info,

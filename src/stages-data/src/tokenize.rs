@@ -8,21 +8,26 @@ use data::store::Dataset;
 use data::tokenize::{TokenizeOptions, Truncation, tokenize};
 use data::tokens::TokensWriter;
 use engine::artifact::ArtifactType;
-use engine::event::{Level, What};
+use engine::event::Level;
 use engine::job::{Draft, Drafts, Job, Reporter};
 use formats::TokenizerFiles;
 use kinds::tokenize::Tokenize;
+
+/// The truncation that a word means.
+pub(crate) fn truncation(word: &str) -> Result<Truncation> {
+    Ok(match word {
+        "keep_start" => Truncation::KeepStart,
+        "keep_end" => Truncation::KeepEnd,
+        "drop" => Truncation::Drop,
+        other => bail!("`{other}` is not a truncation"),
+    })
+}
 
 pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let params: Tokenize = job.params()?;
     let options = TokenizeOptions {
         max_length: params.max_length,
-        truncation: match params.truncation.as_str() {
-            "keep_start" => Truncation::KeepStart,
-            "keep_end" => Truncation::KeepEnd,
-            "drop" => Truncation::Drop,
-            other => bail!("`{other}` is not a truncation"),
-        },
+        truncation: truncation(&params.truncation)?,
         loss_on: match params.loss_on.as_str() {
             "completions" => LossOn::Completions,
             "last_turn" => LossOn::LastTurn,
@@ -44,18 +49,7 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         &encoder,
         &options,
         TokensWriter::create(&path)?,
-        &mut |done, total| {
-            let rate = (
-                done as f64 / start.elapsed().as_secs_f64().max(1e-9),
-                "rows/s".to_owned(),
-            );
-            cx.emit(What::Progress {
-                done,
-                total,
-                unit: "rows".to_owned(),
-                rate: Some(rate),
-            });
-        },
+        &mut |done, total| crate::rows_done(cx, done, total, start),
     )?;
     cx.check()?;
     let text = format!(

@@ -1,7 +1,7 @@
 //! Answers of a model to the prompts of rows; what `evaluate`, `generate` and `chat` share.
 
 use anyhow::{Context, Result};
-use data::{Dataset, Row};
+use data::Dataset;
 use engine::job::{Cancelled, Reporter};
 use ml::generate::{Generated, Options, Prompt, generate};
 use ml::sample::Sampling;
@@ -45,29 +45,12 @@ pub(crate) struct Question {
 /// The question of row `index`.
 pub(crate) fn question(loaded: &Loaded, dataset: &Dataset, index: usize) -> Result<Question> {
     let row = dataset.row(index)?;
-    let (ids, reference) = match loaded.encoder.question(&row)? {
-        Some((ids, reference)) => (ids, Some(reference)),
-        None => match &row {
-            Row::Text { text } => (loaded.encoder.encode_text(text)?, None),
-            Row::PromptCompletion { prompt, .. } => (loaded.encoder.encode_text(prompt)?, None),
-            // Nobody answered yet: the whole conversation asks.
-            Row::Messages { messages } => (loaded.encoder.encode_chat(messages)?, None),
-        },
-    };
-    let text = match &row {
-        Row::Text { text } => text.clone(),
-        Row::PromptCompletion { prompt, .. } => prompt.clone(),
-        Row::Messages { messages } => messages
-            .iter()
-            .rfind(|m| m.role == "user")
-            .or(messages.first())
-            .map(|m| m.content.clone())
-            .unwrap_or_default(),
-    };
+    let (prompt, reference) = row.question();
+    let tokens = loaded.encoder.encode_prompt(&prompt)?;
     Ok(Question {
-        tokens: ids.into_iter().map(i64::from).collect(),
-        text,
-        reference,
+        tokens: tokens.into_iter().map(i64::from).collect(),
+        text: prompt.question().to_owned(),
+        reference: reference.map(str::to_owned),
     })
 }
 

@@ -64,7 +64,7 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let mut writer = DatasetWriter::create(&path, layout)?;
     for (index, generated) in answers.iter().enumerate() {
         writer.push(&completed(
-            dataset.row(index / params.n)?,
+            &dataset.row(index / params.n)?,
             text(&loaded, generated)?,
         ))?;
     }
@@ -92,24 +92,13 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
 }
 
 /// The row with `answer` in the place of its last answer, or after its question.
-fn completed(row: Row, answer: String) -> Row {
-    match row {
-        Row::Text { text } => Row::PromptCompletion {
-            prompt: text,
-            completion: answer,
-        },
-        Row::PromptCompletion { prompt, .. } => Row::PromptCompletion {
+fn completed(row: &Row, answer: String) -> Row {
+    match row.question().0 {
+        data::Prompt::Text(prompt) => Row::PromptCompletion {
             prompt,
             completion: answer,
         },
-        Row::Messages { mut messages } => {
-            if let Some(at) = messages
-                .iter()
-                .rposition(|m| m.role == "assistant")
-                .filter(|at| *at > 0)
-            {
-                messages.truncate(at);
-            }
+        data::Prompt::Chat(mut messages) => {
             messages.push(Message::new("assistant", answer));
             Row::Messages { messages }
         }

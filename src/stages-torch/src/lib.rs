@@ -1,12 +1,22 @@
 //! How the kinds with tensors run, one file per kind: where a contract meets `data` and `ml`. Linked into the worker only.
 
 mod answers;
+mod rollout;
+mod reward_model;
+mod reference;
+mod preference;
+mod ppo;
+mod judge;
+mod group;
+mod completions;
+mod annotate;
 mod evaluate;
 mod generate;
 mod model;
 mod sft;
 mod snapshot;
 mod talk;
+mod training;
 
 use engine::contract::Pool;
 use engine::job::Implementation;
@@ -26,6 +36,42 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "generate",
             run: generate::run,
+        },
+        Implementation {
+            kind: "annotate",
+            run: annotate::run,
+        },
+        Implementation {
+            kind: "reward_model",
+            run: reward_model::run,
+        },
+        Implementation {
+            kind: "reference",
+            run: reference::run,
+        },
+        Implementation {
+            kind: "dpo",
+            run: preference::dpo,
+        },
+        Implementation {
+            kind: "cpo",
+            run: preference::cpo,
+        },
+        Implementation {
+            kind: "orpo",
+            run: preference::orpo,
+        },
+        Implementation {
+            kind: "ppo",
+            run: ppo::run,
+        },
+        Implementation {
+            kind: "rloo",
+            run: group::rloo,
+        },
+        Implementation {
+            kind: "grpo",
+            run: group::grpo,
         },
     ]
 }

@@ -6,7 +6,9 @@ use engine::artifact::ArtifactView;
 use engine::job::Job;
 use formats::{AdapterConfig, LlamaConfig, TokenizerFiles, Weights};
 use kinds::model::ModelParts;
-use ml::{Llama, Params, Place};
+use ml::place::HOST;
+use ml::reward::{HEAD, Head};
+use ml::{Kind, Llama, Params, Place, Tensor};
 
 /// A model with its parameters and its tokenizer.
 pub(crate) struct Loaded {
@@ -15,6 +17,8 @@ pub(crate) struct Loaded {
     pub encoder: Encoder,
     /// The configuration of the outermost adapter.
     pub adapter: Option<AdapterConfig>,
+    /// The head of a reward model.
+    pub head: Option<Head>,
 }
 
 /// Loads `view` for `job`: everything frozen, adapters attached.
@@ -32,20 +36,24 @@ pub(crate) fn load_on(view: &ArtifactView, device: &str, threads: usize) -> Resu
         std::fs::read_to_string(config_path).context("the model's config.json can't be read")?;
     let config = LlamaConfig::from_json(&text, config_path)?;
     let mut params = Params::new();
-    let mut model = Llama::load(
-        &config,
-        &Weights::open_files(parts.base_files())?,
-        place,
-        &mut params,
-    )?;
+    let weights = Weights::open_files(parts.base_files())?;
+    let mut model = Llama::load(&config, &weights, place, &mut params)?;
+    let mut head = stored_head(&weights, HEAD, &config)?;
     let mut adapter = None;
     for view in &parts.adapters {
         let found = AdapterConfig::open(view.file("adapter_config.json")?)?;
         let name = "adapter_model.safetensors";
         let weights = Weights::open_files(&[(name.to_owned(), view.file(name)?.clone())])?;
         ml::lora::attach_stored(model.linears_mut(), &found, &weights, &mut params)?;
+        if let Some(own) = stored_head(&weights, &saved_key(HEAD), &config)? {
+            head = Some(own);
+        }
         adapter = Some(found);
     }
+    let head = match head {
+        Some(weight) => Some(Head::new(&weight, place, &mut params)?),
+        None => None,
+    };
     params.train(|_| false);
     let encoder = Encoder::from_files(
         &TokenizerFiles::from_folder_files(&parts.tokenizer.files)?,
@@ -56,10 +64,32 @@ pub(crate) fn load_on(view: &ArtifactView, device: &str, threads: usize) -> Resu
         params,
         encoder,
         adapter,
+        head,
     })
 }
 
+/// PEFT's name of a parameter that is stored whole beside an adapter.
+pub(crate) fn saved_key(name: &str) -> String {
+    format!("base_model.model.{name}")
+}
+
+fn stored_head(weights: &Weights, name: &str, config: &LlamaConfig) -> Result<Option<Tensor>> {
+    if weights.get(name).is_none() {
+        return Ok(None);
+    }
+    let shape = [1, config.hidden_size as i64];
+    ml::tensors::read(weights, name, &shape, Kind::Float, HOST).map(Some)
+}
+
 impl Loaded {
+    /// Puts a head on a model that has none.
+    pub(crate) fn attach_head(&mut self, weight: &Tensor) -> Result<()> {
+        if self.head.is_none() {
+            self.head = Some(Head::new(weight, self.model.place, &mut self.params)?);
+        }
+        Ok(())
+    }
+
     /// The tokens at which an answer ends: those of the model's configuration and the tokenizer's end of text.
     pub(crate) fn end_tokens(&self) -> Vec<i64> {
         let mut ends: Vec<i64> = self

@@ -4,13 +4,16 @@ Pinned: pyarrow (the version is in the file), rouge_score 0.1.2. Run: python tes
 """
 
 import json
+import math
 import pathlib
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rouge_score import rouge_scorer
 
 OUT = pathlib.Path(__file__).parent.parent / "data" / "data"
+WHOLE = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 PAIRS = [
     ("The capital of France is Paris.", "Paris is the capital of France"),
     ("a b c", "a b c"),
@@ -36,6 +39,18 @@ def main():
     pq.write_table(table, OUT / "messages.parquet", compression="snappy")
     broken = pa.table({"text": pa.array(["a", None, "c"])})
     pq.write_table(broken, OUT / "null.parquet", compression="zstd")
+
+    whole = {kind: pa.array([7, 100], getattr(pa, kind)()) for kind in WHOLE}
+    values = pa.table({
+        "completion": pa.array(["a", "a"]),
+        "label": pa.array([True, False]),
+        **whole,
+        "half": pa.array(np.array([0.5, -2], np.float16)),
+        "float": pa.array([0.5, -2], pa.float32()),
+        "double": pa.array([0.5, -2], pa.float64()),
+        "score": pa.array([math.nan, 1.0], pa.float64()),
+    })
+    pq.write_table(values, OUT / "values.parquet", compression="none")
 
     scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=False)
     scores = [

@@ -2,6 +2,7 @@
 
 mod dataset;
 mod model;
+mod token_rows;
 mod tokens;
 
 use anyhow::{Context as _, Result};

@@ -114,7 +114,7 @@ fn prepare(
                 Some(Binding::Many(list)) => Some(list.iter().map(|(n, _)| n.as_str()).collect()),
                 _ => None,
             },
-            From::Port(_) => None,
+            _ => None,
         })
         .unwrap_or_default();
     let params: Map<String, Value> = hidden
@@ -132,7 +132,18 @@ fn prepare(
         let mut guards = nodes[owner].guards.clone();
         let mut optional = false;
         for (port, from) in preparation.inputs {
-            let (From::Port(name) | From::TokenizerOf(name)) = from;
+            let name = match from {
+                From::Port(name) | From::TokenizerOf(name) => name,
+                From::PortOr(name, other) => match stage.inputs.contains_key(name) {
+                    true => name,
+                    false => other,
+                },
+                From::Preparation(name) => {
+                    let feed = nodes[owner].inputs.get(*name)?.clone();
+                    inputs.insert((*port).to_owned(), feed);
+                    continue;
+                }
+            };
             let pick = match stage.inputs.get(name)? {
                 Binding::One(pick) => pick,
                 Binding::Many(list) => &list.iter().find(|(n, _)| Some(n.as_str()) == element)?.1,
@@ -145,8 +156,8 @@ fn prepare(
             }
             optional |= pick.optional;
             let edges = match from {
-                From::Port(_) => pick.clone().map(whole),
                 From::TokenizerOf(_) => tokenizers_of(recipe, pick),
+                _ => pick.clone().map(whole),
             };
             inputs.insert((*port).to_owned(), Feed::One(edges));
         }
@@ -188,13 +199,13 @@ fn prepare(
     };
     // An optional port that is not given needs no preparation.
     if let Some(feed) = made {
+        for port in preparation.replaces {
+            nodes[owner].inputs.remove(*port);
+        }
         nodes[owner]
             .inputs
             .insert(preparation.name.to_owned(), feed);
         nodes[owner].handed_on.extend(preparation.fields);
-        for port in preparation.replaces {
-            nodes[owner].inputs.remove(*port);
-        }
     }
 }
 

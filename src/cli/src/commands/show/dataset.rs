@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use data::{Dataset, Row};
+use data::{Cell, Dataset, Row};
 use engine::artifact::ArtifactView;
 use serde_json::{Value, json};
 
@@ -85,21 +85,37 @@ pub(super) fn to_json(view: &ArtifactView, rows: usize) -> Result<Value> {
     )
 }
 
-/// The texts of a row with their labels.
+/// The values of a row with their labels: of a conversation the roles, of a column its name.
 fn texts(row: &Row) -> Vec<(String, String)> {
-    match row {
-        Row::Text { text } => vec![("text".to_owned(), text.clone())],
-        Row::PromptCompletion { prompt, completion } => {
-            vec![
-                ("prompt".to_owned(), prompt.clone()),
-                ("completion".to_owned(), completion.clone()),
-            ]
+    let mut texts = Vec::new();
+    let mut say = |label: &str, text: String| texts.push((label.to_owned(), text));
+    for ((name, _), cell) in row.layout().columns().iter().zip(row.cells()) {
+        match cell {
+            Cell::Text(text) => say(name, text.into_owned()),
+            Cell::Texts(list) => {
+                for (index, text) in list.iter().enumerate() {
+                    say(&format!("{}.", index + 1), text.clone());
+                }
+            }
+            Cell::Messages(turns) => {
+                for turn in turns.iter() {
+                    // Plain text as a prompt.
+                    let label = if turn.role == "text" {
+                        name
+                    } else {
+                        &*turn.role
+                    };
+                    say(label, turn.content.clone());
+                }
+            }
+            Cell::Bool(value) => say(name, if value { "yes" } else { "no" }.to_owned()),
+            Cell::Number(number) | Cell::OptionalNumber(Some(number)) => {
+                say(name, number.to_string());
+            }
+            Cell::OptionalNumber(None) => {}
         }
-        Row::Messages { messages } => messages
-            .iter()
-            .map(|m| (m.role.clone(), m.content.clone()))
-            .collect(),
     }
+    texts
 }
 
 /// Arrow's words for a type are long where it is nested.
@@ -120,4 +136,45 @@ pub(super) fn span(lengths: &Value) -> String {
         units::count(number("max") as u64),
         number("mean")
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use data::{Message, Prompt};
+
+    #[test]
+    fn every_value_of_a_row_has_its_label() {
+        let show = |row: Row| -> Vec<String> {
+            let labelled = texts(&row).into_iter();
+            labelled
+                .map(|(label, text)| format!("{label}: {text}"))
+                .collect()
+        };
+        let row = |prompt, margin| Row::Preference {
+            prompt,
+            chosen: "good".to_owned(),
+            rejected: "bad".to_owned(),
+            margin,
+        };
+        assert_eq!(
+            show(row(Prompt::Text("so".to_owned()), Some(0.5))),
+            ["prompt: so", "chosen: good", "rejected: bad", "margin: 0.5"]
+        );
+        assert_eq!(
+            show(row(Prompt::Chat(vec![Message::new("user", "hi")]), None)),
+            ["user: hi", "chosen: good", "rejected: bad"]
+        );
+        let ranking = Row::Ranking {
+            prompt: Prompt::Text(String::new()),
+            completions: vec!["a".to_owned(), "b".to_owned()],
+        };
+        assert_eq!(show(ranking), ["1.: a", "2.: b"]);
+        let unpaired = Row::Unpaired {
+            prompt: Prompt::Text(String::new()),
+            completion: "a".to_owned(),
+            desirable: false,
+        };
+        assert_eq!(show(unpaired), ["completion: a", "desirable: no"]);
+    }
 }

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 
 use anyhow::{Context as _, Result};
-use data::Tokens;
 use engine::artifact::{ArtifactType, ArtifactView};
 use engine::digest::Digest;
 use engine::plan::Feed;
@@ -11,7 +10,8 @@ use engine::session::Session;
 use formats::TokenizerFiles;
 use serde_json::{Value, json};
 
-use super::dataset::{arrow_file, span};
+use super::dataset::span;
+use super::token_rows::TokenRows;
 use super::{artifact, find};
 use crate::failure::Failure;
 use crate::style::Style;
@@ -56,7 +56,7 @@ pub(super) fn find_tokens(session: &Session, reference: &str) -> Result<(usize, 
 /// A file of tokens with the tokenizer that made it.
 pub(super) struct TokensView<'a> {
     view: &'a ArtifactView,
-    tokens: Tokens,
+    tokens: TokenRows,
     words: Words,
     max_length: Option<usize>,
 }
@@ -72,7 +72,7 @@ struct Words {
 
 impl<'a> TokensView<'a> {
     pub fn open(session: &Session, node: usize, view: &'a ArtifactView) -> Result<Self> {
-        let tokens = Tokens::open(arrow_file(view)?)?;
+        let tokens = TokenRows::open(view)?;
         let max_length = session.plan.nodes[node]
             .params
             .get("max_length")
@@ -90,22 +90,22 @@ impl<'a> TokensView<'a> {
         let mut out = self.head(style);
         for index in 0..rows.min(self.tokens.len()) {
             let row = self.tokens.row(index)?;
-            let mask = row.mask();
-            let trained = mask.iter().filter(|t| **t).count();
+            let trained = row.mask.iter().filter(|t| **t).count();
             out.push_str(&format!(
                 "\n{}\n",
                 style.bold(&format!(
-                    "row {index}: {}, {} trained",
-                    units::plural(row.len(), "token"),
+                    "row {index}{}: {}, {} trained",
+                    row.place(),
+                    units::plural(row.ids.len(), "token"),
                     units::count(trained as u64)
                 ))
             ));
-            out.push_str(&draw(&self.words.pieces(row.ids, &mask), style));
+            out.push_str(&draw(&self.words.pieces(row.ids, &row.mask), style));
             out.push('\n');
             if self.truncated(row.ids) {
                 out.push_str(&style.yellow(&format!(
                     "✂ cut off after {} tokens\n",
-                    units::count(row.len() as u64)
+                    units::count(row.ids.len() as u64)
                 )));
             }
         }
@@ -129,6 +129,8 @@ impl<'a> TokensView<'a> {
         let mut parts = vec![units::plural(self.tokens.len(), "row")];
         parts.extend(number("tokens").map(|n| format!("{n} tokens")));
         parts.extend(number("trained").map(|n| format!("{n} trained")));
+        parts.extend(number("groups").map(|n| format!("{n} groups")));
+        parts.extend(number("completion_tokens").map(|n| format!("{n} tokens of completions")));
         parts.extend(
             number("truncated")
                 .filter(|n| n != "0")
@@ -176,14 +178,14 @@ impl<'a> TokensView<'a> {
         let mut list = Vec::new();
         for index in 0..rows.min(self.tokens.len()) {
             let row = self.tokens.row(index)?;
-            let mask = row.mask();
-            let text: String = self
-                .words
-                .pieces(row.ids, &mask)
-                .into_iter()
-                .map(|p| p.text)
-                .collect();
-            list.push(json!({ "input_ids": row.ids, "trained": mask, "text": text, "truncated": self.truncated(row.ids) }));
+            let pieces = self.words.pieces(row.ids, &row.mask).into_iter();
+            let text: String = pieces.map(|p| p.text).collect();
+            let mut entry = json!({ "input_ids": row.ids, "trained": row.mask, "text": text, "truncated": self.truncated(row.ids) });
+            if let Some((group, value)) = row.completion {
+                entry["group"] = json!(group);
+                entry["value"] = json!(value);
+            }
+            list.push(entry);
         }
         Ok(json!({
             "count": self.tokens.len(),

@@ -1,0 +1,81 @@
+//! `orpo`: odds ratio preference optimization.
+
+use engine::artifact::ArtifactType;
+use engine::contract::{
+    Arity, Contract, From, Literal, Need, Output, Pool, Port, Preparation, Repeatable, no_check,
+};
+use serde::Deserialize;
+
+
+use crate::training::{
+    BATCH, BETA1, BETA2, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS, SCHEDULE, SEED,
+    SNAPSHOT_SECONDS, Training, WARMUP, WEIGHT_DECAY, learning_rate,
+};
+use crate::words::{COMPLETION_FIELDS, MAX_LENGTH, MICRO_BATCH, POSITIVE, TRUNCATION, field, words};
+
+/// The parameters.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Orpo {
+    /// What every training has.
+    #[serde(flatten)]
+    pub training: Training,
+    /// See `tokenize_completions`.
+    pub max_length: usize,
+    /// See `tokenize_completions`.
+    pub truncation: String,
+    /// β.
+    pub beta: f64,
+}
+
+/// The contract.
+pub const CONTRACT: Contract = Contract {
+    kind: "orpo",
+    version: 1,
+    about: "Trains a model on preferences in one stage with its fine-tuning, by odds ratios (ORPO).",
+    manual: "\
+The cross entropy of prompt and chosen completion, minus β times the mean of log σ of the log odds ratio
+(p_c − p_r) − (log(1 − e^p_c) − log(1 − e^p_r)), p the mean of log π over a completion's tokens. No reference model. Source: Hong et al.,
+arXiv 2403.07691.",
+    example: "tuned: { kind: orpo, model: base, data: pairs, beta: 0.1 }",
+    pool: Pool::Torch,
+    repeatable: Repeatable::Deterministic,
+    fields: &[
+        learning_rate(8e-6),
+        SCHEDULE,
+        WARMUP,
+        EPOCHS,
+        MAX_STEPS,
+        BATCH,
+        WEIGHT_DECAY,
+        BETA1,
+        BETA2,
+        EPSILON,
+        MAX_GRAD_NORM,
+        SEED,
+        MAX_LENGTH,
+        TRUNCATION,
+        field("beta", POSITIVE, Need::Default(Literal::Number(0.1)), "β: the weight of the odds ratio."),
+        MICRO_BATCH,
+        SNAPSHOT_SECONDS,
+    ],
+    ports: &[
+        Port { name: "model", accepts: &[ArtifactType::Model], arity: Arity::One, layouts: &[], doc: "The policy to train." },
+        Port { name: "data", accepts: &[ArtifactType::Dataset], arity: Arity::One, layouts: &["preference"], doc: "Pairs." },
+    ],
+    outputs: &[
+        Output::new("model", ArtifactType::Model, "The trained policy.").keeps_tokenizer_of("model"),
+        Output::new("metrics", ArtifactType::Metrics, "Loss, rewards and accuracy of each step.").metrics(|_, _| words(&["first_loss", "last_loss", "steps", "tokens"])),
+    ],
+    preparations: &[
+        Preparation {
+            name: "tokens",
+            kind: "tokenize_completions",
+            inputs: &[("tokenizer", From::TokenizerOf("model")), ("data", From::Port("data"))],
+            fields: &COMPLETION_FIELDS,
+            replaces: &["data"],
+        },
+    ],
+    layout_of: None,
+    check: no_check,
+    memory: None,
+};

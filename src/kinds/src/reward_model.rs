@@ -1,0 +1,130 @@
+//! `reward_model`: a model with a scalar head, trained on comparisons or scores.
+
+use engine::artifact::ArtifactType;
+use engine::contract::{
+    Arity, Choice, Contract, FieldType, From, Literal, Need, Output, Pool, Port, Preparation,
+    Repeatable, no_check,
+};
+use serde::Deserialize;
+
+use crate::training::{
+    BATCH, BETA1, BETA2, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS, SCHEDULE, SEED,
+    SNAPSHOT_SECONDS, Training, WARMUP, WEIGHT_DECAY, learning_rate,
+};
+use crate::words::{
+    COMPLETION_FIELDS, MAX_LENGTH, MICRO_BATCH, NOT_NEGATIVE, TRUNCATION, field, words,
+};
+
+/// The parameters.
+#[derive(Clone, Debug, Deserialize)]
+pub struct RewardModel {
+    /// What every training has.
+    #[serde(flatten)]
+    pub training: Training,
+    /// See `tokenize_completions`.
+    pub max_length: usize,
+    /// See `tokenize_completions`.
+    pub truncation: String,
+    /// `all_pairs` or `plackett_luce`.
+    pub ranking: String,
+    /// Whether margins count.
+    pub margins: bool,
+    /// The weight of the centring term.
+    pub centering: f64,
+}
+
+/// The layouts that rewards are learned from.
+pub(crate) const COMPARED: &[&str] = &["preference", "ranking", "scored"];
+
+/// The contract.
+pub const CONTRACT: Contract = Contract {
+    kind: "reward_model",
+    version: 1,
+    about: "Trains a scalar head on a causal model to tell better completions from worse ones.",
+    manual: "\
+The head is a linear map of the last token's state, r(x, y) = w·h; it starts normal with deviation 1/√(width + 1) (Stiennon et al.,
+arXiv 2009.01325). With an adapter, the adapter and the head are trained; without one, everything is. What is minimised follows
+from the rows:
+
+| rows | loss of a row |
+|---|---|
+| `preference` | −log σ(r_chosen − r_rejected − margin) (Bradley and Terry; the margin only with `margins`, Llama 2), and with `centering` c · (r_chosen + r_rejected)² (arXiv 2312.09244) |
+| `ranking`, `all_pairs` | the mean of −log σ(r_i − r_j) over all pairs i < j: all pairs of a prompt in one batch (InstructGPT, arXiv 2203.02155) |
+| `ranking`, `plackett_luce` | −Σ_i [r_i − log Σ_{j ≥ i} exp r_j] |
+| `scored` | (r − score)² |
+
+After training the mean and the deviation of r over the training completions are kept: judges give (r − mean) / deviation, so that
+a KL coefficient means the same for every reward model. With `test`, accuracy, margin and calibration on held-out rows are measured:
+the expected calibration error compares σ(r_chosen − r_rejected) with how often the chosen one wins, in ten bins.
+
+The files are those of transformers' `AutoModelForSequenceClassification` with one label (`score.weight`); with an adapter PEFT's with
+`modules_to_save: [score]`. Completions always end with the end-of-text token, and are scored from their text: the policy may have
+another tokenizer.",
+    example: "judge: { kind: reward_model, model: tuned, data: pairs.train, test: pairs.test, learning_rate: 1.0e-4 }",
+    pool: Pool::Torch,
+    repeatable: Repeatable::Deterministic,
+    fields: &[
+        learning_rate(1e-4),
+        SCHEDULE,
+        WARMUP,
+        EPOCHS,
+        MAX_STEPS,
+        BATCH,
+        WEIGHT_DECAY,
+        BETA1,
+        BETA2,
+        EPSILON,
+        MAX_GRAD_NORM,
+        SEED,
+        MAX_LENGTH,
+        TRUNCATION,
+        field(
+            "ranking",
+            FieldType::Choice(&[
+                Choice { word: "all_pairs", doc: "the mean over all pairs of a ranking" },
+                Choice { word: "plackett_luce", doc: "the probability of the whole ranking" },
+            ]),
+            Need::Default(Literal::Text("all_pairs")),
+            "What is minimised on rankings.",
+        ),
+        field("margins", FieldType::Bool, Need::Default(Literal::Bool(false)), "Subtract the margins of preference rows, which must have them."),
+        field("centering", NOT_NEGATIVE, Need::Default(Literal::Number(0.0)), "c: keeps rewards of pairs around 0; 0.01 is usual, 0 is off."),
+        MICRO_BATCH,
+        SNAPSHOT_SECONDS,
+    ],
+    ports: &[
+        Port { name: "model", accepts: &[ArtifactType::Model], arity: Arity::One, layouts: &[], doc: "The model that gets the head." },
+        Port { name: "data", accepts: &[ArtifactType::Dataset], arity: Arity::One, layouts: COMPARED, doc: "Comparisons or scores." },
+        Port {
+            name: "test",
+            accepts: &[ArtifactType::Dataset],
+            arity: Arity::Optional,
+            layouts: COMPARED,
+            doc: "Held-out rows to measure on.",
+        },
+    ],
+    outputs: &[
+        Output::new("model", ArtifactType::RewardModel, "The reward model.").keeps_tokenizer_of("model"),
+        Output::new("metrics", ArtifactType::Metrics, "Loss and accuracy of each step, and what was measured on `test`.")
+            .metrics(|_, _| words(&["first_loss", "last_loss", "steps", "tokens", "test.accuracy", "test.margin", "test.calibration_error", "test.loss"])),
+    ],
+    preparations: &[
+        Preparation {
+            name: "tokens",
+            kind: "tokenize_completions",
+            inputs: &[("tokenizer", From::TokenizerOf("model")), ("data", From::Port("data"))],
+            fields: &COMPLETION_FIELDS,
+            replaces: &["data"],
+        },
+        Preparation {
+            name: "test_tokens",
+            kind: "tokenize_completions",
+            inputs: &[("tokenizer", From::TokenizerOf("model")), ("data", From::Port("test"))],
+            fields: &COMPLETION_FIELDS,
+            replaces: &["test"],
+        },
+    ],
+    layout_of: None,
+    check: no_check,
+    memory: None,
+};

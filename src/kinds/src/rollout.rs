@@ -1,0 +1,187 @@
+//! The parameters that PPO, RLOO and GRPO share: how completions are sampled and scored, the optimizer, snapshots.
+
+use engine::artifact::ArtifactType;
+use engine::contract::{Arity, Field, FieldType, Literal, Need, Port};
+use serde::Deserialize;
+use serde_json::Map;
+
+use crate::words::{NOT_NEGATIVE, NUMBER, POSITIVE, count, field, numeric};
+
+/// The parameters.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Rollout {
+    /// Updates in all.
+    pub updates: usize,
+    /// Completions of an update.
+    pub batch: usize,
+    /// Minibatches of an epoch.
+    pub minibatches: usize,
+    /// Epochs of an update.
+    pub epochs: usize,
+    /// Completions at once.
+    pub micro_batch: usize,
+    /// Tokens of a completion.
+    pub max_new_tokens: usize,
+    /// Temperature.
+    pub temperature: f64,
+    /// What a completion without end loses.
+    pub missing_eos_penalty: f64,
+    /// Judge → weight.
+    pub weights: Map<String, serde_json::Value>,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// `constant`, `linear` or `cosine`.
+    pub schedule: String,
+    /// Fraction of the updates over which the rate rises.
+    pub warmup: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+    /// Largest norm of the gradient; 0 for none.
+    pub max_grad_norm: f64,
+    /// Where `shuffle`, `sample` and `minibatch` start.
+    pub seed: u64,
+    /// Seconds between snapshots.
+    pub snapshot_seconds: u64,
+}
+
+/// Updates.
+pub(crate) const UPDATES: Field = field(
+    "updates",
+    count(1),
+    Need::Default(Literal::Integer(100)),
+    "How often completions are sampled and learned from.",
+);
+
+/// Completions of an update.
+pub(crate) const ROLLOUT_BATCH: Field = field(
+    "batch",
+    FieldType::Integer { min: 1, max: 65536 },
+    Need::Default(Literal::Integer(64)),
+    "Completions of one update.",
+);
+
+/// Minibatches.
+pub(crate) const MINIBATCHES: Field = field(
+    "minibatches",
+    FieldType::Integer { min: 1, max: 65536 },
+    Need::Default(Literal::Integer(1)),
+    "Into how many equal parts the completions are cut in each epoch; each is one step of the optimizer.",
+);
+
+/// Epochs of an update.
+pub(crate) const fn update_epochs(default: i64) -> Field {
+    field(
+        "epochs",
+        FieldType::Integer { min: 1, max: 1000 },
+        Need::Default(Literal::Integer(default)),
+        "Passes over the completions of an update.",
+    )
+}
+
+/// Completions at once.
+pub(crate) const ROLLOUT_MICRO_BATCH: Field = numeric(
+    "micro_batch",
+    FieldType::Integer { min: 1, max: 65536 },
+    Need::Default(Literal::Integer(16)),
+    "Completions that go through the model at once: less needs less memory, and changes the last bits only.",
+);
+
+/// Temperature of sampling.
+pub(crate) const fn sampling_temperature(default: f64) -> Field {
+    field(
+        "temperature",
+        POSITIVE,
+        Need::Default(Literal::Number(default)),
+        "Completions are drawn from softmax(logits / temperature), and every log-probability is taken at it.",
+    )
+}
+
+/// The penalty of completions that do not end.
+pub(crate) const MISSING_EOS_PENALTY: Field = field(
+    "missing_eos_penalty",
+    NOT_NEGATIVE,
+    Need::Default(Literal::Number(0.0)),
+    "What the score of a completion loses that was cut off at `max_new_tokens`; 1 is usual where answers should end.",
+);
+
+/// Weights of judges.
+pub(crate) const WEIGHTS: Field = field(
+    "weights",
+    FieldType::Map {
+        of: &NUMBER,
+        ordered: false,
+    },
+    Need::Default(Literal::EmptyMap),
+    "The weight of each of several judges, by its name; 1 unless given.",
+);
+
+/// Who scores.
+pub(crate) const REWARD: Port = Port {
+    name: "reward",
+    accepts: &[ArtifactType::RewardModel, ArtifactType::Judge],
+    arity: Arity::Many,
+    layouts: &[],
+    doc: "The judge that scores completions: a reward model or a rule, or several by name, whose weighted scores are added.",
+};
+
+/// The layouts whose rows have prompts.
+pub(crate) const PROMPTED: &[&str] = &[
+    "text",
+    "prompt-completion",
+    "messages",
+    "preference",
+    "ranking",
+    "unpaired",
+    "scored",
+];
+
+/// Whose prompts are answered.
+pub(crate) const PROMPTS: Port = Port {
+    name: "prompts",
+    accepts: &[ArtifactType::Dataset],
+    arity: Arity::One,
+    layouts: PROMPTED,
+    doc: "The rows whose prompts are answered.",
+};
+
+/// What the policy is held to.
+pub(crate) const REFERENCE: Port = Port {
+    name: "reference",
+    accepts: &[ArtifactType::Model],
+    arity: Arity::Optional,
+    layouts: &[],
+    doc: "What the policy is held to; `model` as it comes in unless given.",
+};
+
+/// The policy.
+pub(crate) const POLICY: Port = Port {
+    name: "model",
+    accepts: &[ArtifactType::Model],
+    arity: Arity::One,
+    layouts: &[],
+    doc: "The policy to train.",
+};
+
+/// A batch must be a number of minibatches of whole groups.
+pub(crate) fn whole_groups(
+    params: &Map<String, serde_json::Value>,
+) -> Vec<(&'static str, String)> {
+    let number = |name: &str| {
+        let value = params.get(name).and_then(serde_json::Value::as_u64);
+        value.unwrap_or(1).max(1)
+    };
+    let (batch, group, parts) = (number("batch"), number("group"), number("minibatches"));
+    if batch.is_multiple_of(group * parts) {
+        return Vec::new();
+    }
+    vec![(
+        "batch",
+        format!("{batch} completions can't be cut into {parts} minibatches of whole groups of {group}"),
+    )]
+}

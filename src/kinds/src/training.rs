@@ -1,0 +1,174 @@
+//! The parameters that every training shares: how steps are cut from rows, the optimizer, its schedule, snapshots.
+
+use engine::contract::{Choice, Field, FieldType, Literal, Need};
+use serde::Deserialize;
+
+use crate::words::{FRACTION, NOT_NEGATIVE, POSITIVE, count, execution, field};
+
+/// The parameters.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Training {
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// `constant`, `linear` or `cosine`.
+    pub schedule: String,
+    /// Fraction of the steps over which the rate rises from 0.
+    pub warmup: f64,
+    /// Passes over the rows.
+    pub epochs: f64,
+    /// Overrides `epochs`.
+    pub max_steps: Option<u64>,
+    /// Rows of one update.
+    pub batch: usize,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+    /// Largest norm of the gradient; 0 for none.
+    pub max_grad_norm: f64,
+    /// Where `shuffle` and `dropout` start.
+    pub seed: u64,
+    /// Rows at once.
+    pub micro_batch: usize,
+    /// Seconds between snapshots.
+    pub snapshot_seconds: u64,
+}
+
+const SCHEDULES: &[Choice] = &[
+    Choice {
+        word: "linear",
+        doc: "falls to 0 in a line",
+    },
+    Choice {
+        word: "cosine",
+        doc: "falls to 0 along half a cosine",
+    },
+    Choice {
+        word: "constant",
+        doc: "stays",
+    },
+];
+
+const fn below_one(name: &'static str, default: f64, doc: &'static str) -> Field {
+    field(
+        name,
+        FieldType::Number {
+            min: 0.0,
+            max: 0.999_999_999,
+            above: false,
+        },
+        Need::Default(Literal::Number(default)),
+        doc,
+    )
+}
+
+/// The peak of the learning rate.
+pub(crate) const fn learning_rate(default: f64) -> Field {
+    field(
+        "learning_rate",
+        POSITIVE,
+        Need::Default(Literal::Number(default)),
+        "The highest learning rate.",
+    )
+}
+
+/// How the rate falls.
+pub(crate) const SCHEDULE: Field = field(
+    "schedule",
+    FieldType::Choice(SCHEDULES),
+    Need::Default(Literal::Text("linear")),
+    "How the rate falls after the warm-up.",
+);
+
+/// How the rate rises.
+pub(crate) const WARMUP: Field = field(
+    "warmup",
+    FRACTION,
+    Need::Default(Literal::Number(0.03)),
+    "The fraction of the steps in which the rate rises from 0.",
+);
+
+/// Passes over the rows.
+pub(crate) const EPOCHS: Field = field(
+    "epochs",
+    POSITIVE,
+    Need::Default(Literal::Number(1.0)),
+    "Passes over the rows; 0.5 is half a pass.",
+);
+
+/// The end, if it is not that of the epochs.
+pub(crate) const MAX_STEPS: Field = field(
+    "max_steps",
+    count(1),
+    Need::Optional,
+    "Stop after so many updates, whatever `epochs` says.",
+);
+
+/// Rows of an update.
+pub(crate) const BATCH: Field = field(
+    "batch",
+    FieldType::Integer {
+        min: 1,
+        max: 1 << 20,
+    },
+    Need::Default(Literal::Integer(8)),
+    "Rows of one update, on all devices together.",
+);
+
+/// Decoupled weight decay.
+pub(crate) const WEIGHT_DECAY: Field = field(
+    "weight_decay",
+    NOT_NEGATIVE,
+    Need::Default(Literal::Number(0.0)),
+    "λ: decoupled weight decay; norms and biases are spared.",
+);
+
+/// Adam's first decay.
+pub(crate) const BETA1: Field = below_one("beta1", 0.9, "β₁: decay of the mean of gradients.");
+
+/// Adam's second decay.
+pub(crate) const BETA2: Field =
+    below_one("beta2", 0.999, "β₂: decay of the mean of squared gradients.");
+
+/// Adam's ε.
+pub(crate) const EPSILON: Field = field(
+    "epsilon",
+    FieldType::Number {
+        min: 1e-20,
+        max: 1.0,
+        above: false,
+    },
+    Need::Default(Literal::Number(1e-8)),
+    "ε.",
+);
+
+/// Clipping.
+pub(crate) const MAX_GRAD_NORM: Field = field(
+    "max_grad_norm",
+    NOT_NEGATIVE,
+    Need::Default(Literal::Number(1.0)),
+    "The gradient is scaled down to this norm; 0 for never.",
+);
+
+/// Where random numbers come from.
+pub(crate) const SEED: Field = field(
+    "seed",
+    FieldType::Seed,
+    Need::Optional,
+    "Where the order of rows and dropout start; the recipe's seed unless given.",
+);
+
+/// How often a snapshot is written.
+pub(crate) const SNAPSHOT_SECONDS: Field = execution(
+    "snapshot_seconds",
+    FieldType::Integer {
+        min: 1,
+        max: 1 << 30,
+    },
+    Need::Default(Literal::Integer(60)),
+    "Seconds between snapshots from which a killed training goes on.",
+);

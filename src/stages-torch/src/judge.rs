@@ -1,0 +1,149 @@
+//! Judges at work: reward models and rules, one or several with weights, on prompts and completions as text.
+
+use anyhow::{Context, Result, bail, ensure};
+use data::layout::Prompt;
+use data::rule::Rule;
+use engine::artifact::{ArtifactType, ArtifactView};
+use engine::job::{Job, Reporter};
+use ml::completions::Row;
+use ml::reward::score_all;
+use serde_json::{Map, Value};
+
+use crate::model::{Loaded, load};
+
+/// A prompt with a completion, as text.
+#[derive(Clone, Debug)]
+pub(crate) struct Answer {
+    pub prompt: Prompt,
+    pub text: String,
+}
+
+/// One judge.
+enum Judge {
+    Model {
+        loaded: Box<Loaded>,
+        mean: f64,
+        deviation: f64,
+    },
+    Rule(Rule),
+}
+
+/// Judges with their weights.
+pub(crate) struct Judges {
+    judges: Vec<(String, Judge, f64)>,
+    batch: usize,
+}
+
+impl Judges {
+    /// The judges of a port; weights are 1 unless given by name.
+    pub(crate) fn load(
+        job: &Job,
+        port: &str,
+        weights: &Map<String, Value>,
+        batch: usize,
+    ) -> Result<Judges> {
+        let views = job.inputs_of(port)?;
+        let names: Vec<&str> = views.iter().map(|(name, _)| name.as_str()).collect();
+        for name in weights.keys() {
+            ensure!(
+                names.contains(&name.as_str()),
+                "`weights` names `{name}`, which is no judge here: {}",
+                names.join(", ")
+            );
+        }
+        let judges = views
+            .iter()
+            .map(|(name, view)| {
+                let weight = weights.get(name).and_then(Value::as_f64).unwrap_or(1.0);
+                Ok((name.clone(), judge(view, job)?, weight))
+            })
+            .collect::<Result<_>>()?;
+        Ok(Judges { judges, batch })
+    }
+
+    /// The weighted sum of all judges' scores of each answer.
+    pub(crate) fn score(&self, answers: &[Answer], cx: &dyn Reporter) -> Result<Vec<f64>> {
+        let mut all = vec![0.0; answers.len()];
+        for (name, judge, weight) in &self.judges {
+            let scores = judge
+                .score(answers, self.batch, cx)
+                .with_context(|| format!("the judge `{name}`"))?;
+            for (sum, score) in all.iter_mut().zip(scores) {
+                *sum += weight * score;
+            }
+        }
+        Ok(all)
+    }
+
+    /// Their names, for records of who judged.
+    pub(crate) fn names(&self) -> Vec<&str> {
+        self.judges.iter().map(|(name, ..)| name.as_str()).collect()
+    }
+}
+
+fn judge(view: &ArtifactView, job: &Job) -> Result<Judge> {
+    if view.artifact == ArtifactType::RewardModel {
+        let number = |name: &str| {
+            let value = view.summary.get(name).and_then(Value::as_f64);
+            value.with_context(|| format!("the reward model does not say its {name}"))
+        };
+        let (mean, deviation) = (number("mean")?, number("deviation")?);
+        let loaded = Box::new(load(view, job)?);
+        ensure!(loaded.head.is_some(), "the reward model has no head");
+        return Ok(Judge::Model {
+            loaded,
+            mean,
+            deviation,
+        });
+    }
+    let text = std::fs::read(view.file("judge.json")?)?;
+    let what: Map<String, Value> = serde_json::from_slice(&text)?;
+    let rule = if what.contains_key("lexicon") {
+        Rule::lexicon(&std::fs::read_to_string(view.file("lexicon.txt")?)?)?
+    } else if let Some(pattern) = what.get("pattern").and_then(Value::as_str) {
+        Rule::pattern(pattern)?
+    } else if let Some(length) = what.get("length").and_then(Value::as_u64) {
+        Rule::Length(length as usize)
+    } else {
+        bail!("a judge of an unknown kind");
+    };
+    Ok(Judge::Rule(rule))
+}
+
+impl Judge {
+    fn score(&self, answers: &[Answer], batch: usize, cx: &dyn Reporter) -> Result<Vec<f64>> {
+        match self {
+            Judge::Rule(rule) => Ok(answers.iter().map(|a| rule.score(&a.text)).collect()),
+            Judge::Model {
+                loaded,
+                mean,
+                deviation,
+            } => {
+                let longest = loaded.model.config.max_position_embeddings;
+                let rows = answers
+                    .iter()
+                    .map(|answer| row(loaded, answer, longest))
+                    .collect::<Result<Vec<_>>>()?;
+                let head = loaded.head.as_ref().context("BUG: it has a head")?;
+                let scores = score_all(&loaded.model, head, &rows, batch, &mut |_| cx.check())?;
+                Ok(scores.into_iter().map(|r| (r - mean) / deviation).collect())
+            }
+        }
+    }
+}
+
+/// The tokens of an answer as the reward model's own tokenizer has them, cut at its longest input.
+fn row(loaded: &Loaded, answer: &Answer, longest: usize) -> Result<Row> {
+    let group = loaded.encoder.encode_completions(&data::Row::Scored {
+        prompt: answer.prompt.clone(),
+        completion: answer.text.clone(),
+        score: 0.0,
+    })?;
+    let prompt = group.prompt;
+    let ids = group.completions.into_iter().next();
+    let (ids, _) = ids.context("BUG: a scored row has a completion")?;
+    let mut tokens: Vec<i64> = ids.into_iter().map(i64::from).collect();
+    tokens.truncate(longest);
+    let prompt = prompt.min(tokens.len().saturating_sub(1));
+    Ok(Row { tokens, prompt })
+}

@@ -1,0 +1,179 @@
+//! `ppo`: actor, critic, reference and judges for the loop of `ml::rl::ppo`.
+
+use anyhow::{Context, Result};
+use data::encode::LossOn;
+use data::{Dataset, Encoder};
+use engine::artifact::ArtifactType;
+use engine::job::{Drafts, Job, Reporter};
+use kinds::ppo::Ppo;
+use ml::reward::Head;
+use ml::rl::advantage::{Estimator, KlControl, Shaping};
+use ml::rl::ppo::{Actor, Critic, Data, Mixed, Options, train};
+use ml::sft::Row;
+
+use crate::judge::Judges;
+use crate::model::{Loaded, load};
+use crate::reward_model;
+use crate::rollout::{
+    Prompts, Updates, held_to, reference, sample, sampler, score, training,
+};
+use crate::training::{choose_trained, trained_model, updater};
+
+pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
+    let params: Ppo = job.params()?;
+    let view = job.input("model")?;
+    let mut policy = load(view, job)?;
+    choose_trained(&mut policy.params, policy.adapter.is_some(), cx);
+    let reference = reference(job, &policy, cx)?;
+    let mut critic = critic(job, &policy)?;
+    let adapted = critic.adapter.is_some();
+    choose_trained(&mut critic.params, adapted, cx);
+    let rollout = &params.rollout;
+    let prompts = Prompts::read(&policy, job.input("prompts")?, rollout.max_new_tokens)?;
+    let judges = Judges::load(job, "reward", &rollout.weights, rollout.micro_batch)?;
+    let mixed = mixed(job, &params, &policy.encoder)?;
+    let mut updates = Updates::new(job, rollout, cx)?;
+
+    let head = critic.head.as_ref().context("BUG: a critic has a head")?;
+    let critic_rate = params.critic_learning_rate.unwrap_or(rollout.learning_rate);
+    let mut actor = Actor {
+        model: &policy.model,
+        params: &policy.params,
+        updater: updater(
+            &training(rollout, rollout.learning_rate),
+            &policy.params,
+            rollout.updates,
+        )?,
+        reference: held_to(&reference),
+    };
+    let mut learner = Critic {
+        model: &critic.model,
+        head,
+        params: &critic.params,
+        updater: updater(
+            &training(rollout, critic_rate),
+            &critic.params,
+            rollout.updates,
+        )?,
+    };
+    let mut data = Data {
+        prompts: prompts.tokens.len(),
+        prompt: Box::new(|index| Ok(prompts.tokens[index].clone())),
+        score: Box::new(|episodes| score(&judges, &prompts, &policy, episodes, cx)),
+        mixed: mixed.as_ref().map(|rows| Mixed {
+            weight: params.mixed_weight,
+            rows: rows.len(),
+            read: Box::new(|index: usize| Ok(rows[index].clone())),
+        }),
+    };
+    let options = options(&params, &policy)?;
+    let resume = updates.resume.clone();
+    train(
+        &mut actor,
+        &mut learner,
+        &mut data,
+        &options,
+        resume.as_deref(),
+        &mut |step| updates.watch(step, sample(&prompts, &policy, step)?),
+    )?;
+    drop((actor, learner, data));
+    updates.end()?;
+    let metrics = updates.metrics(job)?;
+    let critic_view = match job.inputs.contains_key("critic") {
+        true => job.input("critic")?,
+        false => view,
+    };
+    let critic_draft = reward_model::draft(job, critic_view, &critic, 0.0, 1.0)?;
+    let model = trained_model(job, view, &policy)?;
+    ml::torch::release_memory();
+    Ok([
+        ("model".to_owned(), model),
+        ("metrics".to_owned(), metrics),
+        ("critic".to_owned(), critic_draft),
+    ]
+    .into())
+}
+
+/// The critic's own copy of what it starts from, with a head.
+fn critic(job: &Job, policy: &Loaded) -> Result<Loaded> {
+    let view = match job.inputs.contains_key("critic") {
+        true => job.input("critic")?,
+        false => job.input("model")?,
+    };
+    let mut critic = load(view, job)?;
+    anyhow::ensure!(
+        critic.model.config.vocab_size == policy.model.config.vocab_size,
+        "the critic reads the policy's tokens, but has {} words where the policy has {}: start it from the policy or a model of its \
+         family",
+        critic.model.config.vocab_size,
+        policy.model.config.vocab_size
+    );
+    let width = critic.model.config.hidden_size;
+    if view.artifact == ArtifactType::RewardModel {
+        let tokenizer = view.reference("tokenizer")?.digest;
+        anyhow::ensure!(
+            tokenizer == job.input("model")?.reference("tokenizer")?.digest,
+            "the critic reads the policy's tokens, but the reward model has another tokenizer: leave `critic` out, or start it from the \
+             policy"
+        );
+    }
+    critic.attach_head(&Head::fresh(width, 0, 0.0))?;
+    Ok(critic)
+}
+
+fn options(params: &Ppo, policy: &Loaded) -> Result<Options> {
+    let rollout = &params.rollout;
+    Ok(Options {
+        sampler: sampler(policy, rollout),
+        updates: rollout.updates,
+        batch: rollout.batch,
+        minibatches: rollout.minibatches,
+        micro_batch: rollout.micro_batch,
+        epochs: rollout.epochs,
+        gamma: params.gamma,
+        lambda: params.lambda,
+        clip: params.clip,
+        value_clip: params.value_clip,
+        value_weight: params.value_weight,
+        entropy_weight: params.entropy_weight,
+        estimator: Estimator::parse(&params.kl_estimator)?,
+        control: KlControl {
+            coefficient: params.kl,
+            adaptive: params.kl_target.map(|target| (target, params.kl_horizon)),
+        },
+        shaping: Shaping {
+            normalize: params.normalize_scores,
+            scale: params.scale_scores,
+            clip: params.score_clip,
+        },
+        missing_eos_penalty: rollout.missing_eos_penalty,
+        whiten_rewards: params.whiten_rewards,
+        whiten_advantages: params.whiten_advantages,
+        advantage_clip: params.advantage_clip,
+        critic_warmup: params.critic_warmup,
+        target_kl: params.target_kl,
+    })
+}
+
+/// The rows of the language-modelling loss, cut to their length.
+fn mixed(job: &Job, params: &Ppo, encoder: &Encoder) -> Result<Option<Vec<Row>>> {
+    if !job.inputs.contains_key("mixed") || params.mixed_weight == 0.0 {
+        return Ok(None);
+    }
+    let dataset = Dataset::open(job.input("mixed")?.file("rows.arrow")?)?;
+    let rows = (0..dataset.len())
+        .map(|index| {
+            let encoded = encoder.encode(&dataset.row(index)?, LossOn::Completions)?;
+            let mut tokens: Vec<i64> = encoded.ids.iter().map(|id| i64::from(*id)).collect();
+            let mut trained = encoded.trained;
+            tokens.truncate(params.mixed_length);
+            trained.truncate(params.mixed_length);
+            Ok(Row {
+                tokens,
+                trained,
+                documents: Vec::new(),
+            })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    Ok(Some(rows))
+}

@@ -1,0 +1,335 @@
+//! What `ppo`, `rloo` and `grpo` do around their loops: prompts, rewards, the reference, reports and snapshots.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use data::Dataset;
+use data::layout::Prompt;
+use engine::artifact::{ArtifactType, ArtifactView};
+use engine::event::{Level, What};
+use engine::job::{Cancelled, Draft, Job, Reporter};
+use kinds::rollout::Rollout;
+use kinds::training::Training;
+use ml::fit::Next;
+use ml::generate::Generated;
+use ml::rl::ppo::Step;
+use ml::rl::{Episode, Reference, Sampler};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::answers::{room, text};
+use crate::judge::{Answer, Judges};
+use crate::model::{Loaded, load};
+use crate::snapshot::Snapshots;
+use crate::training::circumstances;
+
+/// The prompts of a dataset, as text and as tokens.
+pub(crate) struct Prompts {
+    pub prompts: Vec<Prompt>,
+    pub tokens: Vec<Vec<i64>>,
+}
+
+impl Prompts {
+    /// Reads all prompts; one that leaves no room for a completion, or has no token, is an error that names its row.
+    pub(crate) fn read(loaded: &Loaded, view: &ArtifactView, longest: usize) -> Result<Prompts> {
+        let dataset = Dataset::open(view.file("rows.arrow")?)?;
+        let room = room(&loaded.model, longest);
+        let (mut prompts, mut tokens) = (Vec::new(), Vec::new());
+        for index in 0..dataset.len() {
+            let (prompt, _) = dataset.row(index)?.question();
+            let ids = loaded.encoder.encode_prompt(&prompt)?;
+            ensure!(
+                !ids.is_empty(),
+                "the prompt of row {} has no tokens: there is nothing to answer",
+                index + 1
+            );
+            ensure!(
+                ids.len() <= room,
+                "the prompt of row {} has {} tokens; with max_new_tokens {longest} the model has room for {room}",
+                index + 1,
+                ids.len()
+            );
+            prompts.push(prompt);
+            tokens.push(ids.into_iter().map(i64::from).collect());
+        }
+        Ok(Prompts { prompts, tokens })
+    }
+
+    /// Episodes as text, for judges.
+    pub(crate) fn answers(&self, loaded: &Loaded, episodes: &[Episode]) -> Result<Vec<Answer>> {
+        episodes
+            .iter()
+            .map(|episode| {
+                Ok(Answer {
+                    prompt: self.prompts[episode.prompt].clone(),
+                    text: completion_text(loaded, episode)?,
+                })
+            })
+            .collect()
+    }
+}
+
+/// What an episode's policy wrote.
+pub(crate) fn completion_text(loaded: &Loaded, episode: &Episode) -> Result<String> {
+    let generated = Generated {
+        tokens: episode.row.tokens[episode.row.prompt..].to_vec(),
+        finished: episode.finished,
+    };
+    text(loaded, &generated)
+}
+
+/// How completions are sampled.
+pub(crate) fn sampler(loaded: &Loaded, params: &Rollout) -> Sampler {
+    Sampler {
+        seed: params.seed,
+        temperature: params.temperature,
+        max_new_tokens: params.max_new_tokens,
+        eos: loaded.end_tokens(),
+        batch: params.batch.min(128),
+    }
+}
+
+/// The optimizer's settings as trainings have them.
+pub(crate) fn training(params: &Rollout, learning_rate: f64) -> Training {
+    Training {
+        learning_rate,
+        schedule: params.schedule.clone(),
+        warmup: params.warmup,
+        epochs: 1.0,
+        max_steps: Some(params.updates as u64),
+        batch: params.batch,
+        weight_decay: params.weight_decay,
+        beta1: params.beta1,
+        beta2: params.beta2,
+        epsilon: params.epsilon,
+        max_grad_norm: params.max_grad_norm,
+        seed: params.seed,
+        micro_batch: params.micro_batch,
+        snapshot_seconds: params.snapshot_seconds,
+    }
+}
+
+/// The reference as a model of its own, or none where it is the policy without its adapter.
+pub(crate) fn reference(job: &Job, policy: &Loaded, cx: &dyn Reporter) -> Result<Option<Loaded>> {
+    let view = job.input("model")?;
+    let wanted = match job.inputs.contains_key("reference") {
+        true => job.input("reference")?,
+        false => view,
+    };
+    let is_base = view
+        .refs
+        .get("base")
+        .is_some_and(|base| base.digest == wanted.digest);
+    let fresh = wanted.digest == view.digest && policy.adapter.is_some() && is_fresh(policy);
+    if is_base || fresh {
+        cx.note(Level::Info, "the reference is the policy without its adapter");
+        return Ok(None);
+    }
+    let reference = load(wanted, job)?;
+    ensure!(
+        reference.model.config.vocab_size == policy.model.config.vocab_size,
+        "the reference has {} words and the policy {}: they do not belong together",
+        reference.model.config.vocab_size,
+        policy.model.config.vocab_size
+    );
+    Ok(Some(reference))
+}
+
+/// Whether the adapter changes nothing yet: B is zero.
+fn is_fresh(policy: &Loaded) -> bool {
+    let up = policy
+        .params
+        .iter()
+        .filter(|(name, _)| name.ends_with(".lora_B.weight"));
+    let mut up = up.peekable();
+    up.peek().is_some() && up.all(|(_, param)| param.tensor.abs().max().double_value(&[]) == 0.0)
+}
+
+/// The reference for the loops.
+pub(crate) fn held_to(reference: &Option<Loaded>) -> Reference<'_> {
+    match reference {
+        Some(loaded) => Reference::Model(&loaded.model),
+        None => Reference::WithoutAdapters,
+    }
+}
+
+/// What the metrics artifact says of an update; no times, so that equal trainings give equal bytes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct UpdateRow {
+    pub update: usize,
+    pub tokens: usize,
+    #[serde(flatten)]
+    pub values: std::collections::BTreeMap<String, f64>,
+}
+
+/// Snapshots and reports of a loop of updates.
+pub(crate) struct Updates<'a> {
+    cx: &'a dyn Reporter,
+    snapshots: Snapshots,
+    every: Duration,
+    last: Instant,
+    written: Option<PathBuf>,
+    pub rows: Vec<UpdateRow>,
+    pub resume: Option<PathBuf>,
+    stopped: bool,
+}
+
+impl<'a> Updates<'a> {
+    pub(crate) fn new(job: &Job, params: &Rollout, cx: &'a dyn Reporter) -> Result<Updates<'a>> {
+        let snapshots = Snapshots::new(
+            job.snapshots
+                .as_deref()
+                .context("a training has a place for snapshots")?,
+            circumstances(job, params.micro_batch)?,
+        );
+        let resume = snapshots.newest(&mut |why| cx.note(Level::Warning, why));
+        let mut rows = Vec::new();
+        if let Some(folder) = &resume {
+            rows = serde_json::from_slice(&std::fs::read(folder.join("updates.json"))?)?;
+            let done = rows.len();
+            cx.note(
+                Level::Info,
+                &format!("goes on from the snapshot after update {done}"),
+            );
+        }
+        Ok(Updates {
+            cx,
+            snapshots,
+            every: Duration::from_secs(params.snapshot_seconds),
+            last: Instant::now(),
+            written: None,
+            rows,
+            resume,
+            stopped: false,
+        })
+    }
+
+    /// After each update: says what happened, and whether to go on.
+    pub(crate) fn watch(&mut self, step: &Step, sample: Option<(String, String)>) -> Result<Next> {
+        // The snapshot that the update before asked for is whole by now.
+        self.finish_snapshot()?;
+        self.report(step, sample);
+        self.rows.push(UpdateRow {
+            update: step.index,
+            tokens: step.tokens,
+            values: step
+                .values
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), *value))
+                .collect(),
+        });
+        self.stopped = self.cx.cancelled();
+        if step.index < step.of && (self.stopped || self.last.elapsed() >= self.every) {
+            let folder = self.snapshots.begin(step.index);
+            self.written = Some(folder.clone());
+            std::fs::create_dir_all(&folder)?;
+            return Ok(match self.stopped {
+                true => Next::SnapshotAndStop(folder),
+                false => Next::Snapshot(folder),
+            });
+        }
+        Ok(Next::Go)
+    }
+
+    fn finish_snapshot(&mut self) -> Result<()> {
+        if let Some(folder) = self.written.take() {
+            let path = folder.join("updates.json");
+            std::fs::write(&path, serde_json::to_vec(&self.rows)?)
+                .with_context(|| format!("{} can't be written", path.display()))?;
+            self.snapshots.finish()?;
+            self.last = Instant::now();
+        }
+        Ok(())
+    }
+
+    fn report(&self, step: &Step, sample: Option<(String, String)>) {
+        let speed = step.tokens as f64 / step.seconds.max(1e-9);
+        let mut values: std::collections::BTreeMap<String, f64> = step
+            .values
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), *value))
+            .collect();
+        values.insert("tokens_per_second".to_owned(), speed);
+        self.cx.emit(What::Metrics {
+            step: step.index as u64,
+            values,
+        });
+        self.cx.emit(What::Progress {
+            done: step.index as u64,
+            total: step.of as u64,
+            unit: "updates".to_owned(),
+            rate: Some((speed, "tokens/s".to_owned())),
+        });
+        if let Some((title, text)) = sample {
+            self.cx.emit(What::Sample { title, text });
+        }
+    }
+
+    /// After the loop: the last snapshot, or the end.
+    pub(crate) fn end(&mut self) -> Result<()> {
+        self.finish_snapshot()?;
+        if self.stopped {
+            return Err(Cancelled.into());
+        }
+        Ok(())
+    }
+
+    /// The metrics artifact.
+    pub(crate) fn metrics(&self, job: &Job) -> Result<Draft> {
+        let path = job.out.join("metrics.json");
+        std::fs::write(
+            &path,
+            serde_json::to_vec_pretty(&json!({ "updates": self.rows }))?,
+        )?;
+        let (first, last) = (
+            self.rows.first().context("no update was made")?,
+            self.rows.last().context("no update was made")?,
+        );
+        let value = |row: &UpdateRow, name: &str| json!(row.values.get(name));
+        Ok(Draft {
+            artifact: ArtifactType::Metrics,
+            files: vec![("metrics.json".to_owned(), path)],
+            refs: Default::default(),
+            summary: [
+                ("updates".to_owned(), json!(self.rows.len())),
+                ("first_score".to_owned(), value(first, "score")),
+                ("last_score".to_owned(), value(last, "score")),
+                ("last_kl".to_owned(), value(last, "kl")),
+            ]
+            .into(),
+        })
+    }
+}
+
+/// One of an update's episodes for people: the prompt with its score, and the completion.
+pub(crate) fn sample(
+    prompts: &Prompts,
+    loaded: &Loaded,
+    step: &Step,
+) -> Result<Option<(String, String)>> {
+    // A look now and then is enough.
+    if !(step.index == step.of || step.index.is_multiple_of((step.of / 5).max(1))) {
+        return Ok(None);
+    }
+    let (Some(episode), Some(score)) = (step.episodes.first(), step.scores.first()) else {
+        return Ok(None);
+    };
+    let prompt = match &prompts.prompts[episode.prompt] {
+        Prompt::Text(text) => text.clone(),
+        Prompt::Chat(turns) => turns.last().map(|t| t.content.clone()).unwrap_or_default(),
+    };
+    let title = format!("update {}, score {score:.2}: {prompt}", step.index);
+    Ok(Some((title, completion_text(loaded, episode)?)))
+}
+
+/// Scores of episodes by judges.
+pub(crate) fn score(
+    judges: &Judges,
+    prompts: &Prompts,
+    loaded: &Loaded,
+    episodes: &[Episode],
+    cx: &dyn Reporter,
+) -> Result<Vec<f64>> {
+    judges.score(&prompts.answers(loaded, episodes)?, cx)
+}

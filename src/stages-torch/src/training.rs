@@ -1,0 +1,314 @@
+//! What every training stage does around its objective: optimizer and plan from the parameters, snapshots, reports, and the model
+//! that comes of it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use engine::artifact::{ArtifactType, ArtifactView};
+use engine::event::{Level, What};
+use engine::job::{Cancelled, Draft, Job, Reference, Reporter};
+use kinds::model::adapter_draft;
+use kinds::training::Training;
+use ml::Params;
+use ml::fit::{Next, Objective, Plan, Step, fit};
+use ml::optimizer::{AdamW, Options, Schedule, Shape};
+use ml::update::Updater;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::model::Loaded;
+use crate::snapshot::{Circumstances, Snapshots};
+
+/// What the metrics artifact says of a step; no times, so that equal trainings give equal bytes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct StepRow {
+    pub step: usize,
+    pub epoch: f64,
+    pub loss: f64,
+    pub learning_rate: f64,
+    pub grad_norm: f64,
+    pub tokens: usize,
+    /// What the loss is a mean over: tokens, or rows of comparisons.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trained_tokens: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<f64>,
+    #[serde(flatten)]
+    means: BTreeMap<String, f64>,
+}
+
+/// What the weight of a step counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Counted {
+    Tokens,
+    Rows,
+}
+
+/// Sets what is trained: the adapter's parameters and the head, or without an adapter everything; says how many.
+pub(crate) fn choose_trained(params: &mut Params, adapted: bool, cx: &dyn Reporter) {
+    params.train(|name| !adapted || is_adapter(name) || name == ml::reward::HEAD);
+    let (trained, all) = params.count();
+    let part = 100.0 * trained as f64 / all as f64;
+    cx.note(
+        Level::Info,
+        &format!("{trained} of {all} parameters are trained ({part:.2}%)"),
+    );
+}
+
+/// Trains on an objective, with snapshots; the steps that were taken.
+pub(crate) fn train<O: Objective>(
+    job: &Job,
+    cx: &dyn Reporter,
+    training: &Training,
+    params: &Params,
+    objective: &mut O,
+    counted: Counted,
+) -> Result<Vec<StepRow>> {
+    let plan = plan(training, objective.rows());
+    let mut updater = updater(training, params, plan.steps(objective.rows()))?;
+    let mut snapshots = Snapshots::new(
+        job.snapshots
+            .as_deref()
+            .context("a training has a place for snapshots")?,
+        circumstances(job, training.micro_batch)?,
+    );
+    let resume = snapshots.newest(&mut |why| cx.note(Level::Warning, why));
+    let mut rows: Vec<StepRow> = match &resume {
+        Some(folder) => {
+            let rows: Vec<StepRow> =
+                serde_json::from_slice(&std::fs::read(folder.join("steps.json"))?)?;
+            cx.note(
+                Level::Info,
+                &format!("goes on from the snapshot after step {}", rows.len()),
+            );
+            rows
+        }
+        None => Vec::new(),
+    };
+    let mut last = Instant::now();
+    let mut written: Option<PathBuf> = None;
+    let mut stopped = false;
+    let every = Duration::from_secs(training.snapshot_seconds);
+    fit(
+        objective,
+        params,
+        &mut updater,
+        &plan,
+        resume.as_deref(),
+        &mut |step: &Step| {
+            // The snapshot that the step before asked for is whole by now.
+            if let Some(folder) = written.take() {
+                save_steps(&folder, &rows)?;
+                snapshots.finish()?;
+                last = Instant::now();
+            }
+            report(cx, step);
+            rows.push(step_row(step, counted));
+            stopped = cx.cancelled();
+            if stopped && step.index < step.of {
+                let folder = snapshots.begin(step.index);
+                written = Some(folder.clone());
+                return Ok(Next::SnapshotAndStop(folder));
+            }
+            if last.elapsed() >= every && step.index < step.of {
+                let folder = snapshots.begin(step.index);
+                written = Some(folder.clone());
+                return Ok(Next::Snapshot(folder));
+            }
+            Ok(Next::Go)
+        },
+    )?;
+    if let Some(folder) = written.take() {
+        save_steps(&folder, &rows)?;
+        snapshots.finish()?;
+    }
+    if stopped {
+        return Err(Cancelled.into());
+    }
+    Ok(rows)
+}
+
+/// A last bit depends on these, and on nothing else that is not in the record.
+pub(crate) fn circumstances(job: &Job, micro_batch: usize) -> Result<Circumstances> {
+    let mut found: Circumstances = match serde_json::to_value(ml::place::numerics())? {
+        serde_json::Value::Object(map) => map
+            .into_iter()
+            .map(|(name, value)| (name, value.to_string().trim_matches('"').to_owned()))
+            .collect(),
+        _ => Circumstances::new(),
+    };
+    found.insert("device".to_owned(), job.device.clone());
+    found.insert("micro_batch".to_owned(), micro_batch.to_string());
+    found.insert("format".to_owned(), ml::state::VERSION.to_string());
+    Ok(found)
+}
+
+/// Whether a parameter is an adapter's.
+pub(crate) fn is_adapter(name: &str) -> bool {
+    name.ends_with(".lora_A.weight") || name.ends_with(".lora_B.weight")
+}
+
+fn plan(params: &Training, rows: usize) -> Plan {
+    let per_epoch = rows.div_ceil(params.batch);
+    let whole = (per_epoch as f64 * params.epochs).ceil() as usize;
+    let steps = params.max_steps.map_or(whole, |limit| limit as usize);
+    Plan {
+        seed: params.seed,
+        epochs: steps.div_ceil(per_epoch.max(1)),
+        batch: params.batch,
+        micro_batch: params.micro_batch.min(params.batch),
+        max_steps: Some(steps),
+        shuffle: true,
+    }
+}
+
+/// The optimizer of these parameters for a training of `total` steps.
+pub(crate) fn updater(training: &Training, params: &Params, total: usize) -> Result<Updater> {
+    let shape = match training.schedule.as_str() {
+        "constant" => Shape::Constant,
+        "linear" => Shape::Linear,
+        "cosine" => Shape::Cosine,
+        other => bail!("`{other}` is not a schedule"),
+    };
+    let options = Options {
+        beta1: training.beta1,
+        beta2: training.beta2,
+        eps: training.epsilon,
+        weight_decay: training.weight_decay,
+    };
+    let undecayed = params
+        .iter()
+        .map(|(n, _)| n)
+        .filter(|n| n.contains("norm") || n.ends_with(".bias"));
+    Ok(Updater {
+        optimizer: AdamW::new(options, undecayed.map(str::to_owned).collect()),
+        schedule: Schedule {
+            shape,
+            peak: training.learning_rate,
+            warmup: (total as f64 * training.warmup).ceil() as usize,
+            total,
+        },
+        clip: (training.max_grad_norm > 0.0).then_some(training.max_grad_norm),
+    })
+}
+
+fn report(cx: &dyn Reporter, step: &Step) {
+    let mut values: BTreeMap<String, f64> = step
+        .means
+        .iter()
+        .map(|(n, v)| ((*n).to_owned(), *v))
+        .collect();
+    let speed = step.tokens as f64 / step.seconds.max(1e-9);
+    values.extend([
+        ("loss".to_owned(), step.loss),
+        ("learning_rate".to_owned(), step.lr),
+        ("grad_norm".to_owned(), step.grad_norm),
+        ("tokens_per_second".to_owned(), speed),
+        ("epoch".to_owned(), step.epoch),
+    ]);
+    cx.emit(What::Metrics {
+        step: step.index as u64,
+        values,
+    });
+    let rate = Some((speed, "tokens/s".to_owned()));
+    cx.emit(What::Progress {
+        done: step.index as u64,
+        total: step.of as u64,
+        unit: "steps".to_owned(),
+        rate,
+    });
+}
+
+fn step_row(step: &Step, counted: Counted) -> StepRow {
+    StepRow {
+        step: step.index,
+        epoch: step.epoch,
+        loss: step.loss,
+        learning_rate: step.lr,
+        grad_norm: step.grad_norm,
+        tokens: step.tokens,
+        trained_tokens: (counted == Counted::Tokens).then_some(step.weight),
+        rows: (counted == Counted::Rows).then_some(step.weight),
+        means: step
+            .means
+            .iter()
+            .map(|(n, v)| ((*n).to_owned(), *v))
+            .collect(),
+    }
+}
+
+fn save_steps(folder: &Path, rows: &[StepRow]) -> Result<()> {
+    std::fs::write(folder.join("steps.json"), serde_json::to_vec(rows)?)
+        .with_context(|| format!("{} can't be written", folder.display()))
+}
+
+/// The metrics of a training: every step, and in the summary the first and the last.
+pub(crate) fn metrics(job: &Job, rows: &[StepRow]) -> Result<Draft> {
+    let path = job.out.join("metrics.json");
+    std::fs::write(&path, serde_json::to_vec_pretty(&json!({ "steps": rows }))?)?;
+    let (first, last) = (
+        rows.first().context("no step was taken")?,
+        rows.last().context("no step was taken")?,
+    );
+    Ok(Draft {
+        artifact: ArtifactType::Metrics,
+        files: vec![("metrics.json".to_owned(), path)],
+        refs: BTreeMap::new(),
+        summary: [
+            ("steps".to_owned(), json!(rows.len())),
+            ("first_loss".to_owned(), json!(first.loss)),
+            ("last_loss".to_owned(), json!(last.loss)),
+            (
+                "tokens".to_owned(),
+                json!(rows.iter().map(|r| r.tokens).sum::<usize>()),
+            ),
+        ]
+        .into(),
+    })
+}
+
+/// The trained model: the adapter on its base, or every weight.
+pub(crate) fn trained_model(job: &Job, view: &ArtifactView, loaded: &Loaded) -> Result<Draft> {
+    match loaded.adapter {
+        Some(_) => adapter(job, view, loaded),
+        None => whole_model(job, view, loaded),
+    }
+}
+
+/// The same base with the trained adapter.
+fn adapter(job: &Job, view: &ArtifactView, loaded: &Loaded) -> Result<Draft> {
+    let path = job.out.join("adapter_model.safetensors");
+    ml::lora::save(&loaded.model.linears(), &path)?;
+    let config = view.file("adapter_config.json")?.clone();
+    let files = vec![
+        ("adapter_model.safetensors".to_owned(), path),
+        ("adapter_config.json".to_owned(), config),
+    ];
+    adapter_draft(view.reference("base")?, files, view.summary.clone())
+}
+
+/// Every weight, in the model's own dtype, as a Hugging Face folder has them.
+fn whole_model(job: &Job, view: &ArtifactView, loaded: &Loaded) -> Result<Draft> {
+    let path = job.out.join("model.safetensors");
+    let tensors: Vec<_> = loaded
+        .params
+        .iter()
+        .map(|(name, p)| (name.to_owned(), p.tensor.detach()))
+        .collect();
+    ml::tensors::write(&path, &tensors, &[("format", "pt")])?;
+    let mut summary = view.summary.clone();
+    summary.remove("stored");
+    let files = vec![
+        ("model.safetensors".to_owned(), path),
+        ("config.json".to_owned(), view.file("config.json")?.clone()),
+    ];
+    let tokenizer = view.reference("tokenizer")?.digest;
+    Ok(Draft {
+        artifact: ArtifactType::Model,
+        files,
+        refs: [("tokenizer".to_owned(), Reference::Artifact(tokenizer))].into(),
+        summary,
+    })
+}
