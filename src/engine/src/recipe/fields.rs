@@ -167,7 +167,7 @@ fn fit(name: &str, ty: &FieldType, node: &Node, problems: &mut Vec<Problem>) -> 
             in_range(
                 name,
                 (min..=max).contains(&i),
-                &bounds(*min as f64, *max as f64, false),
+                || bounds(*min as f64, *max as f64, false),
                 node,
                 problems,
             )?;
@@ -182,7 +182,7 @@ fn fit(name: &str, ty: &FieldType, node: &Node, problems: &mut Vec<Problem>) -> 
             } else {
                 format!("at least {min}")
             };
-            in_range(name, false, &range, node, problems)?;
+            in_range(name, false, || range, node, problems)?;
             None
         }
         (FieldType::Number { min, max, above }, NodeKind::Integer(_) | NodeKind::Number(_)) => {
@@ -192,8 +192,14 @@ fn fit(name: &str, ty: &FieldType, node: &Node, problems: &mut Vec<Problem>) -> 
                 _ => return None,
             };
             let fits = x <= *max && if *above { x > *min } else { x >= *min };
-            in_range(name, x.is_finite(), "a finite number", node, problems)?;
-            in_range(name, fits, &bounds(*min, *max, *above), node, problems)?;
+            in_range(
+                name,
+                x.is_finite(),
+                || "a finite number".to_owned(),
+                node,
+                problems,
+            )?;
+            in_range(name, fits, || bounds(*min, *max, *above), node, problems)?;
             Some(x.into())
         }
         (FieldType::Text | FieldType::Metric { .. }, NodeKind::Text(text)) if !text.is_empty() => {
@@ -233,7 +239,7 @@ fn fit(name: &str, ty: &FieldType, node: &Node, problems: &mut Vec<Problem>) -> 
             Some(Value::Object(map))
         }
         (FieldType::Seed, NodeKind::Integer(i)) => {
-            in_range(name, *i >= 0, "0 or more", node, problems)?;
+            in_range(name, *i >= 0, || "0 or more".to_owned(), node, problems)?;
             Some((*i).into())
         }
         (FieldType::Either(types), _) => {
@@ -280,7 +286,7 @@ fn fit(name: &str, ty: &FieldType, node: &Node, problems: &mut Vec<Problem>) -> 
 fn in_range(
     name: &str,
     fits: bool,
-    range: &str,
+    range: impl FnOnce() -> String,
     node: &Node,
     problems: &mut Vec<Problem>,
 ) -> Option<()> {
@@ -288,7 +294,7 @@ fn in_range(
         problems.push(Problem::at(
             "out-of-range",
             node.span,
-            format!("`{name}` is {range}, not {}", node.describe()),
+            format!("`{name}` is {}, not {}", range(), node.describe()),
         ));
     }
     fits.then_some(())

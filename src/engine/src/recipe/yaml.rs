@@ -1,10 +1,14 @@
 //! YAML text → a tree whose every node knows its place. The only module that knows the YAML library.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
+use std::marker::PhantomData;
 
-use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
-use serde_saphyr::{DuplicateKeyPolicy, MergeKeyPolicy, NonFiniteFloatPolicy, Spanned};
+use serde_saphyr::{DuplicateKeyPolicy, MergeKeyPolicy, NonFiniteFloatPolicy};
 
 use crate::diagnostic::{Problem, Span};
 
@@ -14,6 +18,8 @@ pub const MAX_BYTES: usize = 4 << 20;
 pub const MAX_DEPTH: usize = 32;
 /// The most nodes that are read, aliases counted as often as they are used.
 pub const MAX_NODES: usize = 500_000;
+/// Up to so many keys are looked through rather than hashed: a stage has few words.
+const FEW: usize = 16;
 
 /// A value with its place.
 #[derive(Clone, Debug)]
@@ -122,139 +128,175 @@ pub fn parse(text: &str, source: usize) -> Result<(Node, Vec<Problem>), Problem>
             max_documents: 1,
         },
     };
-    let raw: Spanned<Raw> = serde_saphyr::from_str_with_options(text, options)
+    let reader = Reader {
+        text,
+        source,
+        problems: RefCell::default(),
+    };
+    let (kind, span) =
+        serde_saphyr::with_deserializer_from_str_with_options(text, options, |deserializer| {
+            reader.placed(Kind(&reader)).deserialize(deserializer)
+        })
         .map_err(|e| syntax_problem(&e, text, source))?;
-    let mut problems = Vec::new();
-    let node = place(raw, text, source, &mut problems);
-    Ok((node, problems))
+    Ok((Node { kind, span }, reader.problems.into_inner()))
 }
 
-/// The tree as serde hands it over.
-enum Raw {
-    Null,
-    Bool(bool),
-    Integer(i64),
-    Number(f64),
-    Text(String),
-    List(Vec<Spanned<Raw>>),
-    Map(Vec<(Spanned<String>, Spanned<Raw>)>),
+/// What is known while a tree is read.
+struct Reader<'t> {
+    text: &'t str,
+    source: usize,
+    /// Mistakes that are not the syntax's.
+    problems: RefCell<Vec<Problem>>,
 }
 
-impl<'de> Deserialize<'de> for Raw {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(RawVisitor)
+impl<'t> Reader<'t> {
+    fn placed<S>(&self, seed: S) -> Placed<'_, 't, S> {
+        Placed { reader: self, seed }
     }
 }
 
-struct RawVisitor;
+/// Reads something with its place. This is what `serde_saphyr::Spanned` does, whose value can't be told what it belongs to: the
+/// library takes a newtype of this name for a mapping from `value`, `referenced` and `defined`, in this order after a mark.
+/// The place of a definition is passed over; of an alias, the place where it is used is the one that a message is about.
+struct Placed<'r, 't, S> {
+    reader: &'r Reader<'t>,
+    seed: S,
+}
 
-impl<'de> Visitor<'de> for RawVisitor {
-    type Value = Raw;
+impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Placed<'_, '_, S> {
+    type Value = (S::Value, Span);
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_newtype_struct("__yaml_spanned", self)
+    }
+}
+
+impl<'de, S: DeserializeSeed<'de>> Visitor<'de> for Placed<'_, '_, S> {
+    type Value = (S::Value, Span);
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a YAML value with its place")
+    }
+
+    fn visit_newtype_struct<D: Deserializer<'de>>(
+        self,
+        deserializer: D,
+    ) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Self::Value, A::Error> {
+        access.next_entry::<IgnoredAny, IgnoredAny>()?;
+        access.next_key::<IgnoredAny>()?;
+        let value = access.next_value_seed(self.seed)?;
+        access.next_key::<IgnoredAny>()?;
+        let location = access.next_value()?;
+        Ok((
+            value,
+            span_of(&location, self.reader.text, self.reader.source),
+        ))
+    }
+}
+
+/// Reads what a value is.
+struct Kind<'r, 't>(&'r Reader<'t>);
+
+impl<'de> DeserializeSeed<'de> for Kind<'_, '_> {
+    type Value = NodeKind;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<NodeKind, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Kind<'_, '_> {
+    type Value = NodeKind;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a YAML value")
     }
 
-    fn visit_unit<E>(self) -> Result<Raw, E> {
-        Ok(Raw::Null)
+    fn visit_unit<E>(self) -> Result<NodeKind, E> {
+        Ok(NodeKind::Null)
     }
 
-    fn visit_none<E>(self) -> Result<Raw, E> {
-        Ok(Raw::Null)
+    fn visit_none<E>(self) -> Result<NodeKind, E> {
+        Ok(NodeKind::Null)
     }
 
-    fn visit_bool<E>(self, value: bool) -> Result<Raw, E> {
-        Ok(Raw::Bool(value))
+    fn visit_bool<E>(self, value: bool) -> Result<NodeKind, E> {
+        Ok(NodeKind::Bool(value))
     }
 
-    fn visit_i64<E>(self, value: i64) -> Result<Raw, E> {
-        Ok(Raw::Integer(value))
+    fn visit_i64<E>(self, value: i64) -> Result<NodeKind, E> {
+        Ok(NodeKind::Integer(value))
     }
 
-    fn visit_u64<E>(self, value: u64) -> Result<Raw, E> {
+    fn visit_u64<E>(self, value: u64) -> Result<NodeKind, E> {
         // Beyond i64 it can only be a mistake; as a float it is out of every whole number's range.
-        Ok(i64::try_from(value).map_or(Raw::Number(value as f64), Raw::Integer))
+        Ok(i64::try_from(value).map_or(NodeKind::Number(value as f64), NodeKind::Integer))
     }
 
-    fn visit_f64<E>(self, value: f64) -> Result<Raw, E> {
-        Ok(Raw::Number(value))
+    fn visit_f64<E>(self, value: f64) -> Result<NodeKind, E> {
+        Ok(NodeKind::Number(value))
     }
 
-    fn visit_str<E>(self, value: &str) -> Result<Raw, E> {
-        Ok(Raw::Text(value.to_owned()))
+    fn visit_str<E>(self, value: &str) -> Result<NodeKind, E> {
+        Ok(NodeKind::Text(value.to_owned()))
     }
 
-    fn visit_string<E>(self, value: String) -> Result<Raw, E> {
-        Ok(Raw::Text(value))
+    fn visit_string<E>(self, value: String) -> Result<NodeKind, E> {
+        Ok(NodeKind::Text(value))
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Raw, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<NodeKind, A::Error> {
         let mut items = Vec::new();
-        while let Some(item) = access.next_element()? {
-            items.push(item);
+        while let Some((kind, span)) = access.next_element_seed(self.0.placed(Kind(self.0)))? {
+            items.push(Node { kind, span });
         }
-        Ok(Raw::List(items))
+        Ok(NodeKind::List(items))
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Raw, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<NodeKind, A::Error> {
         let mut pairs = Vec::new();
-        while let Some(pair) = access.next_entry()? {
-            pairs.push(pair);
-        }
-        Ok(Raw::Map(pairs))
-    }
-}
-
-fn place(raw: Spanned<Raw>, text: &str, source: usize, problems: &mut Vec<Problem>) -> Node {
-    let span = span_of(&raw.referenced, text, source);
-    let kind = match raw.value {
-        Raw::Null => NodeKind::Null,
-        Raw::Bool(b) => NodeKind::Bool(b),
-        Raw::Integer(i) => NodeKind::Integer(i),
-        Raw::Number(x) => NodeKind::Number(x),
-        Raw::Text(t) => NodeKind::Text(t),
-        Raw::List(items) => NodeKind::List(
-            items
-                .into_iter()
-                .map(|i| place(i, text, source, problems))
-                .collect(),
-        ),
-        Raw::Map(raw_pairs) => {
-            let mut pairs: Vec<(Key, Node)> = Vec::with_capacity(raw_pairs.len());
-            // A stage has few words: they are looked through faster than hashed.
-            let few = raw_pairs.len() <= 16;
-            let mut seen = std::collections::HashMap::new();
-            for (raw_key, raw_value) in raw_pairs {
-                let key = Key {
-                    span: span_of(&raw_key.referenced, text, source),
-                    name: raw_key.value,
-                };
-                let value = place(raw_value, text, source, problems);
-                let first = match few {
-                    true => pairs
-                        .iter()
-                        .find(|(known, _)| known.name == key.name)
-                        .map(|(known, _)| known.span),
-                    false => seen.insert(key.name.clone(), key.span),
-                };
-                if let Some(first) = first {
-                    problems.push(
-                        Problem::at(
-                            "duplicate-key",
-                            key.span,
-                            format!("`{}` is given twice", key.name),
-                        )
-                        .other(first, "first given here")
-                        .help("remove one of the two, or give it another name"),
+        let mut places: HashMap<String, Span> = HashMap::new();
+        while let Some((name, span)) = access.next_key_seed(self.0.placed(PhantomData::<String>))? {
+            let key = Key { name, span };
+            let (kind, span) = access.next_value_seed(self.0.placed(Kind(self.0)))?;
+            let first = if pairs.len() < FEW {
+                let known = |(known, _): &&(Key, Node)| known.name == key.name;
+                pairs.iter().find(known).map(|(known, _)| known.span)
+            } else {
+                if places.is_empty() {
+                    places.extend(
+                        pairs
+                            .iter()
+                            .map(|(known, _)| (known.name.clone(), known.span)),
                     );
-                } else {
-                    pairs.push((key, value));
                 }
+                match places.entry(key.name.clone()) {
+                    Entry::Occupied(first) => Some(*first.get()),
+                    Entry::Vacant(place) => {
+                        place.insert(key.span);
+                        None
+                    }
+                }
+            };
+            match first {
+                Some(first) => self.0.problems.borrow_mut().push(
+                    Problem::at(
+                        "duplicate-key",
+                        key.span,
+                        format!("`{}` is given twice", key.name),
+                    )
+                    .other(first, "first given here")
+                    .help("remove one of the two, or give it another name"),
+                ),
+                None => pairs.push((key, Node { kind, span })),
             }
-            NodeKind::Map(pairs)
         }
-    };
-    Node { kind, span }
+        Ok(NodeKind::Map(pairs))
+    }
 }
 
 fn span_of(location: &serde_saphyr::Location, text: &str, source: usize) -> Span {
@@ -298,22 +340,22 @@ fn span_of(location: &serde_saphyr::Location, text: &str, source: usize) -> Span
 
 /// One past the bracket that closes the one at `start`, when it stands on the same line.
 fn closing_bracket(text: &str, start: usize) -> Option<usize> {
-    let line = text.get(start..)?.lines().next()?;
-    if !line.starts_with(['[', '{']) {
+    let rest = text.as_bytes().get(start..)?;
+    if !matches!(rest.first(), Some(b'[' | b'{')) {
         return None;
     }
     let (mut depth, mut quote) = (0, None);
-    for (i, c) in line.char_indices() {
+    for (i, &c) in rest.iter().take_while(|c| **c != b'\n').enumerate() {
         match (quote, c) {
             (Some(q), _) if c == q => quote = None,
             (Some(_), _) => {}
-            (None, '"' | '\'') => quote = Some(c),
-            (None, '[' | '{') => depth += 1,
-            (None, ']' | '}') => depth -= 1,
+            (None, b'"' | b'\'') => quote = Some(c),
+            (None, b'[' | b'{') => depth += 1,
+            (None, b']' | b'}') => depth -= 1,
             _ => {}
         }
         if depth == 0 {
-            return Some(start + i + c.len_utf8());
+            return Some(start + i + 1);
         }
     }
     None
@@ -428,10 +470,64 @@ mod tests {
     }
 
     #[test]
+    fn everything_has_its_own_place() {
+        let text = "one: &x { a: [1, zwei] }\ntwo: *x\nthree: { <<: *x, b: }\n";
+        let (node, problems) = parse(text, 0).unwrap();
+        assert!(problems.is_empty());
+        fn places<'t>(node: &Node, text: &'t str, found: &mut Vec<&'t str>) {
+            found.push(&text[node.span.start..node.span.end]);
+            match &node.kind {
+                NodeKind::List(items) => items.iter().for_each(|n| places(n, text, found)),
+                NodeKind::Map(pairs) => pairs.iter().for_each(|(key, n)| {
+                    found.push(&text[key.span.start..key.span.end]);
+                    places(n, text, found);
+                }),
+                _ => {}
+            }
+        }
+        let mut found = Vec::new();
+        places(&node, text, &mut found);
+        // A block has its first letter; what an alias stands for has the alias's place.
+        let expected = [
+            "o",
+            "one",
+            "{ a: [1, zwei] }",
+            "a",
+            "[1, zwei]",
+            "1",
+            "zwei",
+            "two",
+            "*x",
+            "*x",
+            "*x",
+            "*x",
+            "*x",
+            "three",
+            "{ <<: *x, b: }",
+            "b",
+            ":",
+            "*x",
+            "*x",
+            "*x",
+            "*x",
+        ];
+        assert_eq!(found, expected);
+    }
+
+    #[test]
     fn a_key_given_twice_is_seen() {
-        let (_, problems) = parse("a: 1\nb: 2\na: 3\n", 0).unwrap();
-        assert_eq!(problems.len(), 1);
-        assert_eq!(problems[0].code, "duplicate-key");
+        for others in [0, 100] {
+            let others: String = (0..others).map(|i| format!("k{i}: 1\n")).collect();
+            let text = format!("a: 1\nb: 2\n{others}a: 3\na: 4\n");
+            let (node, problems) = parse(&text, 0).unwrap();
+            assert_eq!(node.get("a").unwrap().to_value(), 1);
+            assert_eq!(problems.len(), 2);
+            for problem in problems {
+                assert_eq!(problem.code, "duplicate-key");
+                let (first, _) = problem.others[0];
+                assert_eq!((first.start, first.end), (0, 1));
+            }
+        }
     }
 
     #[test]
