@@ -27,7 +27,10 @@ impl Rule {
             let mut parts = line.split('\t');
             let (word, value) = (parts.next().unwrap_or_default(), parts.next());
             let value = value.with_context(|| {
-                format!("line {}: a word, a tab and its value are expected", index + 1)
+                format!(
+                    "line {}: a word, a tab and its value are expected",
+                    index + 1
+                )
             })?;
             let value: f64 = value
                 .trim()
@@ -72,12 +75,11 @@ impl Rule {
 
 /// The words of a text in lower case: what white space parts, without marks at either end.
 fn words(text: &str) -> impl Iterator<Item = String> {
-    text.split_whitespace()
-        .map(|word| {
-            let bare = word.trim_matches(|c: char| !c.is_alphanumeric());
-            // A mark alone, such as a smiley, is a word of its own.
-            if bare.is_empty() { word } else { bare }.to_lowercase()
-        })
+    text.split_whitespace().map(|word| {
+        let bare = word.trim_matches(|c: char| !c.is_alphanumeric());
+        // A mark alone, such as a smiley, is a word of its own.
+        if bare.is_empty() { word } else { bare }.to_lowercase()
+    })
 }
 
 #[cfg(test)]

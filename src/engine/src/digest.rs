@@ -7,6 +7,19 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+const DIGITS: &[u8; 16] = b"0123456789abcdef";
+const NO_DIGIT: u8 = 0x80;
+/// The value of each byte as a digit: plans read tens of thousands.
+const VALUES: [u8; 256] = {
+    let mut values = [NO_DIGIT; 256];
+    let mut value = 0;
+    while value < 16 {
+        values[DIGITS[value] as usize] = value as u8;
+        value += 1;
+    }
+    values
+};
+
 /// The blake3 digest of some bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest([u8; 32]);
@@ -48,8 +61,13 @@ impl Digest {
     }
 
     /// The 64 digits.
-    pub fn hex(&self) -> impl std::ops::Deref<Target = str> + use<> {
-        blake3::Hash::from_bytes(self.0).to_hex()
+    pub fn hex(&self) -> Hex {
+        let mut digits = [0; 64];
+        for (two, byte) in digits.chunks_exact_mut(2).zip(self.0) {
+            two[0] = DIGITS[usize::from(byte >> 4)];
+            two[1] = DIGITS[usize::from(byte & 15)];
+        }
+        Hex(digits)
     }
 
     /// The first twelve digits, for people.
@@ -58,9 +76,20 @@ impl Digest {
     }
 }
 
+/// The 64 digits of a digest, as a text.
+pub struct Hex([u8; 64]);
+
+impl std::ops::Deref for Hex {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        std::str::from_utf8(&self.0).expect("BUG: a digit is not ASCII")
+    }
+}
+
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&blake3::Hash::from_bytes(self.0).to_hex())
+        f.pad(&self.hex())
     }
 }
 
@@ -74,21 +103,16 @@ impl FromStr for Digest {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let digit = |byte: u8| match byte {
-            b'0'..=b'9' => Some(byte - b'0'),
-            b'a'..=b'f' => Some(byte - b'a' + 10),
-            _ => None,
-        };
         let mut bytes = [0; 32];
-        let read = |(byte, pair): (&mut u8, &[u8])| -> Option<()> {
-            *byte = digit(pair[0])? << 4 | digit(pair[1])?;
-            Some(())
-        };
-        let whole = text.len() == 64;
-        let mut pairs = bytes.iter_mut().zip(text.as_bytes().chunks_exact(2));
-        match whole && pairs.all(|both| read(both).is_some()) {
-            true => Ok(Self(bytes)),
-            false => Err(format!(
+        let mut wrong = u8::from(text.len() != 64);
+        for (byte, two) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+            let (high, low) = (VALUES[usize::from(two[0])], VALUES[usize::from(two[1])]);
+            wrong |= (high | low) & NO_DIGIT;
+            *byte = high << 4 | low & 15;
+        }
+        match wrong {
+            0 => Ok(Self(bytes)),
+            _ => Err(format!(
                 "`{text}` is not a blake3 digest (64 hexadecimal digits, lower case)"
             )),
         }
@@ -97,7 +121,7 @@ impl FromStr for Digest {
 
 impl Serialize for Digest {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        serializer.serialize_str(&self.hex())
     }
 }
 

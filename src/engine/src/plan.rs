@@ -3,9 +3,9 @@
 mod build;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -174,38 +174,38 @@ impl Plan {
         sources: &Sources,
         force: &(dyn Fn(usize) -> bool + Sync),
     ) -> Vec<Standing> {
-        let mut found: Vec<Option<Standing>> = vec![None; self.nodes.len()];
-        for level in self.levels() {
-            // A key needs the outputs before it, so only nodes that need nothing of each other can be looked up at once. It is
-            // mostly waiting for the file system, a thousand stages at a time.
-            let standings: Vec<Standing> = level
-                .par_iter()
-                .with_min_len(16)
-                .map(|&index| self.standing(index, cache, sources, force(index), &found))
-                .collect();
-            for (index, standing) in level.into_iter().zip(standings) {
-                found[index] = Some(standing);
+        let needs: Vec<usize> = (0..self.nodes.len()).map(|i| self.needs(i).len()).collect();
+        let walk = Walk {
+            plan: self,
+            cache,
+            sources,
+            force,
+            found: needs.iter().map(|_| OnceLock::new()).collect(),
+            waiting: needs.iter().map(|n| AtomicUsize::new(*n)).collect(),
+            dependents: self.dependents(),
+        };
+        let roots = (0..self.nodes.len()).filter(|i| needs[*i] == 0);
+        rayon::scope(|scope| {
+            for index in roots {
+                let walk = &walk;
+                scope.spawn(move |scope| walk.from(index, scope));
             }
-        }
+        });
+        let found = walk.found.into_iter();
         found
-            .into_iter()
-            .map(|s| s.expect("BUG: the order misses a node"))
+            .map(|s| s.into_inner().expect("BUG: a node was not looked up"))
             .collect()
     }
 
-    /// Nodes in groups: each needs only nodes of the groups before its own.
-    fn levels(&self) -> Vec<Vec<usize>> {
-        let mut depth = vec![0; self.nodes.len()];
-        let mut levels: Vec<Vec<usize>> = Vec::new();
-        for &index in &self.order {
-            let below = self.needs(index).into_iter().map(|need| depth[need] + 1);
-            depth[index] = below.max().unwrap_or(0);
-            if levels.len() == depth[index] {
-                levels.push(Vec::new());
+    /// The nodes that need each node.
+    pub fn dependents(&self) -> Vec<Vec<usize>> {
+        let mut dependents = vec![Vec::new(); self.nodes.len()];
+        for index in 0..self.nodes.len() {
+            for need in self.needs(index) {
+                dependents[need].push(index);
             }
-            levels[depth[index]].push(index);
         }
-        levels
+        dependents
     }
 
     /// What is known of one node, when everything that it needs is in `found`.
@@ -215,20 +215,26 @@ impl Plan {
         cache: &Cache,
         sources: &Sources,
         forced: bool,
-        found: &[Option<Standing>],
+        found: &[OnceLock<Standing>],
     ) -> Standing {
-        let known = |node: usize| found[node].as_ref().map_or(Known::Open, Standing::known);
+        let known = |node: usize| found[node].get().map_or(Known::Open, Standing::known);
         let (verdict, record, entry, reason) = match self.record(index, cache, sources, &known) {
-            Ok(record) => match Some(record.key()).filter(|_| !forced) {
-                None => (Verdict::WillRun, Some(record), None, "forced".to_owned()),
-                Some(key) => match cache.hit(key) {
+            Ok(record) if forced => (
+                Verdict::WillRun,
+                Some(Arc::new(record)),
+                None,
+                "forced".to_owned(),
+            ),
+            Ok(record) => {
+                let record = Arc::new(record);
+                match cache.hit_of(&record) {
                     Some(entry) => (Verdict::Cached, Some(record), Some(entry), String::new()),
                     None => {
                         let reason = "nothing in the cache has its record".to_owned();
                         (Verdict::WillRun, Some(record), None, reason)
                     }
-                },
-            },
+                }
+            }
             Err(Unknown::Source(field)) => {
                 let reason = format!("its `{field}` is not fetched yet");
                 (Verdict::WillRun, None, None, reason)
@@ -241,7 +247,7 @@ impl Plan {
         };
         Standing {
             verdict,
-            record: record.map(Arc::new),
+            record,
             entry: entry.map(Arc::new),
             reason,
         }
@@ -399,6 +405,45 @@ impl Plan {
         list.sort_unstable();
         list.dedup();
         list
+    }
+}
+
+/// The way through a plan that finds out what is known of each node. A key needs the outputs before it; whatever does not need
+/// each other is looked up at once, since it is mostly waiting for the file system.
+struct Walk<'a> {
+    plan: &'a Plan,
+    cache: &'a Cache,
+    sources: &'a Sources,
+    force: &'a (dyn Fn(usize) -> bool + Sync),
+    found: Vec<OnceLock<Standing>>,
+    /// How many of its needs are not found yet, for each node.
+    waiting: Vec<AtomicUsize>,
+    dependents: Vec<Vec<usize>>,
+}
+
+impl<'a> Walk<'a> {
+    /// Finds out about a node and about those that waited for it alone: the first on this thread, the others wherever there is
+    /// one without work.
+    fn from<'s>(&'s self, start: usize, scope: &rayon::Scope<'s>) {
+        let mut next = Some(start);
+        while let Some(index) = next.take() {
+            let forced = (self.force)(index);
+            let standing = self
+                .plan
+                .standing(index, self.cache, self.sources, forced, &self.found);
+            let first = self.found[index].set(standing).is_ok();
+            assert!(first, "BUG: a node is looked up twice");
+            for &dependent in &self.dependents[index] {
+                // Whoever takes the last of its needs away sees what was found of all the others.
+                if self.waiting[dependent].fetch_sub(1, Ordering::AcqRel) > 1 {
+                    continue;
+                }
+                match next {
+                    None => next = Some(dependent),
+                    Some(_) => scope.spawn(move |scope| self.from(dependent, scope)),
+                }
+            }
+        }
     }
 }
 

@@ -2,7 +2,8 @@
 
 use engine::artifact::ArtifactType;
 use engine::contract::{
-    Arity, Choice, Contract, FieldType, From, Literal, Need, Output, Pool, Port, Preparation, Repeatable,
+    Arity, Choice, Contract, FieldType, From, Literal, Need, Output, Pool, Port, Preparation,
+    Repeatable,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -11,7 +12,10 @@ use crate::training::{
     BATCH, BETA1, BETA2, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS, SCHEDULE, SEED,
     SNAPSHOT_SECONDS, Training, WARMUP, WEIGHT_DECAY, learning_rate,
 };
-use crate::words::{COMPLETION_FIELDS, MAX_LENGTH, MICRO_BATCH, NOT_NEGATIVE, NUMBER, POSITIVE, TRUNCATION, field, words};
+use crate::words::{
+    COMPLETION_FIELDS, MAX_LENGTH, MICRO_BATCH, NOT_NEGATIVE, NUMBER, POSITIVE, TRUNCATION, field,
+    words,
+};
 
 /// The parameters.
 #[derive(Clone, Debug, Deserialize)]
@@ -39,14 +43,23 @@ pub struct Cpo {
 
 fn fits(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
     let number = |name: &str| params.get(name).and_then(Value::as_f64).unwrap_or(0.0);
-    let loss = params.get("loss").and_then(Value::as_str).unwrap_or_default();
+    let loss = params
+        .get("loss")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
     let mut problems = Vec::new();
     let smooth = matches!(loss, "sigmoid" | "simpo");
     if number("label_smoothing") > 0.0 && !smooth {
-        problems.push(("label_smoothing", format!("label smoothing does not change `{loss}`; leave it out")));
+        problems.push((
+            "label_smoothing",
+            format!("label smoothing does not change `{loss}`; leave it out"),
+        ));
     }
     if number("alpha") != 0.0 && !smooth {
-        problems.push(("alpha", format!("AlphaPO's shaping does not change `{loss}`; leave `alpha` out")));
+        problems.push((
+            "alpha",
+            format!("AlphaPO's shaping does not change `{loss}`; leave `alpha` out"),
+        ));
     }
     problems
 }

@@ -2,7 +2,8 @@
 
 use engine::artifact::ArtifactType;
 use engine::contract::{
-    Arity, Choice, Contract, Field, FieldType, From, Literal, Need, Output, Pool, Port, Preparation, Repeatable,
+    Arity, Choice, Contract, Field, FieldType, From, Literal, Need, Output, Pool, Port,
+    Preparation, Repeatable,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -11,7 +12,9 @@ use crate::training::{
     BATCH, BETA1, BETA2, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS, SCHEDULE, SEED,
     SNAPSHOT_SECONDS, Training, WARMUP, WEIGHT_DECAY, learning_rate,
 };
-use crate::words::{COMPLETION_FIELDS, MAX_LENGTH, MICRO_BATCH, POSITIVE, TRUNCATION, field, words};
+use crate::words::{
+    COMPLETION_FIELDS, MAX_LENGTH, MICRO_BATCH, POSITIVE, TRUNCATION, field, words,
+};
 
 /// The parameters.
 #[derive(Clone, Debug, Deserialize)]
@@ -57,26 +60,74 @@ pub enum Losses {
 
 /// (word, formula, whether label smoothing counts, whether a divergence counts); `ml` has the same list.
 pub const LOSSES: &[Choice] = &[
-    Choice { word: "sigmoid", doc: "−(1−ε) log σ(βΔ) − ε log σ(−βΔ); DPO, with ε conservative DPO" },
-    Choice { word: "hinge", doc: "max(0, 1 − βΔ); SLiC, RSO" },
-    Choice { word: "ipo", doc: "(Δ of averages − 1/(2β))²; IPO" },
-    Choice { word: "exo_pair", doc: "σ(βΔ) (log σ(βΔ) − log(1−ε)) + σ(−βΔ) (log σ(−βΔ) − log ε); EXO, needs ε > 0" },
-    Choice { word: "nca_pair", doc: "−log σ(βc) − ½ log σ(−βc) − ½ log σ(−βr); NCA" },
-    Choice { word: "robust", doc: "(−(1−ε) log σ(βΔ) + ε log σ(−βΔ)) / (1−2ε); needs ε < ½" },
-    Choice { word: "bco_pair", doc: "−log σ(βc) − log σ(−βr); BCO" },
-    Choice { word: "sppo_hard", doc: "(c − 1/(2β))² + (r + 1/(2β))²; SPPO" },
-    Choice { word: "aot", doc: "sigmoid of the sorted differences of the batch; AOT" },
-    Choice { word: "aot_unpaired", doc: "sigmoid of the sorted log-ratios of either side" },
-    Choice { word: "apo_zero", doc: "1 − σ(βc) + σ(βr); APO-zero" },
-    Choice { word: "apo_down", doc: "σ(βc) + 1 − σ(β(c − r)); APO-down" },
-    Choice { word: "discopop", doc: "(1−m)(−log σ(βΔ)) + m exp(−βΔ), m = σ(βΔ/τ); DiscoPOP" },
-    Choice { word: "sft", doc: "the mean of −log π over the chosen completions' tokens" },
-    Choice { word: "sigmoid_norm", doc: "sigmoid on averages over tokens; length-normalized DPO" },
+    Choice {
+        word: "sigmoid",
+        doc: "−(1−ε) log σ(βΔ) − ε log σ(−βΔ); DPO, with ε conservative DPO",
+    },
+    Choice {
+        word: "hinge",
+        doc: "max(0, 1 − βΔ); SLiC, RSO",
+    },
+    Choice {
+        word: "ipo",
+        doc: "(Δ of averages − 1/(2β))²; IPO",
+    },
+    Choice {
+        word: "exo_pair",
+        doc: "σ(βΔ) (log σ(βΔ) − log(1−ε)) + σ(−βΔ) (log σ(−βΔ) − log ε); EXO, needs ε > 0",
+    },
+    Choice {
+        word: "nca_pair",
+        doc: "−log σ(βc) − ½ log σ(−βc) − ½ log σ(−βr); NCA",
+    },
+    Choice {
+        word: "robust",
+        doc: "(−(1−ε) log σ(βΔ) + ε log σ(−βΔ)) / (1−2ε); needs ε < ½",
+    },
+    Choice {
+        word: "bco_pair",
+        doc: "−log σ(βc) − log σ(−βr); BCO",
+    },
+    Choice {
+        word: "sppo_hard",
+        doc: "(c − 1/(2β))² + (r + 1/(2β))²; SPPO",
+    },
+    Choice {
+        word: "aot",
+        doc: "sigmoid of the sorted differences of the batch; AOT",
+    },
+    Choice {
+        word: "aot_unpaired",
+        doc: "sigmoid of the sorted log-ratios of either side",
+    },
+    Choice {
+        word: "apo_zero",
+        doc: "1 − σ(βc) + σ(βr); APO-zero",
+    },
+    Choice {
+        word: "apo_down",
+        doc: "σ(βc) + 1 − σ(β(c − r)); APO-down",
+    },
+    Choice {
+        word: "discopop",
+        doc: "(1−m)(−log σ(βΔ)) + m exp(−βΔ), m = σ(βΔ/τ); DiscoPOP",
+    },
+    Choice {
+        word: "sft",
+        doc: "the mean of −log π over the chosen completions' tokens",
+    },
+    Choice {
+        word: "sigmoid_norm",
+        doc: "sigmoid on averages over tokens; length-normalized DPO",
+    },
 ];
 
 const LOSS: FieldType = FieldType::Either(&[
     FieldType::Choice(LOSSES),
-    FieldType::Map { of: &POSITIVE, ordered: false },
+    FieldType::Map {
+        of: &POSITIVE,
+        ordered: false,
+    },
 ]);
 
 fn fits(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
@@ -92,38 +143,68 @@ fn fits(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
     for name in &names {
         if !LOSSES.iter().any(|choice| choice.word == *name) {
             let known: Vec<&str> = LOSSES.iter().map(|choice| choice.word).collect();
-            problems.push(("loss", format!("`{name}` is not a loss of pairs: {}", known.join(", "))));
+            problems.push((
+                "loss",
+                format!("`{name}` is not a loss of pairs: {}", known.join(", ")),
+            ));
         }
     }
     let number = |name: &str| params.get(name).and_then(Value::as_f64).unwrap_or(0.0);
     let smoothing = number("label_smoothing");
-    let smoothed = ["sigmoid", "sigmoid_norm", "exo_pair", "robust", "aot", "aot_unpaired"];
+    let smoothed = [
+        "sigmoid",
+        "sigmoid_norm",
+        "exo_pair",
+        "robust",
+        "aot",
+        "aot_unpaired",
+    ];
     if smoothing > 0.0 && !names.iter().any(|name| smoothed.contains(name)) {
         problems.push((
             "label_smoothing",
-            format!("label smoothing changes only {}; leave it out", smoothed.join(", ")),
+            format!(
+                "label smoothing changes only {}; leave it out",
+                smoothed.join(", ")
+            ),
         ));
     }
     if names.contains(&"exo_pair") && !(smoothing > 0.0 && smoothing < 1.0) {
-        let message = "`exo_pair` needs a `label_smoothing` above 0: at 0 it is infinite; 0.001 is usual";
+        let message =
+            "`exo_pair` needs a `label_smoothing` above 0: at 0 it is infinite; 0.001 is usual";
         problems.push(("label_smoothing", message.to_owned()));
     }
     if names.contains(&"robust") && smoothing >= 0.5 {
         let message = "`robust` needs a `label_smoothing` below 0.5: at 0.5 labels say nothing";
         problems.push(("label_smoothing", message.to_owned()));
     }
-    let diverging = ["sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"];
+    let diverging = [
+        "sigmoid",
+        "sigmoid_norm",
+        "hinge",
+        "ipo",
+        "exo_pair",
+        "robust",
+        "discopop",
+        "sft",
+    ];
     let divergence = params.get("divergence").and_then(Value::as_str);
     if divergence.is_some_and(|word| word != "reverse_kl")
         && let Some(name) = names.iter().find(|name| !diverging.contains(name))
     {
         problems.push((
             "divergence",
-            format!("`{name}` is made for the reverse KL; another divergence works with {}", diverging.join(", ")),
+            format!(
+                "`{name}` is made for the reverse KL; another divergence works with {}",
+                diverging.join(", ")
+            ),
         ));
     }
     let soft = params.get("soft_labels") == Some(&Value::Bool(true));
-    if soft && !names.iter().all(|name| matches!(*name, "sigmoid" | "sigmoid_norm")) {
+    if soft
+        && !names
+            .iter()
+            .all(|name| matches!(*name, "sigmoid" | "sigmoid_norm"))
+    {
         let message = "soft labels work with `sigmoid` and `sigmoid_norm` only";
         problems.push(("soft_labels", message.to_owned()));
     }

@@ -1,9 +1,7 @@
 //! `grpo`: group relative policy optimization.
 
 use engine::artifact::ArtifactType;
-use engine::contract::{
-    Contract, Choice, FieldType, Literal, Need, Output, Pool, Repeatable,
-};
+use engine::contract::{Choice, Contract, FieldType, Literal, Need, Output, Pool, Repeatable};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 

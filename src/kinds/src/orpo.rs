@@ -6,12 +6,13 @@ use engine::contract::{
 };
 use serde::Deserialize;
 
-
 use crate::training::{
     BATCH, BETA1, BETA2, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS, SCHEDULE, SEED,
     SNAPSHOT_SECONDS, Training, WARMUP, WEIGHT_DECAY, learning_rate,
 };
-use crate::words::{COMPLETION_FIELDS, MAX_LENGTH, MICRO_BATCH, POSITIVE, TRUNCATION, field, words};
+use crate::words::{
+    COMPLETION_FIELDS, MAX_LENGTH, MICRO_BATCH, POSITIVE, TRUNCATION, field, words,
+};
 
 /// The parameters.
 #[derive(Clone, Debug, Deserialize)]

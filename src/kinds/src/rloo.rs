@@ -1,9 +1,7 @@
 //! `rloo`: REINFORCE with a leave-one-out baseline.
 
 use engine::artifact::ArtifactType;
-use engine::contract::{
-    Contract,  FieldType, Literal, Need, Output, Pool, Repeatable,
-};
+use engine::contract::{Contract, FieldType, Literal, Need, Output, Pool, Repeatable};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 

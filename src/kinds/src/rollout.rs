@@ -169,9 +169,7 @@ pub(crate) const POLICY: Port = Port {
 };
 
 /// A batch must be a number of minibatches of whole groups.
-pub(crate) fn whole_groups(
-    params: &Map<String, serde_json::Value>,
-) -> Vec<(&'static str, String)> {
+pub(crate) fn whole_groups(params: &Map<String, serde_json::Value>) -> Vec<(&'static str, String)> {
     let number = |name: &str| {
         let value = params.get(name).and_then(serde_json::Value::as_u64);
         value.unwrap_or(1).max(1)
@@ -182,6 +180,8 @@ pub(crate) fn whole_groups(
     }
     vec![(
         "batch",
-        format!("{batch} completions can't be cut into {parts} minibatches of whole groups of {group}"),
+        format!(
+            "{batch} completions can't be cut into {parts} minibatches of whole groups of {group}"
+        ),
     )]
 }

@@ -131,8 +131,11 @@ pub(crate) const WEIGHT_DECAY: Field = field(
 pub(crate) const BETA1: Field = below_one("beta1", 0.9, "β₁: decay of the mean of gradients.");
 
 /// Adam's second decay.
-pub(crate) const BETA2: Field =
-    below_one("beta2", 0.999, "β₂: decay of the mean of squared gradients.");
+pub(crate) const BETA2: Field = below_one(
+    "beta2",
+    0.999,
+    "β₂: decay of the mean of squared gradients.",
+);
 
 /// Adam's ε.
 pub(crate) const EPSILON: Field = field(

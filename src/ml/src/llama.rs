@@ -127,7 +127,8 @@ impl Llama {
         };
         // A reward model has a head of its own in the place of the one for words.
         let scored = weights.get(crate::reward::HEAD).is_some();
-        let tied = config.tie_word_embeddings || (scored && weights.get("lm_head.weight").is_none());
+        let tied =
+            config.tie_word_embeddings || (scored && weights.get("lm_head.weight").is_none());
         let config = LlamaConfig {
             tie_word_embeddings: tied,
             ..config.clone()

@@ -4,8 +4,8 @@ mod gate;
 mod load_dataset;
 mod load_model;
 mod lora;
-mod select;
 mod rule;
+mod select;
 mod split;
 #[cfg(test)]
 mod testing;

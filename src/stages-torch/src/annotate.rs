@@ -82,7 +82,10 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
             ("rows".to_owned(), json!(summary.rows)),
             ("layout".to_owned(), json!(layout.name())),
             ("columns".to_owned(), json!(columns)),
-            ("characters".to_owned(), serde_json::to_value(summary.characters)?),
+            (
+                "characters".to_owned(),
+                serde_json::to_value(summary.characters)?,
+            ),
             ("judges".to_owned(), json!(judges.names())),
             ("score".to_owned(), json!(mean)),
             ("best_score".to_owned(), json!(best / groups.len() as f64)),
@@ -97,7 +100,10 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
 fn groups(answers: &[Answer], scores: &[f64], left: &mut Left) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
     for (answer, score) in answers.iter().zip(scores) {
-        if groups.last().is_none_or(|group| group.prompt != answer.prompt) {
+        if groups
+            .last()
+            .is_none_or(|group| group.prompt != answer.prompt)
+        {
             groups.push(Group {
                 prompt: answer.prompt.clone(),
                 completions: Vec::new(),
@@ -106,7 +112,11 @@ fn groups(answers: &[Answer], scores: &[f64], left: &mut Left) -> Vec<Group> {
         let Some(group) = groups.last_mut() else {
             continue;
         };
-        if group.completions.iter().any(|(text, _)| *text == answer.text) {
+        if group
+            .completions
+            .iter()
+            .any(|(text, _)| *text == answer.text)
+        {
             left.repeated += 1;
         } else {
             group.completions.push((answer.text.clone(), *score));
@@ -196,7 +206,10 @@ fn answered(prompt: &Prompt, text: &str) -> Row {
 fn say(params: &Annotate, left: &Left, groups: &[Group], cx: &dyn Reporter) {
     let mut notes = Vec::new();
     if left.repeated > 0 {
-        notes.push(format!("{} completions were the same as others", left.repeated));
+        notes.push(format!(
+            "{} completions were the same as others",
+            left.repeated
+        ));
     }
     if left.ambiguous > 0 {
         notes.push(format!(

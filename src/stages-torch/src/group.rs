@@ -10,9 +10,7 @@ use ml::rl::group::{Actor, Advantages, Data, Normalizer, Objective, Options, Rat
 
 use crate::judge::Judges;
 use crate::model::load;
-use crate::rollout::{
-    Prompts, Updates, held_to, reference, sample, sampler, score, training,
-};
+use crate::rollout::{Prompts, Updates, held_to, reference, sample, sampler, score, training};
 use crate::training::{choose_trained, trained_model, updater};
 
 /// What the two kinds do differently.
@@ -118,9 +116,13 @@ fn run(job: &Job, cx: &dyn Reporter, rollout: &Rollout, manner: Manner) -> Resul
         reward_clip: manner.reward_clip,
     };
     let resume = updates.resume.clone();
-    train(&mut actor, &mut data, &options, resume.as_deref(), &mut |step| {
-        updates.watch(step, sample(&prompts, &policy, step)?)
-    })?;
+    train(
+        &mut actor,
+        &mut data,
+        &options,
+        resume.as_deref(),
+        &mut |step| updates.watch(step, sample(&prompts, &policy, step)?),
+    )?;
     drop((actor, data));
     updates.end()?;
     let metrics = updates.metrics(job)?;

@@ -1,18 +1,18 @@
 //! How the kinds with tensors run, one file per kind: where a contract meets `data` and `ml`. Linked into the worker only.
 
-mod answers;
-mod rollout;
-mod reward_model;
-mod reference;
-mod preference;
-mod ppo;
-mod judge;
-mod group;
-mod completions;
 mod annotate;
+mod answers;
+mod completions;
 mod evaluate;
 mod generate;
+mod group;
+mod judge;
 mod model;
+mod ppo;
+mod preference;
+mod reference;
+mod reward_model;
+mod rollout;
 mod sft;
 mod snapshot;
 mod talk;

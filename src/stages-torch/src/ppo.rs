@@ -14,9 +14,7 @@ use ml::sft::Row;
 use crate::judge::Judges;
 use crate::model::{Loaded, load};
 use crate::reward_model;
-use crate::rollout::{
-    Prompts, Updates, held_to, reference, sample, sampler, score, training,
-};
+use crate::rollout::{Prompts, Updates, held_to, reference, sample, sampler, score, training};
 use crate::training::{choose_trained, trained_model, updater};
 
 pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {

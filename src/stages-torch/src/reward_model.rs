@@ -130,7 +130,10 @@ fn measure(groups: &Groups, scores: &[f64], loss: RewardLoss) -> Result<Map<Stri
             .map(|index| Ok(groups.group(index)?.1))
             .collect::<Result<_>>()?;
         let errors = scores.iter().zip(&known).map(|(r, s)| (r - s).powi(2));
-        found.insert("loss".to_owned(), json!(errors.sum::<f64>() / known.len() as f64));
+        found.insert(
+            "loss".to_owned(),
+            json!(errors.sum::<f64>() / known.len() as f64),
+        );
         found.insert("correlation".to_owned(), json!(correlation(scores, &known)));
         return Ok(found);
     }
@@ -154,7 +157,10 @@ fn measure(groups: &Groups, scores: &[f64], loss: RewardLoss) -> Result<Map<Stri
             }
         }
     }
-    let calibration: f64 = bins.iter().map(|(sure, right, _)| (sure - right).abs()).sum();
+    let calibration: f64 = bins
+        .iter()
+        .map(|(sure, right, _)| (sure - right).abs())
+        .sum();
     for (name, value) in [
         ("accuracy", right / pairs),
         ("margin", margin / pairs),
@@ -194,7 +200,10 @@ pub(crate) fn draft(
     mean: f64,
     deviation: f64,
 ) -> Result<Draft> {
-    let head = loaded.head.as_ref().context("BUG: a reward model has a head")?;
+    let head = loaded
+        .head
+        .as_ref()
+        .context("BUG: a reward model has a head")?;
     let mut summary: BTreeMap<String, Value> = view.summary.clone();
     summary.remove("stored");
     summary.insert("mean".to_owned(), json!(mean));
@@ -246,7 +255,10 @@ pub(crate) fn draft(
 fn config(view: &ArtifactView, loaded: &Loaded) -> Result<Map<String, Value>> {
     let text = std::fs::read(view.file("config.json")?)?;
     let mut config: Map<String, Value> = serde_json::from_slice(&text)?;
-    config.insert("architectures".to_owned(), json!(["LlamaForSequenceClassification"]));
+    config.insert(
+        "architectures".to_owned(),
+        json!(["LlamaForSequenceClassification"]),
+    );
     config.insert("num_labels".to_owned(), json!(1));
     config.insert("id2label".to_owned(), json!({"0": "LABEL_0"}));
     config.insert("label2id".to_owned(), json!({"LABEL_0": 0}));

@@ -123,7 +123,10 @@ pub(crate) fn reference(job: &Job, policy: &Loaded, cx: &dyn Reporter) -> Result
         .is_some_and(|base| base.digest == wanted.digest);
     let fresh = wanted.digest == view.digest && policy.adapter.is_some() && is_fresh(policy);
     if is_base || fresh {
-        cx.note(Level::Info, "the reference is the policy without its adapter");
+        cx.note(
+            Level::Info,
+            "the reference is the policy without its adapter",
+        );
         return Ok(None);
     }
     let reference = load(wanted, job)?;

@@ -1,12 +1,15 @@
 //! The content-addressed cache. Its layout is described in `cache/README.md`.
 
+mod folder;
+mod hit;
 mod lease;
 mod publish;
 mod store;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Serialize, Serializer};
 
 pub use lease::{Lease, Taken};
 pub use publish::{Provenance, Published};
@@ -16,11 +19,11 @@ use crate::digest::Digest;
 use crate::record::Record;
 
 /// What is known under a key. Written once, never overwritten.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Entry {
     /// The stage's record: its key is the entry's name.
-    pub record: Record,
+    #[serde(serialize_with = "record")]
+    pub record: Arc<Record>,
     /// Output name to artifact.
     pub outputs: BTreeMap<String, Digest>,
     /// Every blob that the outputs reach through their references: (digest, size).
@@ -28,10 +31,9 @@ pub struct Entry {
     /// The tokenizer of each output that is a model, so that plans need not read manifests.
     pub tokenizers: BTreeMap<String, Digest>,
     /// Where and how it was made. Left out where an entry is read, since plans read thousands; [`Cache::provenance`] reads it.
-    #[serde(default, deserialize_with = "passed_over")]
     pub provenance: Provenance,
 }
 
-fn passed_over<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Provenance, D::Error> {
-    serde::de::IgnoredAny::deserialize(deserializer).map(|_| Provenance::new())
+fn record<S: Serializer>(record: &Record, serializer: S) -> Result<S::Ok, S::Error> {
+    serde::Serialize::serialize(record, serializer)
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -49,7 +50,7 @@ impl Cache {
             }
         }
         let entry = Entry {
-            record: record.clone(),
+            record: Arc::new(record.clone()),
             outputs: done,
             reaches: reaches.into_iter().collect(),
             tokenizers,

@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 
-use super::{Entry, Provenance};
+use super::Entry;
+use super::folder::Folder;
 use crate::artifact::{ArtifactView, Manifest};
 use crate::digest::Digest;
 
@@ -21,6 +22,8 @@ const README: &str = include_str!("README.md");
 #[derive(Clone, Debug)]
 pub struct Cache {
     root: PathBuf,
+    objects: Folder,
+    pub(super) entries: Folder,
 }
 
 /// Where the cache is: the option, then the environment's `LEVAIN_CACHE`, then the nearest folder `cache` with a Levain
@@ -47,9 +50,6 @@ pub fn locate(option: Option<&Path>, environment: Option<&Path>, recipe_folder: 
 impl Cache {
     /// Opens the cache at `root`, laying it out when it is new.
     pub fn open(root: &Path) -> Result<Self> {
-        let cache = Self {
-            root: root.to_owned(),
-        };
         let make = || -> std::io::Result<()> {
             for folder in [
                 "objects",
@@ -84,8 +84,15 @@ impl Cache {
                 });
             }
         }
+        let root = root.canonicalize().unwrap_or_else(|_| root.to_owned());
+        let open = |name: &str| {
+            let path = root.join(name);
+            Folder::open(path.clone()).with_context(|| format!("{} can't be read", path.display()))
+        };
         Ok(Self {
-            root: root.canonicalize().unwrap_or(cache.root),
+            objects: open("objects")?,
+            entries: open("entries")?,
+            root,
         })
     }
 
@@ -115,7 +122,7 @@ impl Cache {
 
     /// Where the blob `digest` is, or would be.
     pub fn object_path(&self, digest: Digest) -> PathBuf {
-        self.below("objects", digest)
+        self.objects.path_of(digest)
     }
 
     /// The digest of the blob that lies at `path`, when that is the place of one.
@@ -125,31 +132,18 @@ impl Cache {
         (self.object_path(digest) == path).then_some(digest)
     }
 
-    /// The file of a digest in a folder that is divided by its first two digits. One string: plans ask for thousands.
-    fn below(&self, folder: &str, digest: Digest) -> PathBuf {
-        let hex = digest.hex();
-        let (first, rest) = hex.split_at(2);
-        let root = self.root.as_os_str();
-        let mut path = std::ffi::OsString::with_capacity(root.len() + folder.len() + 68);
-        path.push(root);
-        for part in ["/", folder, "/", first, "/", rest] {
-            path.push(part);
-        }
-        path.into()
-    }
-
     /// Whether the blob is there with its size and untouched. A touched blob is hashed: a damaged one is quarantined.
     pub fn has(&self, digest: Digest, size: u64) -> bool {
-        let path = self.object_path(digest);
-        let Ok(metadata) = fs::metadata(&path) else {
+        let Ok(found) = self.objects.look(digest) else {
             return false;
         };
-        if metadata.len() == size
-            && metadata.mtime() == BLOB_TIME.as_secs() as i64
-            && metadata.mtime_nsec() == 0
+        if u64::try_from(found.st_size) == Ok(size)
+            && u64::try_from(found.st_mtime) == Ok(BLOB_TIME.as_secs())
+            && found.st_mtime_nsec == 0
         {
             return true;
         }
+        let path = self.object_path(digest);
         match Digest::of_file(&path) {
             Ok((found, length)) if found == digest && length == size => {
                 let _ = seal(&path);
@@ -241,55 +235,6 @@ impl Cache {
         manifest.refs.values().try_for_each(|r| self.reach(*r, out))
     }
 
-    fn entry_path(&self, key: Digest) -> PathBuf {
-        self.below("entries", key)
-    }
-
-    /// What is stored under `key`, whether or not its blobs are there.
-    pub fn entry(&self, key: Digest) -> Option<Entry> {
-        let bytes = fs::read(self.entry_path(key)).ok()?;
-        let cause = match serde_json::from_slice::<Entry>(&bytes) {
-            Ok(entry) if entry.record.key() == key => return Some(entry),
-            Ok(_) => "its record has another key".to_owned(),
-            Err(error) => error.to_string(),
-        };
-        tracing::warn!(
-            "the entry {} can't be used ({cause}) and was set aside",
-            key.short()
-        );
-        let _ = fs::rename(
-            self.entry_path(key),
-            self.root.join("quarantine").join(format!("entry-{key}")),
-        );
-        None
-    }
-
-    /// Where and how what is stored under `key` was made.
-    pub fn provenance(&self, key: Digest) -> Option<Provenance> {
-        #[derive(serde::Deserialize)]
-        struct Part {
-            provenance: Provenance,
-        }
-        let bytes = fs::read(self.entry_path(key)).ok()?;
-        let part: Part = serde_json::from_slice(&bytes).ok()?;
-        Some(part.provenance)
-    }
-
-    /// A hit: the entry and every blob that it reaches. Anything less is a miss.
-    pub fn hit(&self, key: Digest) -> Option<Entry> {
-        let entry = self.entry(key)?;
-        if entry
-            .reaches
-            .iter()
-            .all(|(digest, size)| self.has(*digest, *size))
-        {
-            return Some(entry);
-        }
-        // Entries are written once: one whose blobs are gone makes room for the next.
-        tracing::info!("the entry {} reaches blobs that are gone", key.short());
-        None
-    }
-
     /// Puts a file that lies on the cache's filesystem in its place as a blob.
     pub fn adopt(&self, file: &Path, digest: Digest) -> Result<PathBuf> {
         let to = self.object_path(digest);
@@ -339,7 +284,7 @@ impl Cache {
     /// Writes an entry, create-only unless `replace`: whoever comes second gets the first one's. An entry whose blobs are gone is
     /// replaced.
     pub(super) fn write_entry(&self, key: Digest, entry: &Entry, replace: bool) -> Result<Entry> {
-        let to = self.entry_path(key);
+        let to = self.entries.path_of(key);
         let folder = to.parent().context("an entry has a folder")?;
         fs::create_dir_all(folder)?;
         let mut file = tempfile::NamedTempFile::new_in(self.root.join("tmp"))?;

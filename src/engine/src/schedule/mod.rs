@@ -24,7 +24,7 @@ use crate::event::{Level, Sink, What};
 use crate::job::Implementation;
 use crate::lock::{RunLock, StageLock};
 use crate::peek::Peek;
-use crate::plan::{Known, Unknown};
+use crate::plan::{Known, Standing, Unknown};
 use crate::session::Session;
 use crate::source::Network;
 use crate::worker::Worker;
@@ -81,6 +81,8 @@ pub struct Outcome {
     pub exports: Vec<Exported>,
     /// How long it took.
     pub milliseconds: u64,
+    /// What was known of the nodes: whoever ends the program next need not take it apart.
+    _known: Vec<Standing>,
 }
 
 /// One entry of `outputs` after a run.
@@ -247,6 +249,7 @@ pub fn run(
         exports,
         milliseconds: hub.milliseconds(),
         lock,
+        _known: standings,
     };
     hub.emit(
         None,

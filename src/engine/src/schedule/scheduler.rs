@@ -57,14 +57,6 @@ impl<'a> Scheduler<'a> {
         worker: Option<Worker>,
     ) -> Self {
         let count = session.plan.nodes.len();
-        let mut dependents = vec![Vec::new(); count];
-        for index in 0..count {
-            session
-                .plan
-                .needs(index)
-                .into_iter()
-                .for_each(|need| dependents[need].push(index));
-        }
         Self {
             session,
             options,
@@ -79,7 +71,7 @@ impl<'a> Scheduler<'a> {
             reasons: vec![None; count],
             stopped: vec![false; count],
             over: VecDeque::new(),
-            dependents,
+            dependents: session.plan.dependents(),
             missing: vec![0; count],
             queues: BTreeMap::new(),
             running: BTreeMap::new(),
