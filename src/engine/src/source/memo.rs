@@ -1,6 +1,6 @@
 //! The memo of digests: a file that did not change since it was hashed is not hashed again.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -13,6 +13,9 @@ use crate::digest::Digest;
 /// A file written less than this before it was hashed may be written again without a change of its times, on
 /// filesystems whose clock is coarse; what is learned of it is not remembered.
 const YOUNG_NANOSECONDS: i128 = 2_000_000_000;
+
+/// No line of the memo is longer.
+const LINE_BYTES: usize = 256;
 
 /// (device, inode, size, modification time, change time) → digest, one small file per path. It only saves reading:
 /// it is never part of a key, and a memo that cannot be read or written is no error.
@@ -32,7 +35,7 @@ struct Stamp {
 }
 
 impl Stamp {
-    fn of(metadata: &std::fs::Metadata) -> Stamp {
+    fn of(metadata: &Metadata) -> Stamp {
         let nanoseconds = |s: i64, n: i64| i128::from(s) * 1_000_000_000 + i128::from(n);
         Stamp {
             device: metadata.dev(),
@@ -77,14 +80,15 @@ impl Memo {
     /// # Errors
     /// It is missing, not a regular file (a pipe is not waited for), unreadable, or keeps changing while it is read.
     pub fn digest(&self, path: &Path) -> Result<(Digest, u64)> {
-        let file = open_regular(path)?;
+        let (file, mut metadata) = open_regular(path)?;
         for _ in 0..3 {
-            let before = Stamp::of(&file.metadata()?);
+            let before = Stamp::of(&metadata);
             if let Some(digest) = self.recall(path, &before) {
                 return Ok((digest, before.size));
             }
             let (digest, size) = hash(path)?;
-            let after = Stamp::of(&file.metadata()?);
+            metadata = file.metadata()?;
+            let after = Stamp::of(&metadata);
             // The path may name another file by now, which is as good as a change.
             let named = std::fs::metadata(path).map(|m| Stamp::of(&m)).ok();
             if before == after && named == Some(after) && size == after.size {
@@ -107,7 +111,12 @@ impl Memo {
     }
 
     fn recall(&self, path: &Path, stamp: &Stamp) -> Option<Digest> {
-        let text = std::fs::read_to_string(self.entry(path)?).ok()?;
+        let mut text = String::with_capacity(LINE_BYTES);
+        let entry = File::open(self.entry(path)?).ok()?;
+        entry
+            .take(LINE_BYTES as u64)
+            .read_to_string(&mut text)
+            .ok()?;
         let digest = text.trim_end().rsplit(' ').next()?.parse().ok()?;
         (stamp.line(&digest) == text).then_some(digest)
     }
@@ -129,13 +138,14 @@ impl Memo {
 }
 
 /// Opens a regular file for reading. A pipe is refused without waiting for its writer.
-pub(super) fn open_regular(path: &Path) -> Result<File> {
+pub(super) fn open_regular(path: &Path) -> Result<(File, Metadata)> {
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
         .open(path)
         .with_context(|| format!("{}: cannot be read", path.display()))?;
-    let kind = file.metadata()?.file_type();
+    let metadata = file.metadata()?;
+    let kind = metadata.file_type();
     if !kind.is_file() {
         bail!(
             "{} is {}, not a regular file: its bytes cannot be pinned; copy them into a file",
@@ -143,7 +153,7 @@ pub(super) fn open_regular(path: &Path) -> Result<File> {
             kind_name(kind)
         );
     }
-    Ok(file)
+    Ok((file, metadata))
 }
 
 /// What a thing on disk is, in a message.
@@ -161,7 +171,7 @@ pub(super) fn kind_name(kind: std::fs::FileType) -> &'static str {
 
 /// Reads the file rather than mapping it: a file of the user's that is cut while it is mapped would kill the process.
 fn hash(path: &Path) -> Result<(Digest, u64)> {
-    let mut file = open_regular(path)?;
+    let (mut file, _) = open_regular(path)?;
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; 1 << 20];
     loop {
