@@ -10,6 +10,7 @@ mod diagnostics;
 mod failure;
 mod interrupt;
 mod log;
+mod memory;
 mod options;
 mod style;
 mod summary;
@@ -27,6 +28,7 @@ use crate::options::Options;
 
 /// Reads the command line, does what it says, and says how that went.
 pub fn main() -> ExitCode {
+    memory::in_large_steps();
     let options = Options::parse();
     let context = Context::new(&options.global);
     diagnostics::start(options.global.verbose);

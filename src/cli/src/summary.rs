@@ -178,9 +178,14 @@ fn read_json(path: &Path) -> Option<Value> {
 
 /// The lines of a recipe that begin with `# next:`.
 fn next(recipe: &str) -> Vec<&str> {
+    const MARK: &str = "# next:";
     recipe
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("# next:"))
+        .match_indices(MARK)
+        .filter(|(at, _)| {
+            let before = recipe[..*at].rsplit('\n').next();
+            before.is_none_or(|text| text.trim().is_empty())
+        })
+        .filter_map(|(at, _)| recipe[at + MARK.len()..].lines().next())
         .map(str::trim)
         .filter(|l| !l.is_empty())
         .collect()
