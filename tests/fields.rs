@@ -242,7 +242,8 @@ impl Row {
         let mut fields = vec![("kind", self.kind)];
         let own = index.to_string();
         let own_seed = [("seed", own.as_str())];
-        let loose = self.class() != Class::Semantic;
+        let draws = contract(self.kind).field("seed").is_some();
+        let loose = self.class() != Class::Semantic && draws;
         let given = [(self.field, self.values[value])];
         let all = usual(self.kind).iter().chain(self.with).chain(&given);
         for (name, value) in all.chain(own_seed.iter().filter(|_| loose)) {
@@ -271,7 +272,7 @@ impl Row {
     fn node(&self, index: usize, value: usize) -> String {
         let name = self.name(index, value);
         match self.kind {
-            "tokenize" => format!("{name} › tokens"),
+            "tokenize" | "tokenize_completions" => format!("{name} › tokens"),
             "reference" => format!("{name} › reference"),
             _ => name,
         }

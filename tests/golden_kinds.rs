@@ -43,6 +43,18 @@ stages:
   drawn: { kind: generate, model: whole, prompts: sums, n: 2, limit: 2, temperature: 1.0, top_k: 40, top_p: 0.9, max_new_tokens: 12 }
   passed: { kind: gate, input: halves.test, metrics: scores, metric: after.loss, min: 0 }
   best: { kind: select, candidates: { before: folder, after: tuned }, metrics: scores, metric: loss, goal: min }
+  words: { kind: rule, length: 3 }
+  tries: { kind: generate, model: whole, prompts: sums, n: 4, temperature: 1.5, max_new_tokens: 12 }
+  judged: { kind: annotate, samples: tries, judge: words }
+  ranked: { kind: annotate, samples: tries, judge: { words: words, head: judge }, weights: { head: 0.5 }, make: ranking }
+  judge: { kind: reward_model, model: thin, data: pairs, test: pairs, learning_rate: 1.0e-2, batch: 2, epochs: 2 }
+  straight: { kind: dpo, model: thin, data: pairs, learning_rate: 1.0e-2, batch: 2, epochs: 2 }
+  lists: { kind: dpo, model: folder, data: ranked, learning_rate: 1.0e-3, batch: 2 }
+  simple: { kind: cpo, model: thin, data: pairs, loss: simpo, learning_rate: 1.0e-2, batch: 2, epochs: 2 }
+  odds: { kind: orpo, model: thin, data: pairs, learning_rate: 1.0e-2, batch: 2, epochs: 2 }
+  proximal: { kind: ppo, model: thin, reward: judge, prompts: sums, updates: 2, batch: 4, epochs: 2, max_new_tokens: 8, learning_rate: 1.0e-2 }
+  left_out: { kind: rloo, model: thin, reward: words, prompts: sums, updates: 2, batch: 4, max_new_tokens: 8, learning_rate: 1.0e-2 }
+  relative: { kind: grpo, model: thin, reward: words, prompts: sums, updates: 2, batch: 4, group: 2, max_new_tokens: 8, learning_rate: 1.0e-2, beta: 0.1 }
 ";
 
 /// Kind to what each of its stages made, by the stage's name.

@@ -106,7 +106,7 @@ another tokenizer.",
     outputs: &[
         Output::new("model", ArtifactType::RewardModel, "The reward model.").keeps_tokenizer_of("model"),
         Output::new("metrics", ArtifactType::Metrics, "Loss and accuracy of each step, and what was measured on `test`.")
-            .metrics(|_, _| words(&["first_loss", "last_loss", "steps", "tokens", "test.accuracy", "test.margin", "test.calibration_error", "test.loss"])),
+            .metrics(|_, _| words(&["first_loss", "last_loss", "steps", "tokens", "test.accuracy", "test.margin", "test.calibration_error", "test.loss", "test.pairs"])),
     ],
     preparations: &[
         Preparation {

@@ -212,9 +212,13 @@ fn say(params: &Annotate, left: &Left, groups: &[Group], cx: &dyn Reporter) {
         ));
     }
     if left.ambiguous > 0 {
+        let why = match params.min_margin > 0.0 {
+            true => format!("their scores differ by less than {}", params.min_margin),
+            false => "their scores are equal".to_owned(),
+        };
         notes.push(format!(
-            "{} comparisons were left out: their scores differ by less than {}, or not at all",
-            left.ambiguous, params.min_margin
+            "{} comparisons were left out: {why}",
+            left.ambiguous
         ));
     }
     if left.alone > 0 {

@@ -87,14 +87,7 @@ impl Snapshots {
             return Ok(());
         };
         let mut files = BTreeMap::new();
-        for entry in
-            fs::read_dir(&private).with_context(|| format!("{} is not there", private.display()))?
-        {
-            let entry = entry?;
-            fs::File::open(entry.path())?.sync_all()?;
-            let (digest, _) = Digest::of_file(&entry.path())?;
-            files.insert(entry.file_name().to_string_lossy().into_owned(), digest);
-        }
+        list(&private, "", &mut files)?;
         let certificate = Certificate {
             files,
             made_with: self.made_with.clone(),
@@ -116,6 +109,23 @@ impl Snapshots {
         }
         Ok(())
     }
+}
+
+/// Writes all files of a folder and of those in it through to the disk, and lists their digests.
+fn list(folder: &Path, prefix: &str, files: &mut BTreeMap<String, Digest>) -> Result<()> {
+    let entries =
+        fs::read_dir(folder).with_context(|| format!("{} is not there", folder.display()))?;
+    for entry in entries {
+        let entry = entry?;
+        let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+        if entry.file_type()?.is_dir() {
+            list(&entry.path(), &format!("{name}/"), files)?;
+        } else {
+            files.insert(name, Digest::of_file(&entry.path())?.0);
+        }
+        fs::File::open(entry.path())?.sync_all()?;
+    }
+    Ok(())
 }
 
 /// What a snapshot was made with, when every file of it is there as it was written.

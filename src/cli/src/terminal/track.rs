@@ -25,7 +25,8 @@ pub(crate) struct Track {
     rate: Option<(f64, String)>,
     /// The first report: a resumed stage does not begin at 0.
     first: Option<(u64, u64)>,
-    loss: Option<f64>,
+    /// The number that says how it goes, with its name: the loss of a training, the score of a policy.
+    headline: Option<(&'static str, f64)>,
 }
 
 impl Track {
@@ -40,7 +41,7 @@ impl Track {
             unit: String::new(),
             rate: None,
             first: None,
-            loss: None,
+            headline: None,
         }
     }
 
@@ -63,7 +64,8 @@ impl Track {
     }
 
     pub fn metrics(&mut self, values: &BTreeMap<String, f64>) {
-        self.loss = values.get("loss").copied().or(self.loss);
+        let named = |name: &'static str| values.get(name).map(|value| (name, *value));
+        self.headline = named("score").or(named("loss")).or(self.headline);
     }
 
     /// `12/60 steps, 730 tokens/s, loss 1.2345, 40 s left`.
@@ -84,24 +86,26 @@ impl Track {
         if let Some((rate, unit)) = &self.rate {
             parts.push(format!("{} {unit}", units::rate(*rate)));
         }
-        if let Some(loss) = self.loss {
-            parts.push(format!("loss {}", number_text(loss)));
-        }
+        parts.extend(self.headline_words());
         if let Some(left) = self.left(at) {
             parts.push(format!("{} left", units::time(left)));
         }
         parts.join(", ")
     }
 
-    /// What is worth keeping in its last line: the speed and the loss.
+    /// What is worth keeping in its last line: the speed and the headline.
     pub fn last_words(&self) -> Option<String> {
         let rate = self
             .rate
             .as_ref()
             .map(|(rate, unit)| format!("{} {unit}", units::rate(*rate)));
-        let loss = self.loss.map(|loss| format!("loss {}", number_text(loss)));
-        let words: Vec<String> = rate.into_iter().chain(loss).collect();
+        let words: Vec<String> = rate.into_iter().chain(self.headline_words()).collect();
         (!words.is_empty()).then(|| words.join(", "))
+    }
+
+    fn headline_words(&self) -> Option<String> {
+        let (name, value) = self.headline?;
+        Some(format!("{name} {}", number_text(value)))
     }
 
     /// Milliseconds left at the pace since the first report; nothing before a pace is known.

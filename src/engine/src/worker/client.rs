@@ -49,7 +49,10 @@ impl Worker {
         let mut command = Command::new(path);
         // OpenMP's threads wait for each other by spinning, which makes small trainings many times slower where other programs are
         // at work as well. They may spin for some microseconds; what the user says of it stands.
-        if ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"].iter().all(|name| std::env::var_os(name).is_none()) {
+        if ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"]
+            .iter()
+            .all(|name| std::env::var_os(name).is_none())
+        {
             command.env("GOMP_SPINCOUNT", "2000");
         }
         let mut child = command
