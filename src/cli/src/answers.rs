@@ -88,11 +88,54 @@ pub(crate) fn scores(metrics: &Value, style: Style) -> Option<String> {
     if used.is_empty() {
         return None;
     }
-    Some(if models.len() == 2 {
+    let mut text = if models.len() == 2 {
         two(models, &used, style)
     } else {
         many(models, &used, style)
-    })
+    };
+    if models.values().any(|model| model.get("score").is_some()) {
+        text.push('\n');
+        text.push_str(&under_judge(models, style));
+    }
+    Some(text)
+}
+
+/// What a judge found: a line for each model, the paired difference from the first with its 95% interval.
+fn under_judge(models: &Map<String, Value>, style: Style) -> String {
+    let first = models.keys().next().map_or("", String::as_str);
+    let against = format!("against {first} (95%)");
+    let words = ["", "score", &against, "won", "KL", "tokens", "diversity"];
+    let mut rows = vec![words.map(|word| style.bold(word)).to_vec()];
+    for (name, model) in models {
+        let number = |key: &str| model.get(key).and_then(Value::as_f64);
+        let text = |key: &str, digits: usize| {
+            number(key).map_or_else(|| "–".to_owned(), |x| format!("{x:.digits$}"))
+        };
+        let compared = name != first;
+        let (low, high) = (number("difference_low"), number("difference_high"));
+        let difference = match (number("difference"), low, high) {
+            (Some(d), Some(low), Some(high)) if compared => {
+                let text = format!("{d:+.3} ({low:+.3} to {high:+.3})");
+                match (low > 0.0, high < 0.0) {
+                    (true, _) => style.green(&text),
+                    (_, true) => style.yellow(&text),
+                    _ => text,
+                }
+            }
+            _ => String::new(),
+        };
+        let won = number("win_rate").filter(|_| compared);
+        rows.push(vec![
+            name.clone(),
+            text("score", 3),
+            difference,
+            won.map_or_else(String::new, |won| format!("{:.1} %", won * 100.0)),
+            text("kl", 2),
+            text("length", 1),
+            text("diversity", 3),
+        ]);
+    }
+    table::columns(&rows, &[1, 3, 4, 5, 6], "  ")
 }
 
 /// Two models: a line for each metric, `2.1034 → 1.5011`.

@@ -97,6 +97,15 @@ impl Job {
         one.into_iter().chain(many.iter().map(|(_, view)| view))
     }
 
+    /// The artifacts of a port by name; the only one of a port that takes one is named like the port.
+    pub fn named<'a>(&'a self, port: &'a str) -> Result<Vec<(&'a str, &'a ArtifactView)>> {
+        match self.inputs.get(port) {
+            Some(Input::Many(views)) => Ok(views.iter().map(|(n, v)| (n.as_str(), v)).collect()),
+            Some(Input::One(view)) => Ok(vec![(port, view)]),
+            None => bail!("port `{port}` is empty"),
+        }
+    }
+
     /// The files of a source field.
     pub fn source(&self, field: &str) -> Result<&[SourceFile]> {
         self.sources

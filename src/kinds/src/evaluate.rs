@@ -6,6 +6,7 @@ use engine::contract::{
     no_check,
 };
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use crate::words::{
     LOSS_ON, MAX_LENGTH, MAX_NEW_TOKENS, MICRO_BATCH, TEMPERATURE, TOKENIZE_FIELDS, TRUNCATION,
@@ -34,6 +35,27 @@ pub struct Evaluate {
     pub micro_batch: usize,
 }
 
+/// What is measured of each model; more of it under a judge, and with a reference.
+fn names(_: &Map<String, Value>, named: &dyn Fn(&str) -> Vec<String>) -> Vec<String> {
+    let mut all = vec!["loss", "perplexity", "token_accuracy", "tokens"];
+    if !named("judge").is_empty() {
+        all.extend([
+            "score",
+            "win_rate",
+            "difference",
+            "difference_low",
+            "difference_high",
+            "length",
+            "finished",
+            "diversity",
+        ]);
+        if !named("reference").is_empty() {
+            all.push("kl");
+        }
+    }
+    each(&named("models"), &all)
+}
+
 /// The contract.
 pub const CONTRACT: Contract = Contract {
     kind: "evaluate",
@@ -42,7 +64,12 @@ pub const CONTRACT: Contract = Contract {
     manual: "\
 Over the counted tokens of all rows: *loss* is the mean of −log p(token | what comes before) in nats, *perplexity* its exponential,
 *token accuracy* the fraction of tokens that the model finds likeliest. With `samples`, the first so many rows are answered by
-every model from their prompt (what comes before the last answer), and the answers stand side by side with the reference.",
+every model from their prompt (what comes before the last answer), and the answers stand side by side with the reference.
+
+With a `judge` every model answers the prompts of all rows, and the judge scores the answers: *score* is its mean, *win_rate* how often a
+model's answer scores higher than that of the first model (ties count half), *difference* the mean of the paired differences with its 95%
+interval, *length* the tokens of an answer, *finished* how many came to their end, *diversity* the different pairs of words over all pairs
+(distinct-2). With a `reference`, *kl* is the mean over answers of log π − log π_ref of the whole answer.",
     example: "scores: { kind: evaluate, models: { base: base, tuned: tuned }, data: halves.test, samples: 3 }",
     pool: Pool::Torch,
     repeatable: Repeatable::Deterministic,
@@ -71,9 +98,23 @@ every model from their prompt (what comes before the last answer), and the answe
             layouts: &["text", "prompt-completion", "messages"],
             doc: "The rows to measure on.",
         },
+        Port {
+            name: "judge",
+            accepts: &[ArtifactType::RewardModel, ArtifactType::Judge],
+            arity: Arity::Optional,
+            layouts: &[],
+            doc: "Who scores the models' answers to the rows' prompts.",
+        },
+        Port {
+            name: "reference",
+            accepts: &[ArtifactType::Model],
+            arity: Arity::Optional,
+            layouts: &[],
+            doc: "With a judge: the model from which the KL of the answers is measured.",
+        },
     ],
     outputs: &[Output::new("metrics", ArtifactType::Metrics, "Numbers and answers.")
-        .metrics(|_, named| each(&named("models"), &["loss", "perplexity", "token_accuracy", "tokens"]))],
+        .metrics(names)],
     preparations: &[Preparation {
         name: "tokens",
         kind: "tokenize",

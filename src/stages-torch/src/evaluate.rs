@@ -13,6 +13,7 @@ use ml::Pass;
 use ml::generate::Prompt;
 use serde_json::{Map, Value, json};
 
+use crate::alignment::{Bench, against};
 use crate::answers::{Manner, answer, question, text};
 use crate::model::{Loaded, load};
 use crate::sft::row;
@@ -25,6 +26,8 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         .map(|(name, view)| (name.as_str(), view))
         .collect();
     let dataset = Dataset::open(job.input("data")?.file("rows.arrow")?)?;
+    let bench = Bench::open(job, &params)?;
+    let mut first: Option<Vec<f64>> = None;
     let mut models = Map::new();
     let mut samples: Vec<Map<String, Value>> = Vec::new();
     for (name, view) in job.inputs_of("models")? {
@@ -48,10 +51,20 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
             ]
             .into(),
         });
-        models.insert(
-            name.clone(),
-            json!({"loss": scores.0, "perplexity": scores.0.exp(), "token_accuracy": scores.1, "tokens": scores.2}),
-        );
+        let mut own = json!({"loss": scores.0, "perplexity": scores.0.exp(), "token_accuracy": scores.1, "tokens": scores.2});
+        if let (Some(bench), Value::Object(own)) = (&bench, &mut own) {
+            let judged = bench.measure(&loaded, job, &params, cx)?;
+            let before = first.get_or_insert_with(|| judged.scores.clone());
+            let fared = against(before, &judged.scores)?;
+            for (measure, value) in judged.values.into_iter().chain(fared) {
+                if let Some(value) = value.as_f64() {
+                    let values = [(format!("{name}/{measure}"), value)].into();
+                    cx.emit(What::Metrics { step: 0, values });
+                }
+                own.insert(measure, value);
+            }
+        }
+        models.insert(name.clone(), own);
         if params.samples > 0 {
             sample(&loaded, &dataset, &params, name, &mut samples, cx)?;
         }

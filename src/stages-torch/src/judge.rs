@@ -42,8 +42,8 @@ impl Judges {
         weights: &Map<String, Value>,
         batch: usize,
     ) -> Result<Judges> {
-        let views = job.inputs_of(port)?;
-        let names: Vec<&str> = views.iter().map(|(name, _)| name.as_str()).collect();
+        let views = job.named(port)?;
+        let names: Vec<&str> = views.iter().map(|(name, _)| *name).collect();
         for name in weights.keys() {
             ensure!(
                 names.contains(&name.as_str()),
@@ -54,8 +54,8 @@ impl Judges {
         let judges = views
             .iter()
             .map(|(name, view)| {
-                let weight = weights.get(name).and_then(Value::as_f64).unwrap_or(1.0);
-                Ok((name.clone(), judge(view, job)?, weight))
+                let weight = weights.get(*name).and_then(Value::as_f64).unwrap_or(1.0);
+                Ok(((*name).to_owned(), judge(view, job)?, weight))
             })
             .collect::<Result<_>>()?;
         Ok(Judges { judges, batch })

@@ -1,5 +1,6 @@
 //! How the kinds with tensors run, one file per kind: where a contract meets `data` and `ml`. Linked into the worker only.
 
+mod alignment;
 mod annotate;
 mod answers;
 mod completions;

@@ -1,0 +1,173 @@
+//! `evaluate` under a judge: what models answer, how good the judge finds it, and how far they are from a reference.
+
+use std::collections::HashSet;
+
+use anyhow::{Context, Result};
+use engine::job::{Job, Reporter};
+use kinds::evaluate::Evaluate;
+use ml::Pass;
+use ml::rl::{Episode, Sampler, check_scores, log_probabilities, sample};
+use serde_json::{Map, Value, json};
+
+use crate::judge::Judges;
+use crate::model::{Loaded, load};
+use crate::rollout::{Prompts, completion_text};
+
+/// Who judges, and what models are held to.
+pub(crate) struct Bench {
+    judges: Judges,
+    reference: Option<Loaded>,
+}
+
+/// A model's answers in numbers.
+pub(crate) struct Measured {
+    /// Of each prompt.
+    pub scores: Vec<f64>,
+    pub values: Map<String, Value>,
+}
+
+impl Bench {
+    /// None where no judge was given.
+    pub(crate) fn open(job: &Job, params: &Evaluate) -> Result<Option<Bench>> {
+        if !job.inputs.contains_key("judge") {
+            return Ok(None);
+        }
+        let reference = match job.inputs.contains_key("reference") {
+            true => Some(load(job.input("reference")?, job)?),
+            false => None,
+        };
+        Ok(Some(Bench {
+            judges: Judges::load(job, "judge", &Map::new(), params.micro_batch)?,
+            reference,
+        }))
+    }
+
+    /// Answers the prompts of the rows and has them judged.
+    pub(crate) fn measure(
+        &self,
+        loaded: &Loaded,
+        job: &Job,
+        params: &Evaluate,
+        cx: &dyn Reporter,
+    ) -> Result<Measured> {
+        let prompts = Prompts::read(loaded, job.input("data")?, params.max_new_tokens)?;
+        let asked: Vec<(usize, Vec<i64>)> = prompts.tokens.iter().cloned().enumerate().collect();
+        let sampler = Sampler {
+            seed: params.seed,
+            temperature: params.temperature,
+            max_new_tokens: params.max_new_tokens,
+            eos: loaded.end_tokens(),
+            batch: 64,
+        };
+        let episodes = sample(&loaded.model, &asked, &sampler, 0, &mut || !cx.cancelled())?;
+        let episodes = episodes.ok_or(engine::job::Cancelled)?;
+        let answers = prompts.answers(loaded, &episodes)?;
+        let scores = self.judges.score(&answers, cx)?;
+        check_scores(&scores, episodes.len())?;
+        let n = episodes.len() as f64;
+        let mut values = Map::new();
+        values.insert("score".to_owned(), json!(mean(&scores)));
+        if let Some(reference) = &self.reference {
+            let kl = self.divergence(loaded, reference, &episodes, params)?;
+            values.insert("kl".to_owned(), json!(kl));
+        }
+        let texts = episodes
+            .iter()
+            .map(|episode| completion_text(loaded, episode))
+            .collect::<Result<Vec<_>>>()?;
+        let tokens: usize = episodes.iter().map(|e| e.row.completion()).sum();
+        let finished = episodes.iter().filter(|e| e.finished).count();
+        values.insert("length".to_owned(), json!(tokens as f64 / n));
+        values.insert("finished".to_owned(), json!(finished as f64 / n));
+        values.insert("diversity".to_owned(), json!(distinct_pairs(&texts)));
+        Ok(Measured { scores, values })
+    }
+
+    /// The mean over completions of log π − log π_ref of the whole completion: an estimate of KL(π‖π_ref), at temperature 1.
+    fn divergence(
+        &self,
+        loaded: &Loaded,
+        reference: &Loaded,
+        episodes: &[Episode],
+        params: &Evaluate,
+    ) -> Result<f64> {
+        let of = |model| log_probabilities(model, Pass::eval(), episodes, 1.0, params.micro_batch);
+        let (policy, held) = (of(&loaded.model)?, of(&reference.model)?);
+        let each: Vec<f64> = policy
+            .iter()
+            .zip(&held)
+            .map(|(p, r)| p.iter().sum::<f64>() - r.iter().sum::<f64>())
+            .collect();
+        Ok(mean(&each))
+    }
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len().max(1) as f64
+}
+
+/// Different pairs of words over all pairs of words (distinct-2, Li et al., arXiv 1510.03055).
+fn distinct_pairs(texts: &[String]) -> f64 {
+    let (mut seen, mut all) = (HashSet::new(), 0usize);
+    for text in texts {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        for pair in words.windows(2) {
+            seen.insert((pair[0], pair[1]));
+            all += 1;
+        }
+    }
+    seen.len() as f64 / all.max(1) as f64
+}
+
+/// How a model fares against the first one, prompt by prompt: won (ties count half), the mean difference of scores and its 95%
+/// interval (normal, from the deviation of the differences).
+pub(crate) fn against(first: &[f64], own: &[f64]) -> Result<Map<String, Value>> {
+    let n = own.len() as f64;
+    let differences: Vec<f64> = own.iter().zip(first).map(|(a, b)| a - b).collect();
+    let won: f64 = differences
+        .iter()
+        .map(|d| {
+            if *d > 0.0 {
+                1.0
+            } else if *d == 0.0 {
+                0.5
+            } else {
+                0.0
+            }
+        })
+        .sum();
+    let middle = mean(&differences);
+    let squares: f64 = differences.iter().map(|d| (d - middle).powi(2)).sum();
+    let half = 1.959_964 * (squares / (n - 1.0).max(1.0) / n).sqrt();
+    let values = json!({
+        "win_rate": won / n,
+        "difference": middle,
+        "difference_low": middle - half,
+        "difference_high": middle + half,
+    });
+    match values {
+        Value::Object(map) => Ok(map),
+        _ => None.context("BUG: an object"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ties_are_half_won() {
+        let found = against(&[0.0, 1.0, 2.0, 3.0], &[1.0, 1.0, 1.0, 5.0]).unwrap();
+        assert_eq!(found["win_rate"], 0.625);
+        assert_eq!(found["difference"], 0.5);
+        // Deviation of (1, 0, -1, 2) is 1.2910; half the interval 1.96 · 1.2910 / 2.
+        let low = found["difference_low"].as_f64().unwrap();
+        assert!((low - (0.5 - 1.959_964 * (5.0f64 / 3.0 / 4.0).sqrt())).abs() < 1e-9);
+    }
+
+    #[test]
+    fn diversity_counts_pairs_of_words() {
+        let texts = ["a b a b".to_owned(), "a b".to_owned()];
+        assert_eq!(distinct_pairs(&texts), 0.5);
+    }
+}
