@@ -86,6 +86,19 @@ const ROWS: &[Row] = &[
     ),
     row("split", "test", ["0.5", "2"]),
     row("split", "seed", ["1", "2"]),
+    row("cut", "prompt_words", ["4", "2"]),
+    row("cut", "completion_words", ["", "1"]),
+    row("init_model", "vocabulary", ["280", "270"]),
+    row("init_model", "hidden", ["16", "32"]),
+    row("init_model", "layers", ["1", "2"]),
+    row("init_model", "heads", ["2", "4"]),
+    row("init_model", "key_value_heads", ["", "1"]),
+    row("init_model", "intermediate", ["", "48"]),
+    row("init_model", "context", ["512", "64"]),
+    row("init_model", "rope_theta", ["10000.0", "20000.0"]),
+    row("init_model", "dtype", ["f32", "bf16"]),
+    row("init_model", "initializer_range", ["0.02", "0.04"]),
+    row("init_model", "seed", ["1", "2"]),
     row("load_model", "source", ["model", "other"]),
     row("load_model", "dtype", ["f32", "bf16"]),
     row("lora", "r", ["4", "2"]),
@@ -190,6 +203,14 @@ fn usual(kind: &str) -> &'static [(&'static str, &'static str)] {
     match kind {
         "load_dataset" => &[("source", "sums.jsonl")],
         "split" => &[("data", "sums")],
+        "cut" => &[("data", "reviews")],
+        "init_model" => &[
+            ("data", "reviews"),
+            ("vocabulary", "280"),
+            ("hidden", "16"),
+            ("layers", "1"),
+            ("heads", "2"),
+        ],
         "load_model" => &[("source", "model")],
         "lora" => &[("model", "base")],
         "sft" => &[
@@ -293,6 +314,7 @@ fn kitchen() -> Kitchen {
             i + 1
         )
     };
+    kitchen.write("reviews.csv", tiny::REVIEWS);
     kitchen.write("sums.jsonl", &(0..8).map(sum).collect::<String>());
     kitchen.write("more.jsonl", &(0..9).map(sum).collect::<String>());
     let preference = |i: usize| {
@@ -332,6 +354,7 @@ stages:
   base: { kind: load_model, source: model, dtype: f32 }
   chats: { kind: load_dataset, source: chats.jsonl }
   sums: { kind: load_dataset, source: sums.jsonl }
+  reviews: { kind: load_dataset, source: reviews.csv, format: labelled }
   thin: { kind: lora, model: base, r: 4, dropout: 0.1 }
   other: { kind: load_model, source: other, dtype: f32 }
   prefs: { kind: load_dataset, source: prefs.jsonl, format: preference }

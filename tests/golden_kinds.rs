@@ -33,6 +33,8 @@ stages:
   sums: { kind: load_dataset, source: rows.jsonl, replace: { much: many }, limit: 5 }
   pairs: { kind: load_dataset, source: pairs.jsonl }
   reviews: { kind: load_dataset, source: reviews.csv, format: labelled, where: { source: [oven, shelf] } }
+  openings: { kind: cut, data: reviews, prompt_words: 3, completion_words: 2 }
+  fresh: { kind: init_model, data: reviews, vocabulary: 270, hidden: 16, layers: 2, heads: 2, key_value_heads: 1, intermediate: 24, context: 64 }
   halves: { kind: split, data: chats, test: 0.25 }
   thin: { kind: lora, model: folder, r: 4, dropout: 0.1 }
   wide: { kind: lora, model: folder, r: 2, targets: [q_proj, v_proj], rslora: true }

@@ -258,12 +258,4 @@ impl Prompt {
             },
         }
     }
-
-    /// Every text of it, in order.
-    pub(crate) fn texts_mut(&mut self) -> Vec<&mut String> {
-        match self {
-            Prompt::Text(text) => vec![text],
-            Prompt::Chat(messages) => messages.iter_mut().map(|m| &mut m.content).collect(),
-        }
-    }
 }

@@ -6,6 +6,7 @@
 mod column;
 pub mod completions;
 mod csv;
+pub mod cut;
 pub mod encode;
 mod filter;
 mod format;
@@ -28,6 +29,7 @@ pub mod template;
 pub mod tokenize;
 pub mod tokenize_completions;
 pub mod tokens;
+pub mod train_tokenizer;
 
 pub use completions::{Completion, Completions, CompletionsSummary, CompletionsWriter};
 pub use encode::{Encoded, Encoder, Group, LossOn};

@@ -244,15 +244,41 @@ impl Row {
         }
     }
 
-    /// Every text of the row, in order (roles are not among them).
+    /// Every text of the row, in order; roles and labels are not among them.
+    pub fn texts(&self) -> Vec<&str> {
+        let (prompt, rest): (_, Vec<&str>) = match self {
+            Row::Text { text } | Row::Labelled { text, .. } => return vec![text],
+            Row::PromptCompletion { prompt, completion } => return vec![prompt, completion],
+            Row::Messages { messages } => return turns(messages).collect(),
+            Row::Preference {
+                prompt,
+                chosen,
+                rejected,
+                ..
+            } => (prompt, vec![chosen, rejected]),
+            Row::Ranking {
+                prompt,
+                completions,
+            } => (prompt, completions.iter().map(String::as_str).collect()),
+            Row::Unpaired {
+                prompt, completion, ..
+            }
+            | Row::Scored {
+                prompt, completion, ..
+            } => (prompt, vec![completion]),
+        };
+        match prompt {
+            Prompt::Text(text) => [vec![text.as_str()], rest].concat(),
+            Prompt::Chat(messages) => turns(messages).chain(rest).collect(),
+        }
+    }
+
+    /// The same texts, to change.
     pub fn texts_mut(&mut self) -> Vec<&mut String> {
         let (prompt, rest) = match self {
-            Row::Text { text } => return vec![text],
-            Row::Labelled { text, label } => return vec![text, label],
+            Row::Text { text } | Row::Labelled { text, .. } => return vec![text],
             Row::PromptCompletion { prompt, completion } => return vec![prompt, completion],
-            Row::Messages { messages } => {
-                return messages.iter_mut().map(|turn| &mut turn.content).collect();
-            }
+            Row::Messages { messages } => return turns_mut(messages).collect(),
             Row::Preference {
                 prompt,
                 chosen,
@@ -270,23 +296,16 @@ impl Row {
                 prompt, completion, ..
             } => (prompt, vec![completion]),
         };
-        let mut texts = prompt.texts_mut();
-        texts.extend(rest);
-        texts
+        match prompt {
+            Prompt::Text(text) => std::iter::once(text).chain(rest).collect(),
+            Prompt::Chat(messages) => turns_mut(messages).chain(rest).collect(),
+        }
     }
 
     /// The number of characters in all texts of the row.
     pub fn characters(&self) -> u64 {
         let count = |text: &str| text.chars().count() as u64;
-        self.cells()
-            .iter()
-            .map(|cell| match cell {
-                Cell::Text(text) => count(text),
-                Cell::Texts(texts) => texts.iter().map(|text| count(text)).sum(),
-                Cell::Messages(messages) => messages.iter().map(|turn| count(&turn.content)).sum(),
-                Cell::Bool(_) | Cell::Number(_) | Cell::OptionalNumber(_) => 0,
-            })
-            .sum()
+        self.texts().into_iter().map(count).sum()
     }
 
     /// Whether a file can hold the row; the error says what is wrong with it.
@@ -322,6 +341,14 @@ impl Row {
         }
         Ok(())
     }
+}
+
+fn turns(messages: &[Message]) -> impl Iterator<Item = &str> {
+    messages.iter().map(|turn| turn.content.as_str())
+}
+
+fn turns_mut(messages: &mut [Message]) -> impl Iterator<Item = &mut String> {
+    messages.iter_mut().map(|turn| &mut turn.content)
 }
 
 impl Cell<'_> {

@@ -2,11 +2,13 @@
 
 pub mod annotate;
 pub mod cpo;
+pub mod cut;
 pub mod dpo;
 pub mod evaluate;
 pub mod gate;
 pub mod generate;
 pub mod grpo;
+pub mod init_model;
 pub mod load_dataset;
 pub mod load_model;
 pub mod lora;
@@ -35,7 +37,9 @@ pub fn contracts() -> Contracts {
         kinds: &[
             &load_dataset::CONTRACT,
             &split::CONTRACT,
+            &cut::CONTRACT,
             &load_model::CONTRACT,
+            &init_model::CONTRACT,
             &lora::CONTRACT,
             &sft::CONTRACT,
             &evaluate::CONTRACT,
@@ -111,6 +115,8 @@ mod tests {
     fn contracts_and_structs_agree() {
         fits::<super::load_dataset::LoadDataset>(&super::load_dataset::CONTRACT);
         fits::<super::split::Split>(&super::split::CONTRACT);
+        fits::<super::cut::Cut>(&super::cut::CONTRACT);
+        fits::<super::init_model::InitModel>(&super::init_model::CONTRACT);
         fits::<super::load_model::LoadModel>(&super::load_model::CONTRACT);
         fits::<super::lora::Lora>(&super::lora::CONTRACT);
         fits::<super::sft::Sft>(&super::sft::CONTRACT);

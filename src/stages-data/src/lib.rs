@@ -1,6 +1,8 @@
 //! How the kinds without tensors run, one file per kind, linked into `levain` itself: they need no libtorch.
 
+mod cut;
 mod gate;
+mod init_model;
 mod load_dataset;
 mod load_model;
 mod lora;
@@ -33,6 +35,14 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "load_model",
             run: load_model::run,
+        },
+        Implementation {
+            kind: "cut",
+            run: cut::run,
+        },
+        Implementation {
+            kind: "init_model",
+            run: init_model::run,
         },
         Implementation {
             kind: "lora",

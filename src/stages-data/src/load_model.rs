@@ -30,9 +30,22 @@ pub(crate) fn run(job: &Job, _: &dyn Reporter) -> Result<Drafts> {
             names(&all)
         ),
     };
+    let draft = model_draft(files, &config, &tokenizer, &params.dtype, &job.out)?;
+    Ok([("model".to_owned(), draft)].into())
+}
+
+/// The draft of a model with its tokenizer, after its files were checked against each other; the tokenizer's files are
+/// written into a folder below `out`.
+pub(crate) fn model_draft(
+    files: Vec<(String, PathBuf)>,
+    config: &LlamaConfig,
+    tokenizer: &TokenizerFiles,
+    dtype: &str,
+    out: &Path,
+) -> Result<Draft> {
     let weights = Weights::open_files(&files)?;
     config.check(&weights)?;
-    let folder = job.out.join("tokenizer");
+    let folder = out.join("tokenizer");
     std::fs::create_dir_all(&folder)?;
     tokenizer.save(&folder)?;
     let mut tokenizer_files: Vec<(String, PathBuf)> = Vec::new();
@@ -66,7 +79,7 @@ pub(crate) fn run(job: &Job, _: &dyn Reporter) -> Result<Drafts> {
         ]
         .into(),
     };
-    let draft = Draft {
+    Ok(Draft {
         artifact: ArtifactType::Model,
         files,
         refs: [(
@@ -74,9 +87,8 @@ pub(crate) fn run(job: &Job, _: &dyn Reporter) -> Result<Drafts> {
             Reference::Inline(Box::new(tokenizer_draft)),
         )]
         .into(),
-        summary: summary(&config, &weights, &params.dtype),
-    };
-    Ok([("model".to_owned(), draft)].into())
+        summary: summary(config, &weights, dtype),
+    })
 }
 
 type Parts = (Vec<(String, PathBuf)>, LlamaConfig, TokenizerFiles);
