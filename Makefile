@@ -5,11 +5,12 @@ SETUP = $(PYTHON) scripts/setup.py --quiet
 export PYTHON CARGO
 
 .DEFAULT_GOAL := help
-.PHONY: help setup verify build demo test test-scripts test-cuda interop bench fmt lint clean
+.PHONY: help setup verify build demo demo-rlhf test test-scripts test-cuda interop bench fmt lint clean
 
 help:
 	@echo 'make setup      fetch libtorch once per machine (540 MB), lay the link .libtorch to it'
 	@echo 'make demo       set-up, build, and the quickstart recipe: a real fine-tuning in a few minutes'
+	@echo 'make demo-rlhf  SFT, a reward model, PPO and DPO on a small model made from nothing, in ten minutes'
 	@echo 'make build      both programs, target/release/levain and levain-worker'
 	@echo 'make test       formatting, lints, all tests (needs no network after set-up)'
 	@echo 'make interop    our files with the real Python packages, and theirs with ours (5 GB, once)'
@@ -31,6 +32,9 @@ build:
 
 demo:
 	@$(PYTHON) scripts/demo.py
+
+demo-rlhf: build
+	target/release/levain run recipes/sentiment-rlhf.yaml
 
 # Lints and tests share the release profile, so that libtorch's C++ interface is compiled once.
 lint:

@@ -39,12 +39,7 @@ left out, and their number is said; none left is an error. Line breaks of HTML a
         layouts: &["text", "labelled", "prompt-completion"],
         doc: "The texts; of a prompt with its completion both, joined.",
     }],
-    outputs: &[Output {
-        name: "rows",
-        artifact: ArtifactType::Dataset,
-        keeps_tokenizer_of: None,
-        doc: "Prompts with their completions, laid out as prompt-completion.",
-    }],
+    outputs: &[Output::new("rows", ArtifactType::Dataset, "Prompts with their completions, laid out as prompt-completion.")],
     preparations: &[],
     layout_of: None,
     check: no_check,
