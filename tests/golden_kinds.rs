@@ -103,9 +103,9 @@ fn check_metrics(recipe: &Path, cache: &Path, answer: &Value) {
                 );
                 continue;
             };
-            let named = |port: &str| match &made.inputs[port] {
-                Binding::Many(list) => list.iter().map(|(name, _)| name.clone()).collect(),
-                Binding::One(_) => Vec::new(),
+            let named = |port: &str| match made.inputs.get(port) {
+                Some(Binding::Many(list)) => list.iter().map(|(name, _)| name.clone()).collect(),
+                Some(Binding::One(_)) | None => Vec::new(),
             };
             let mut said = names(&made.params, &named);
             said.sort();

@@ -142,7 +142,7 @@ pub const ROWS: &[Row] = &[
         "ppo",
         "micro_batch",
         ["4", "1"],
-        &[("whiten_advantages", "false")],
+        &[("whiten_advantages", "false"), ("updates", "1")],
     ),
     row("ppo", "snapshot_seconds", ["60", "1"]),
     row("ppo", "minibatches", ["1", "2"]),
@@ -208,7 +208,7 @@ pub const ROWS: &[Row] = &[
     row("grpo", "epsilon", ["1.0e-8", "1.0e-3"]),
     row("grpo", "max_grad_norm", ["1.0", "0.001"]),
     row("grpo", "seed", ["1", "2"]),
-    row("grpo", "micro_batch", ["4", "1"]),
+    with("grpo", "micro_batch", ["4", "1"], &[("updates", "2")]),
     row("grpo", "snapshot_seconds", ["60", "1"]),
     row("grpo", "minibatches", ["1", "2"]),
     with(
@@ -248,7 +248,7 @@ pub const ROWS: &[Row] = &[
     row("rloo", "epsilon", ["1.0e-8", "1.0e-3"]),
     row("rloo", "max_grad_norm", ["1.0", "0.001"]),
     row("rloo", "seed", ["1", "2"]),
-    row("rloo", "micro_batch", ["4", "1"]),
+    with("rloo", "micro_batch", ["4", "1"], &[("updates", "2")]),
     row("rloo", "snapshot_seconds", ["60", "1"]),
     row("rloo", "minibatches", ["1", "2"]),
     with(

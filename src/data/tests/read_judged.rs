@@ -380,7 +380,7 @@ fn broken_rows_say_where_and_what() {
         ),
         (
             error(Unpaired, json!({ "completion": "a", "label": "news" })),
-            "rows.jsonl:1:28: the field `label` is `news`, expected true or false (or 1 or 0)",
+            "rows.jsonl:1:27: the field `label` is `news`, expected true or false (or 1 or 0)",
         ),
         (
             error(Unpaired, json!({ "completion": "a", "label": null })),

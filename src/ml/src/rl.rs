@@ -25,6 +25,12 @@ pub struct Episode {
     pub finished: bool,
 }
 
+/// Scores episodes: one number each.
+pub type Score<'a> = Box<dyn FnMut(&[Episode]) -> Result<Vec<f64>> + 'a>;
+
+/// A row of numbers for each episode.
+pub type Rows = Vec<Vec<f64>>;
+
 /// How episodes are sampled.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampler {

@@ -166,7 +166,7 @@ mod tests {
             prompt: Prompt::Chat(vec![Message::new("user", format!("say {index}"))]),
             chosen: "loaf ".repeat(1 + index % 3),
             rejected: index.to_string(),
-            margin: (index % 2 == 0).then_some(index as f64),
+            margin: (index.is_multiple_of(2)).then_some(index as f64),
         };
         (0..40).map(pair).collect()
     }

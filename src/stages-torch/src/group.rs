@@ -1,12 +1,9 @@
-//! `grpo` and `rloo`: policy, reference and judges for the loop of `ml::rl::group`.
+//! What `grpo` and `rloo` share: policy, reference and judges for the loop of `ml::rl::group`.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use engine::job::{Drafts, Job, Reporter};
-use kinds::grpo::Grpo;
-use kinds::rloo::Rloo;
 use kinds::rollout::Rollout;
-use ml::rl::advantage::GroupScale;
-use ml::rl::group::{Actor, Advantages, Data, Normalizer, Objective, Options, Ratio, train};
+use ml::rl::group::{Actor, Advantages, Data, Objective, Options, train};
 
 use crate::judge::Judges;
 use crate::model::load;
@@ -14,71 +11,21 @@ use crate::rollout::{Prompts, Updates, held_to, reference, sample, sampler, scor
 use crate::training::{choose_trained, trained_model, updater};
 
 /// What the two kinds do differently.
-struct Manner {
-    group: usize,
-    objective: Objective,
-    advantages: Advantages,
-    mask_truncated: bool,
-    reward_clip: Option<f64>,
+pub(crate) struct Manner {
+    pub group: usize,
+    pub objective: Objective,
+    pub advantages: Advantages,
+    pub mask_truncated: bool,
+    pub reward_clip: Option<f64>,
 }
 
-pub(crate) fn grpo(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
-    let params: Grpo = job.params()?;
-    let manner = Manner {
-        group: params.group,
-        objective: Objective {
-            clip_low: params.clip,
-            clip_high: params.clip_high.unwrap_or(params.clip),
-            beta: params.beta,
-            corrected: params.corrected_kl,
-            ratio: match params.ratio.as_str() {
-                "token" => Ratio::Token,
-                "sequence" => Ratio::Mean,
-                other => bail!("`{other}` is not a ratio"),
-            },
-            normalizer: match params.loss.as_str() {
-                "grpo" => Normalizer::Completions,
-                "bnpo" => Normalizer::Tokens,
-                "dr_grpo" => Normalizer::Longest,
-                "dapo" => Normalizer::BatchTokens,
-                other => bail!("`{other}` is not a loss"),
-            },
-        },
-        advantages: Advantages::Relative(match params.scale.as_str() {
-            "group" => GroupScale::Group,
-            "batch" => GroupScale::Batch,
-            "none" => GroupScale::None,
-            other => bail!("`{other}` is not a scale"),
-        }),
-        mask_truncated: params.mask_truncated,
-        reward_clip: params.reward_clip,
-    };
-    run(job, cx, &params.rollout, manner)
-}
-
-pub(crate) fn rloo(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
-    let params: Rloo = job.params()?;
-    let manner = Manner {
-        group: params.group,
-        objective: Objective {
-            clip_low: params.clip,
-            clip_high: params.clip_high.unwrap_or(params.clip),
-            beta: 0.0,
-            corrected: false,
-            ratio: Ratio::Whole,
-            normalizer: Normalizer::Completions,
-        },
-        advantages: Advantages::LeaveOneOut {
-            beta: params.beta,
-            normalize: params.normalize,
-        },
-        mask_truncated: params.mask_truncated,
-        reward_clip: params.reward_clip,
-    };
-    run(job, cx, &params.rollout, manner)
-}
-
-fn run(job: &Job, cx: &dyn Reporter, rollout: &Rollout, manner: Manner) -> Result<Drafts> {
+/// Trains a policy in groups.
+pub(crate) fn learn(
+    job: &Job,
+    cx: &dyn Reporter,
+    rollout: &Rollout,
+    manner: Manner,
+) -> Result<Drafts> {
     let view = job.input("model")?;
     let mut policy = load(view, job)?;
     choose_trained(&mut policy.params, policy.adapter.is_some(), cx);

@@ -4,15 +4,20 @@ mod alignment;
 mod annotate;
 mod answers;
 mod completions;
+mod cpo;
+mod dpo;
 mod evaluate;
 mod generate;
 mod group;
+mod grpo;
 mod judge;
 mod model;
+mod orpo;
 mod ppo;
 mod preference;
 mod reference;
 mod reward_model;
+mod rloo;
 mod rollout;
 mod sft;
 mod snapshot;
@@ -52,15 +57,15 @@ pub fn implementations() -> &'static [Implementation] {
         },
         Implementation {
             kind: "dpo",
-            run: preference::dpo,
+            run: dpo::run,
         },
         Implementation {
             kind: "cpo",
-            run: preference::cpo,
+            run: cpo::run,
         },
         Implementation {
             kind: "orpo",
-            run: preference::orpo,
+            run: orpo::run,
         },
         Implementation {
             kind: "ppo",
@@ -68,11 +73,11 @@ pub fn implementations() -> &'static [Implementation] {
         },
         Implementation {
             kind: "rloo",
-            run: group::rloo,
+            run: rloo::run,
         },
         Implementation {
             kind: "grpo",
-            run: group::grpo,
+            run: grpo::run,
         },
     ]
 }

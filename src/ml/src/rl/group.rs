@@ -3,8 +3,8 @@
 
 use super::advantage::{Estimator, GroupScale, leave_one_out, normalize, relative};
 use super::{
-    Episode, Reference, Sampler, check_scores, flat, log_probabilities,
-    reference_log_probabilities, sample,
+    Reference, Sampler, Score, check_scores, flat, log_probabilities, reference_log_probabilities,
+    sample,
 };
 use crate::completions::{Batch, Row};
 use crate::fit::Next;
@@ -111,10 +111,6 @@ pub fn loss(
         let near = ratio.clamp(1.0 - objective.clip_low, 1.0 + objective.clip_high);
         -(ratio * advantages).min_other(&(near * advantages))
     };
-    if objective.ratio == Ratio::Whole {
-        let each = clipped(&batch.sums(&difference)?.exp(), &own) * mask(counted);
-        return Ok(each.sum(None::<Kind>) / sizes.completions);
-    }
     // Numbers of rows at each of their tokens.
     let spread = |rows: &Tensor| -> Result<Tensor> {
         let index = batch.counts().iter().enumerate();
@@ -124,6 +120,12 @@ pub fn loss(
         let index = Tensor::from_slice(&index).to_device(new.device());
         Ok(rows.f_index_select(0, &index)?)
     };
+    let mask = spread(&mask(counted))?;
+    if objective.ratio == Ratio::Whole {
+        // What does not count has the ratio 1: a constant, as TRL has it.
+        let each = clipped(&batch.sums(&(difference * mask))?.exp(), &own);
+        return Ok(each.sum(None::<Kind>) / sizes.completions);
+    }
     let ratio = match objective.ratio {
         Ratio::Mean => spread(&(batch.sums(&difference)? / batch.lengths(new)).exp())?,
         _ => difference.exp(),
@@ -137,7 +139,7 @@ pub fn loss(
         }
         each += kl * objective.beta;
     }
-    let each = each * spread(&mask(counted))?;
+    let each = each * mask;
     Ok(match objective.normalizer {
         Normalizer::Completions => {
             let means = batch.sums(&each)? / batch.lengths(new);
@@ -197,7 +199,7 @@ pub struct Data<'a> {
     /// The tokens of prompt `i`.
     pub prompt: Box<dyn FnMut(usize) -> Result<Vec<i64>> + 'a>,
     /// The reward of each episode.
-    pub score: Box<dyn FnMut(&[Episode]) -> Result<Vec<f64>> + 'a>,
+    pub score: Score<'a>,
 }
 
 /// Trains; snapshots and `watch` as in [`super::ppo::train`].

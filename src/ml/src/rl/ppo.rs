@@ -25,7 +25,7 @@
 
 use super::advantage::{Estimator, KlControl, Moments, Shaping, gae, whiten};
 use super::{
-    Episode, Reference, Sampler, by_row, check_scores, flat, log_probabilities,
+    Episode, Reference, Rows, Sampler, Score, by_row, check_scores, flat, log_probabilities,
     reference_log_probabilities, sample,
 };
 use crate::completions::{Batch, Row};
@@ -122,7 +122,7 @@ pub struct Data<'a> {
     /// The tokens of prompt `i`.
     pub prompt: Box<dyn FnMut(usize) -> Result<Vec<i64>> + 'a>,
     /// The score of each episode.
-    pub score: Box<dyn FnMut(&[Episode]) -> Result<Vec<f64>> + 'a>,
+    pub score: Score<'a>,
     /// Rows for the language-modelling loss.
     pub mixed: Option<Mixed<'a>>,
 }
@@ -199,7 +199,7 @@ pub fn advantages(
     values: &[Vec<f64>],
     tokens: &[usize],
     options: &Options,
-) -> Result<(Vec<Vec<f64>>, Vec<Vec<f64>>)> {
+) -> Result<(Rows, Rows)> {
     let steps: Vec<usize> = rewards.iter().map(Vec::len).collect();
     if options.whiten_rewards {
         whiten(&mut rewards, &steps, false)?;
