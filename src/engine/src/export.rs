@@ -23,10 +23,12 @@ pub fn files(view: &ArtifactView, format: Format) -> Result<BTreeMap<String, std
         }
         Format::Files | Format::Peft => {}
     }
-    let tokenizer = view
-        .refs
-        .get("tokenizer")
-        .filter(|_| view.artifact == ArtifactType::Model);
+    let tokenizer = view.refs.get("tokenizer").filter(|_| {
+        matches!(
+            view.artifact,
+            ArtifactType::Model | ArtifactType::RewardModel
+        )
+    });
     if let Some(tokenizer) = tokenizer {
         files.extend(tokenizer.files.iter().cloned());
     }
