@@ -360,6 +360,7 @@ stages:
   prefs: { kind: load_dataset, source: prefs.jsonl, format: preference }
   ranks: { kind: load_dataset, source: ranks.jsonl, format: ranking }
   words: { kind: rule, lexicon: lexicon.txt }
+  brief: { kind: rule, length: 2 }
   tries: { kind: generate, model: base, prompts: sums, n: 4, temperature: 1.5, max_new_tokens: 12 }
   scorer: { kind: reward_model, model: thin, data: prefs, max_steps: 1 }
   scores: { kind: evaluate, models: { base: base, other: other }, data: chats }

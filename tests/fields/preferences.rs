@@ -296,6 +296,18 @@ pub const ROWS: &[Row] = &[
     ),
     with(
         "annotate",
+        "min_agreement",
+        ["0.0", "1.0"],
+        &[("pairs", "all"), ("judge", "{ a: words, b: scorer }")],
+    ),
+    with(
+        "annotate",
+        "order",
+        ["judged", "kept"],
+        &[("samples", "prefs"), ("judge", "brief")],
+    ),
+    with(
+        "annotate",
         "threshold",
         ["0.0", "0.3"],
         &[("make", "unpaired")],

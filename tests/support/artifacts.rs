@@ -127,6 +127,10 @@ fn tensors(name: &str, path: &Path, numbers: usize) -> Value {
     told.collect::<Map<_, _>>().into()
 }
 
+/// Numbers of this size and smaller are compared as if they had it: differences of f32 sums of ten and more (rewards are differences
+/// of log-probabilities) carry the rounding of what they are differences of, which another processor does otherwise.
+const SMALL: f64 = 1e-2;
+
 /// Where two values differ: texts, whole numbers and names by anything, other numbers by more than `tolerance` of the larger one;
 /// of a list of numbers, of the largest in it.
 pub fn difference(before: &Value, after: &Value, tolerance: f64) -> Option<String> {
@@ -138,7 +142,7 @@ fn differ(at: &str, before: &Value, after: &Value, tolerance: f64, scale: f64) -
     match (before, after) {
         (Value::Number(a), Value::Number(b)) if a.is_f64() || b.is_f64() => {
             let (a, b) = (a.as_f64()?, b.as_f64()?);
-            let scale = scale.max(a.abs()).max(b.abs());
+            let scale = scale.max(a.abs()).max(b.abs()).max(SMALL);
             if (a - b).abs() <= tolerance * scale {
                 None
             } else {

@@ -3,6 +3,7 @@
 //! What is not here: tensors, recipes, the cache, events. Everything takes paths, values and closures and answers with
 //! values; the same input gives the same bytes, on any number of threads.
 
+pub mod candidates;
 mod column;
 pub mod completions;
 mod csv;

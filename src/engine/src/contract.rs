@@ -29,8 +29,8 @@ pub struct Contract {
     pub outputs: &'static [Output],
     /// Work with a key of its own, done before the stage and shared by all that need the same.
     pub preparations: &'static [Preparation],
-    /// The port whose rows the outputs are, in the same layout.
-    pub layout_of: Option<&'static str>,
+    /// The layout of the rows that it makes, where it can be told before it runs.
+    pub layout: Option<LayoutOf>,
     /// What no single field can say: (field, message) for every combination that makes no sense.
     pub check: Check,
     /// Peak memory in bytes from the parameters and the summaries of the inputs, when it can be told.
@@ -39,6 +39,9 @@ pub struct Contract {
 
 /// Looks at all parameters together.
 pub type Check = fn(&Map<String, Value>) -> Vec<(&'static str, String)>;
+
+/// The layout of a stage's rows, from its parameters and the layout of the rows in each port, as far as that is known.
+pub type LayoutOf = fn(&Map<String, Value>, &dyn Fn(&str) -> Option<String>) -> Option<String>;
 
 /// Estimates bytes from parameters and (port, summary) pairs.
 pub type Estimate =
@@ -238,6 +241,27 @@ pub enum Arity {
     Optional,
     /// One, or a list, or a mapping from names, with at least one entry.
     Many,
+    /// One, which has no name here, or a list or a mapping from names: a lone artifact's stage may be renamed, and nothing runs.
+    OneOrMany,
+    /// The same, or none.
+    Any,
+}
+
+impl Arity {
+    /// Whether it must be given.
+    pub fn is_required(self) -> bool {
+        !matches!(self, Self::Optional | Self::Any)
+    }
+
+    /// Whether it may hold several.
+    pub fn takes_several(self) -> bool {
+        matches!(self, Self::Many | Self::OneOrMany | Self::Any)
+    }
+
+    /// Whether one alone has no name.
+    pub fn is_nameless_alone(self) -> bool {
+        self != Self::Many
+    }
 }
 
 /// An output.

@@ -260,8 +260,13 @@ fn port_words(port: &Port) -> String {
     let mut text = match port.arity {
         Arity::One => types,
         Arity::Optional => format!("{types}; may be left out"),
-        Arity::Many => {
-            format!("one or more of {types}: a name, a list, or a mapping from names")
+        Arity::Many | Arity::OneOrMany | Arity::Any => {
+            let mut words =
+                format!("one or more of {types}: a name, a list, or a mapping from names");
+            if !port.arity.is_required() {
+                words += "; may be left out";
+            }
+            words
         }
     };
     if !port.layouts.is_empty() {
@@ -275,6 +280,8 @@ fn arity_word(arity: Arity) -> &'static str {
         Arity::One => "one",
         Arity::Optional => "optional",
         Arity::Many => "many",
+        Arity::OneOrMany => "one or many",
+        Arity::Any => "any number",
     }
 }
 

@@ -10,7 +10,7 @@ use crate::artifact::ArtifactType;
 use crate::contract::{Contract, Output};
 use crate::diagnostic::{Problem, Problems};
 use crate::job::SourceFile;
-use crate::plan::Standing;
+use crate::plan::{Feed, Standing};
 use crate::recipe::Target;
 use crate::session::Session;
 
@@ -79,12 +79,14 @@ pub fn look(
                 Ok(found) => seen[index] = found,
                 Err(error) => problems.push(problem(session, index, &error).ok_or(error)?),
             }
-        } else if let Some(feed) = layout_port(node.contract).and_then(|p| node.inputs.get(p)) {
-            let mut fed = feed.edges().into_iter().map(|edge| &seen[edge.node]);
-            let first = fed.next().cloned().flatten();
-            // One of several may come through: it shows when they are alike.
-            seen[index] = first
-                .filter(|f| fed.all(|other| other.as_ref().is_some_and(|o| o.layout == f.layout)));
+        } else {
+            let of = |port: &str| fed(node.inputs.get(port)?, &seen);
+            seen[index] = match (node.contract.layout, handed_on(node.contract)) {
+                (Some(layout), _) => layout(&node.params, &|port| Some(of(port)?.layout))
+                    .map(|layout| told(layout, node.inputs.values(), &seen)),
+                (None, Some(port)) => of(port),
+                (None, None) => None,
+            };
         }
     }
     for stage in &session.recipe.stages {
@@ -123,10 +125,25 @@ pub fn look(
     Err(Problems::new(session.recipe.sources.clone(), problems).into())
 }
 
-/// The port whose rows a kind hands on, in the same layout.
-fn layout_port(contract: &Contract) -> Option<&'static str> {
-    let handed_on = contract.outputs.first().and_then(Output::handed_on);
-    contract.layout_of.or(handed_on)
+/// What shows of an input. One of several may come through: it shows when they are alike.
+fn fed(feed: &Feed, seen: &[Option<Seen>]) -> Option<Seen> {
+    let mut all = feed.edges().into_iter().map(|edge| &seen[edge.node]);
+    let first = all.next().cloned().flatten();
+    first.filter(|f| all.all(|other| other.as_ref().is_some_and(|o| o.layout == f.layout)))
+}
+
+/// A layout in the words of the input that has it, if one has: `alpaca, kept as messages`.
+fn told<'a>(layout: String, inputs: impl Iterator<Item = &'a Feed>, seen: &[Option<Seen>]) -> Seen {
+    let mut alike = inputs.filter_map(|feed| fed(feed, seen));
+    alike.find(|found| found.layout == layout).unwrap_or(Seen {
+        words: layout.clone(),
+        layout,
+    })
+}
+
+/// The port whose artifact a kind hands on.
+fn handed_on(contract: &Contract) -> Option<&'static str> {
+    contract.outputs.first().and_then(Output::handed_on)
 }
 
 /// A look that failed, at the place of the stage's source.

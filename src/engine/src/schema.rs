@@ -219,7 +219,7 @@ fn stage(contract: &Contract) -> Value {
     properties.insert("when".to_owned(), when());
     for port in contract.ports {
         properties.insert(port.name.to_owned(), port_schema(port));
-        if port.arity != Arity::Optional {
+        if port.arity.is_required() {
             required.push(port.name);
         }
     }
@@ -247,14 +247,17 @@ fn port_schema(port: &Port) -> Value {
     match port.arity {
         Arity::One => json!({ "$ref": "#/$defs/reference", "description": doc }),
         Arity::Optional => json!({ "anyOf": [one, { "type": "null" }], "description": doc }),
-        Arity::Many => json!({
-            "anyOf": [
-                one,
-                { "type": "array", "minItems": 1, "items": one },
-                { "type": "object", "minProperties": 1, "additionalProperties": one },
-            ],
-            "description": doc,
-        }),
+        Arity::Many | Arity::OneOrMany | Arity::Any => {
+            let mut forms = vec![
+                one.clone(),
+                json!({ "type": "array", "minItems": 1, "items": one }),
+                json!({ "type": "object", "minProperties": 1, "additionalProperties": one }),
+            ];
+            if !port.arity.is_required() {
+                forms.push(json!({ "type": "null" }));
+            }
+            json!({ "anyOf": forms, "description": doc })
+        }
     }
 }
 

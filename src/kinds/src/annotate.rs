@@ -2,13 +2,13 @@
 
 use engine::artifact::ArtifactType;
 use engine::contract::{
-    Arity, Choice, Contract, FieldType, Literal, Need, Output, Pool, Port, Repeatable, no_check,
+    Arity, Choice, Contract, FieldType, Literal, Need, Output, Pool, Port, Repeatable,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::rollout::WEIGHTS;
-use crate::words::{MICRO_BATCH, NOT_NEGATIVE, NUMBER, field};
+use crate::words::{FRACTION, MICRO_BATCH, NOT_NEGATIVE, NUMBER, field};
 
 /// The parameters.
 #[derive(Clone, Debug, Deserialize)]
@@ -20,6 +20,10 @@ pub struct Annotate {
     pub pairs: String,
     /// The least difference of scores.
     pub min_margin: f64,
+    /// The least part of the judges that agree with their sum about a pair.
+    pub min_agreement: f64,
+    /// `judged` or `kept`.
+    pub order: String,
     /// From which score a completion is desirable.
     pub threshold: f64,
     /// Judge → weight.
@@ -28,14 +32,24 @@ pub struct Annotate {
     pub micro_batch: usize,
 }
 
+fn fits(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
+    let word = |name: &str| params.get(name).and_then(Value::as_str);
+    if word("order") == Some("kept") && word("make") != Some("preference") {
+        let message = "`order: kept` is about pairs: it goes with `make: preference`";
+        return vec![("order", message.to_owned())];
+    }
+    Vec::new()
+}
+
 /// The contract.
 pub const CONTRACT: Contract = Contract {
     kind: "annotate",
-    version: 1,
+    version: 2,
     about: "Turns sampled completions into preferences, rankings, labels or scores by a judge.",
     manual: "\
 Rows that follow each other and have the same prompt are one group, as `generate` with `n` writes them; completions that are the same
-word for word count once. The judge scores every completion (several judges: the weighted sum of their scores), and of a group is made:
+word for word count once. A row of `preference` or `ranking` is a group by itself. The judge scores every completion (several judges: the
+weighted sum of their scores), and of a group is made:
 
 | make | rows |
 |---|---|
@@ -45,8 +59,13 @@ word for word count once. The judge scores every completion (several judges: the
 | `scored` | every completion with its score |
 | `best` | the best completion: best-of-n, for fine-tuning on it (rejection sampling) |
 
-Pairs whose scores differ by less than `min_margin` are ambiguous and left out, equal ones always; how many is said. A judge may be a
-reward model or a rule. Scores that are not finite are an error.",
+A judge may be a reward model or a rule. Rows that are `scored` already, as people (`label`), a program or an endpoint (`ask`) and two models
+(`density_ratio`) leave them, need none. Scores that are not finite are an error.
+
+Ambiguous pairs are left out, and how many is said: those whose scores differ by less than `min_margin`, equal ones always; and with
+several judges those on whose order less than `min_agreement` of them agree with the sum. With `order: kept` a pair keeps the better completion
+that it came with, and is left out where the judge finds the other one better, or does not find it better by `min_margin`: with a judge that was
+trained on these very pairs, round after round, this is the self-curation of Lee et al., arXiv 2408.12799.",
     example: "pairs: { kind: annotate, samples: tries, judge: gold }",
     pool: Pool::Torch,
     repeatable: Repeatable::Deterministic,
@@ -73,6 +92,16 @@ reward model or a rule. Scores that are not finite are an error.",
             "Which pairs are made.",
         ),
         field("min_margin", NOT_NEGATIVE, Need::Default(Literal::Number(0.0)), "Leave out pairs whose scores differ by less."),
+        field("min_agreement", FRACTION, Need::Default(Literal::Number(0.0)), "Leave out pairs on which less than this part of several judges agree with their sum."),
+        field(
+            "order",
+            FieldType::Choice(&[
+                Choice { word: "judged", doc: "the completion with the higher score is the better one" },
+                Choice { word: "kept", doc: "the rows say which one is better, and the judge only filters" },
+            ]),
+            Need::Default(Literal::Text("judged")),
+            "Who says which completion of a pair is the better one.",
+        ),
         field("threshold", NUMBER, Need::Default(Literal::Number(0.0)), "`unpaired`: the least score of a desirable completion."),
         WEIGHTS,
         MICRO_BATCH,
@@ -82,20 +111,27 @@ reward model or a rule. Scores that are not finite are an error.",
             name: "samples",
             accepts: &[ArtifactType::Dataset],
             arity: Arity::One,
-            layouts: &["prompt-completion", "messages"],
+            layouts: &["prompt-completion", "messages", "scored", "preference", "ranking", "unpaired"],
             doc: "Prompts with completions.",
         },
         Port {
             name: "judge",
             accepts: &[ArtifactType::RewardModel, ArtifactType::Judge],
-            arity: Arity::Many,
+            arity: Arity::Any,
             layouts: &[],
-            doc: "Who scores: a reward model or a rule, or several by name.",
+            doc: "Who scores: a reward model or a rule, or several by name. Rows that are `scored` need none.",
         },
     ],
     outputs: &[Output::new("rows", ArtifactType::Dataset, "The annotated rows.")],
     preparations: &[],
-    layout_of: None,
-    check: no_check,
+    layout: Some(|params, of| match params.get("make")?.as_str()? {
+        "best" => match of("samples")?.as_str() {
+            "messages" => Some("messages".to_owned()),
+            "prompt-completion" => Some("prompt-completion".to_owned()),
+            _ => None,
+        },
+        made => Some(made.to_owned()),
+    }),
+    check: fits,
     memory: None,
 };

@@ -41,7 +41,7 @@ left out, and their number is said; none left is an error. Line breaks of HTML a
     }],
     outputs: &[Output::new("rows", ArtifactType::Dataset, "Prompts with their completions, laid out as prompt-completion.")],
     preparations: &[],
-    layout_of: None,
+    layout: Some(|_, _| Some("prompt-completion".to_owned())),
     check: no_check,
     memory: None,
 };

@@ -2,19 +2,17 @@
 
 use engine::artifact::ArtifactType;
 use engine::contract::{
-    Arity, Choice, Contract, Field, FieldType, From, Literal, Need, Output, Pool, Port,
-    Preparation, Repeatable,
+    Arity, Choice, Contract, Field, FieldType, From, Literal, Need, Pool, Port, Preparation,
+    Repeatable,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::training::{
-    BATCH, BETA1, BETA2, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS, SCHEDULE, SEED,
-    SNAPSHOT_SECONDS, Training, WARMUP, WEIGHT_DECAY, learning_rate,
+    BATCH, BETA1, BETA2, COMPLETIONS, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS, POLICY, SCHEDULE,
+    SEED, SNAPSHOT_SECONDS, TRAINED, Training, WARMUP, WEIGHT_DECAY, learning_rate,
 };
-use crate::words::{
-    COMPLETION_FIELDS, MAX_LENGTH, MICRO_BATCH, POSITIVE, TRUNCATION, field, words,
-};
+use crate::words::{MAX_LENGTH, MICRO_BATCH, POSITIVE, TRUNCATION, field};
 
 /// The parameters.
 #[derive(Clone, Debug, Deserialize)]
@@ -58,7 +56,7 @@ pub enum Losses {
     Weighted(serde_json::Map<String, serde_json::Value>),
 }
 
-/// (word, formula, whether label smoothing counts, whether a divergence counts); `ml` has the same list.
+/// The losses of a pair; a test holds this list and the rules of `fits` against those of `ml`.
 pub const LOSSES: &[Choice] = &[
     Choice {
         word: "sigmoid",
@@ -130,7 +128,8 @@ const LOSS: FieldType = FieldType::Either(&[
     },
 ]);
 
-fn fits(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
+/// What would be ignored, or has no meaning.
+pub fn fits(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
     let mut problems = Vec::new();
     let names: Vec<&str> = match params.get("loss") {
         Some(Value::String(name)) => vec![name],
@@ -304,7 +303,7 @@ only the adapter changes. Logged: rewards β c and β r, their difference, and h
         SNAPSHOT_SECONDS,
     ],
     ports: &[
-        Port { name: "model", accepts: &[ArtifactType::Model], arity: Arity::One, layouts: &[], doc: "The policy to train." },
+        POLICY,
         Port { name: "data", accepts: &[ArtifactType::Dataset], arity: Arity::One, layouts: &["preference", "ranking"], doc: "Comparisons." },
         Port {
             name: "reference",
@@ -314,18 +313,9 @@ only the adapter changes. Logged: rewards β c and β r, their difference, and h
             doc: "What the policy is held to; `model` as it comes in unless given.",
         },
     ],
-    outputs: &[
-        Output::new("model", ArtifactType::Model, "The trained policy.").keeps_tokenizer_of("model"),
-        Output::new("metrics", ArtifactType::Metrics, "Loss, rewards and accuracy of each step.").metrics(|_, _| words(&["first_loss", "last_loss", "steps", "tokens"])),
-    ],
+    outputs: &TRAINED,
     preparations: &[
-        Preparation {
-            name: "tokens",
-            kind: "tokenize_completions",
-            inputs: &[("tokenizer", From::TokenizerOf("model")), ("data", From::Port("data"))],
-            fields: &COMPLETION_FIELDS,
-            replaces: &["data"],
-        },
+        COMPLETIONS,
         Preparation {
             name: "reference",
             kind: "reference",
@@ -334,7 +324,7 @@ only the adapter changes. Logged: rewards β c and β r, their difference, and h
             replaces: &["reference"],
         },
     ],
-    layout_of: None,
+    layout: None,
     check: fits,
     memory: None,
 };

@@ -122,7 +122,7 @@ interval, *length* the tokens of an answer, *finished* how many came to their en
         fields: &TOKENIZE_FIELDS,
         replaces: &[],
     }],
-    layout_of: None,
+    layout: None,
     check: no_check,
     memory: None,
 };

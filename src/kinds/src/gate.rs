@@ -62,7 +62,7 @@ is not there, and one that is not a number (a loss that went astray), does not g
     ],
     outputs: &[Output::same("output", "input", "What went in.")],
     preparations: &[],
-    layout_of: None,
+    layout: None,
     check,
     memory: None,
 };

@@ -70,7 +70,10 @@ beside it. A completion ends at an end-of-turn token or after `max_new_tokens`."
     ],
     outputs: &[Output::new("rows", ArtifactType::Dataset, "Prompts with their completions; several completions of a prompt follow each other.")],
     preparations: &[],
-    layout_of: None,
+    layout: Some(|_, of| {
+        let messages = of("prompts")? == "messages";
+        Some(if messages { "messages" } else { "prompt-completion" }.to_owned())
+    }),
     check: no_check,
     memory: None,
 };

@@ -139,7 +139,7 @@ Touvron et al., arXiv 2302.13971 (Llama).",
     }],
     outputs: &[Output::new("model", ArtifactType::Model, "The model.")],
     preparations: &[],
-    layout_of: None,
+    layout: None,
     check,
     memory: None,
 };

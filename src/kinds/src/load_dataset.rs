@@ -114,7 +114,7 @@ their number is said. Rows are streamed: a file may be larger than memory.",
     ports: &[],
     outputs: &[Output::new("rows", ArtifactType::Dataset, "The rows.")],
     preparations: &[],
-    layout_of: None,
+    layout: None,
     check: no_check,
     memory: None,
 };

@@ -52,7 +52,7 @@ tensors become numbers of `dtype` when a stage loads the model.",
     ports: &[],
     outputs: &[Output::new("model", ArtifactType::Model, "The model.")],
     preparations: &[],
-    layout_of: None,
+    layout: None,
     check: no_check,
     memory: None,
 };

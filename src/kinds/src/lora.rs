@@ -83,7 +83,7 @@ Source: Hu et al., *LoRA*, arXiv 2106.09685; rsLoRA: Kalajdzievski, arXiv 2312.0
     ports: &[Port { name: "model", accepts: &[ArtifactType::Model], arity: Arity::One, layouts: &[], doc: "The model to adapt." }],
     outputs: &[Output::new("model", ArtifactType::Model, "The model with its adapter, ready to train.").keeps_tokenizer_of("model")],
     preparations: &[],
-    layout_of: None,
+    layout: None,
     check: no_check,
     memory: None,
 };

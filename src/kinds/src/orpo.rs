@@ -1,18 +1,14 @@
 //! `orpo`: odds ratio preference optimization.
 
 use engine::artifact::ArtifactType;
-use engine::contract::{
-    Arity, Contract, From, Literal, Need, Output, Pool, Port, Preparation, Repeatable, no_check,
-};
+use engine::contract::{Arity, Contract, Literal, Need, Pool, Port, Repeatable, no_check};
 use serde::Deserialize;
 
 use crate::training::{
-    BATCH, BETA1, BETA2, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS, SCHEDULE, SEED,
-    SNAPSHOT_SECONDS, Training, WARMUP, WEIGHT_DECAY, learning_rate,
+    BATCH, BETA1, BETA2, COMPLETIONS, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS, POLICY, SCHEDULE,
+    SEED, SNAPSHOT_SECONDS, TRAINED, Training, WARMUP, WEIGHT_DECAY, learning_rate,
 };
-use crate::words::{
-    COMPLETION_FIELDS, MAX_LENGTH, MICRO_BATCH, POSITIVE, TRUNCATION, field, words,
-};
+use crate::words::{MAX_LENGTH, MICRO_BATCH, POSITIVE, TRUNCATION, field};
 
 /// The parameters.
 #[derive(Clone, Debug, Deserialize)]
@@ -60,23 +56,14 @@ arXiv 2403.07691.",
         SNAPSHOT_SECONDS,
     ],
     ports: &[
-        Port { name: "model", accepts: &[ArtifactType::Model], arity: Arity::One, layouts: &[], doc: "The policy to train." },
+        POLICY,
         Port { name: "data", accepts: &[ArtifactType::Dataset], arity: Arity::One, layouts: &["preference"], doc: "Pairs." },
     ],
-    outputs: &[
-        Output::new("model", ArtifactType::Model, "The trained policy.").keeps_tokenizer_of("model"),
-        Output::new("metrics", ArtifactType::Metrics, "Loss, rewards and accuracy of each step.").metrics(|_, _| words(&["first_loss", "last_loss", "steps", "tokens"])),
-    ],
+    outputs: &TRAINED,
     preparations: &[
-        Preparation {
-            name: "tokens",
-            kind: "tokenize_completions",
-            inputs: &[("tokenizer", From::TokenizerOf("model")), ("data", From::Port("data"))],
-            fields: &COMPLETION_FIELDS,
-            replaces: &["data"],
-        },
+        COMPLETIONS,
     ],
-    layout_of: None,
+    layout: None,
     check: no_check,
     memory: None,
 };

@@ -8,14 +8,14 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::rollout::{
-    MINIBATCHES, MISSING_EOS_PENALTY, POLICY, PROMPTS, REFERENCE, REWARD, ROLLOUT_BATCH,
-    ROLLOUT_MICRO_BATCH, Rollout, UPDATES, WEIGHTS, sampling_temperature, update_epochs,
+    MINIBATCHES, MISSING_EOS_PENALTY, PROMPTS, REFERENCE, REWARD, ROLLOUT_BATCH,
+    ROLLOUT_MICRO_BATCH, Rollout, TRAINED, UPDATES, WEIGHTS, sampling_temperature, update_epochs,
 };
 use crate::training::{
-    BETA1, BETA2, EPSILON, MAX_GRAD_NORM, SCHEDULE, SEED, SNAPSHOT_SECONDS, WARMUP, WEIGHT_DECAY,
-    learning_rate,
+    BETA1, BETA2, EPSILON, MAX_GRAD_NORM, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, WARMUP,
+    WEIGHT_DECAY, learning_rate,
 };
-use crate::words::{FRACTION, MAX_NEW_TOKENS, NOT_NEGATIVE, POSITIVE, count, field, words};
+use crate::words::{FRACTION, MAX_NEW_TOKENS, NOT_NEGATIVE, POSITIVE, count, field};
 
 /// The parameters.
 #[derive(Clone, Debug, Deserialize)]
@@ -190,13 +190,12 @@ Logged for each update: `score` (of the judge, before shaping), `kl` (of a compl
         },
     ],
     outputs: &[
-        Output::new("model", ArtifactType::Model, "The trained policy.").keeps_tokenizer_of("model"),
-        Output::new("metrics", ArtifactType::Metrics, "What each update measured.")
-            .metrics(|_, _| words(&["updates", "first_score", "last_score", "last_kl"])),
+        TRAINED[0],
+        TRAINED[1],
         Output::new("critic", ArtifactType::RewardModel, "The trained critic."),
     ],
     preparations: &[],
-    layout_of: None,
+    layout: None,
     check: fits,
     memory: None,
 };

@@ -47,7 +47,7 @@ pub const CONTRACT: Contract = Contract {
         "One number for each token of each completion.",
     )],
     preparations: &[],
-    layout_of: None,
+    layout: None,
     check: no_check,
     memory: None,
 };

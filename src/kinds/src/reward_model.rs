@@ -8,7 +8,7 @@ use engine::contract::{
 use serde::Deserialize;
 
 use crate::training::{
-    BATCH, BETA1, BETA2, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS, SCHEDULE, SEED,
+    BATCH, BETA1, BETA2, COMPLETIONS, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS, SCHEDULE, SEED,
     SNAPSHOT_SECONDS, Training, WARMUP, WEIGHT_DECAY, learning_rate,
 };
 use crate::words::{
@@ -58,7 +58,8 @@ a KL coefficient means the same for every reward model. With `test`, accuracy, m
 the expected calibration error compares σ(r_chosen − r_rejected) with how often the chosen one wins, in ten bins.
 
 The files are those of transformers' `AutoModelForSequenceClassification` with one label (`score.weight`); with an adapter PEFT's with
-`modules_to_save: [score]`. Completions always end with the end-of-text token, and are scored from their text: the policy may have
+`modules_to_save: [score]`. transformers scores the last token that is not padding: where a model's end token is its padding as well, the
+configuration names no padding, and transformers takes one row at a time. Completions always end with the end-of-text token, and are scored from their text: the policy may have
 another tokenizer.",
     example: "judge: { kind: reward_model, model: tuned, data: pairs.train, test: pairs.test, learning_rate: 1.0e-4 }",
     pool: Pool::Torch,
@@ -109,13 +110,7 @@ another tokenizer.",
             .metrics(|_, _| words(&["first_loss", "last_loss", "steps", "tokens", "test.accuracy", "test.margin", "test.calibration_error", "test.loss", "test.pairs"])),
     ],
     preparations: &[
-        Preparation {
-            name: "tokens",
-            kind: "tokenize_completions",
-            inputs: &[("tokenizer", From::TokenizerOf("model")), ("data", From::Port("data"))],
-            fields: &COMPLETION_FIELDS,
-            replaces: &["data"],
-        },
+        COMPLETIONS,
         Preparation {
             name: "test_tokens",
             kind: "tokenize_completions",
@@ -124,7 +119,7 @@ another tokenizer.",
             replaces: &["test"],
         },
     ],
-    layout_of: None,
+    layout: None,
     check: no_check,
     memory: None,
 };

@@ -1,11 +1,11 @@
 //! The parameters that PPO, RLOO and GRPO share: how completions are sampled and scored, the optimizer, snapshots.
 
 use engine::artifact::ArtifactType;
-use engine::contract::{Arity, Field, FieldType, Literal, Need, Port};
+use engine::contract::{Arity, Field, FieldType, Literal, Need, Output, Port};
 use serde::Deserialize;
 use serde_json::Map;
 
-use crate::words::{NOT_NEGATIVE, NUMBER, POSITIVE, count, field, numeric};
+use crate::words::{NOT_NEGATIVE, NUMBER, POSITIVE, count, field, numeric, words};
 
 /// The parameters.
 #[derive(Clone, Debug, Deserialize)]
@@ -49,6 +49,74 @@ pub struct Rollout {
     /// Seconds between snapshots.
     pub snapshot_seconds: u64,
 }
+
+/// What GRPO and RLOO have besides.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Groups {
+    /// Completions of a prompt.
+    pub group: usize,
+    /// The clip range.
+    pub clip: f64,
+    /// The clip range above 1.
+    pub clip_high: Option<f64>,
+    /// Leave out completions without end.
+    pub mask_truncated: bool,
+    /// Cut rewards.
+    pub reward_clip: Option<f64>,
+}
+
+/// Completions of a prompt.
+pub(crate) const fn group(default: i64) -> Field {
+    field(
+        "group",
+        FieldType::Integer { min: 2, max: 4096 },
+        Need::Default(Literal::Integer(default)),
+        "Completions of each prompt.",
+    )
+}
+
+/// The clip range.
+pub(crate) const CLIP: Field = field(
+    "clip",
+    POSITIVE,
+    Need::Default(Literal::Number(0.2)),
+    "How far below 1 the ratio may count, and above unless `clip_high` is given.",
+);
+
+/// The clip range above 1.
+pub(crate) const CLIP_HIGH: Field = field(
+    "clip_high",
+    POSITIVE,
+    Need::Optional,
+    "How far above 1 the ratio may count.",
+);
+
+/// Whether completions without end teach.
+pub(crate) const MASK_TRUNCATED: Field = field(
+    "mask_truncated",
+    FieldType::Bool,
+    Need::Default(Literal::Bool(false)),
+    "Leave completions without end out of the loss.",
+);
+
+/// The range of rewards.
+pub(crate) const REWARD_CLIP: Field = field(
+    "reward_clip",
+    POSITIVE,
+    Need::Optional,
+    "Rewards are cut to ± this.",
+);
+
+/// What a policy that learned from a judge comes with.
+pub(crate) const TRAINED: [Output; 2] = [
+    Output::new("model", ArtifactType::Model, "The trained policy.").keeps_tokenizer_of("model"),
+    Output::new(
+        "metrics",
+        ArtifactType::Metrics,
+        "What each update measured.",
+    )
+    .metrics(|_, _| words(&["updates", "first_score", "last_score", "last_kl"])),
+];
 
 /// Updates.
 pub(crate) const UPDATES: Field = field(
@@ -125,7 +193,7 @@ pub(crate) const WEIGHTS: Field = field(
 pub(crate) const REWARD: Port = Port {
     name: "reward",
     accepts: &[ArtifactType::RewardModel, ArtifactType::Judge],
-    arity: Arity::Many,
+    arity: Arity::OneOrMany,
     layouts: &[],
     doc: "The judge that scores completions: a reward model or a rule, or several by name, whose weighted scores are added.",
 };
@@ -157,15 +225,6 @@ pub(crate) const REFERENCE: Port = Port {
     arity: Arity::Optional,
     layouts: &[],
     doc: "What the policy is held to; `model` as it comes in unless given.",
-};
-
-/// The policy.
-pub(crate) const POLICY: Port = Port {
-    name: "model",
-    accepts: &[ArtifactType::Model],
-    arity: Arity::One,
-    layouts: &[],
-    doc: "The policy to train.",
 };
 
 /// A batch must be a number of minibatches of whole groups.

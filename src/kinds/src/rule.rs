@@ -57,7 +57,7 @@ A lexicon is a text file: a word, a tab, its value; what follows another tab is 
     ports: &[],
     outputs: &[Output::new("judge", ArtifactType::Judge, "The judge.")],
     preparations: &[],
-    layout_of: None,
+    layout: None,
     check: one_of_three,
     memory: None,
 };

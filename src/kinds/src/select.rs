@@ -53,7 +53,7 @@ there, and one that is not a number (a loss that went astray), is an error.",
     ],
     outputs: &[Output::same("best", "candidates", "The candidate that won.")],
     preparations: &[],
-    layout_of: None,
+    layout: None,
     check: no_check,
     memory: None,
 };

@@ -86,7 +86,7 @@ A killed or stopped training goes on from its last snapshot, and ends with the s
         fields: &TOKENIZE_FIELDS,
         replaces: &["data"],
     }],
-    layout_of: None,
+    layout: None,
     check: no_check,
     memory: None,
 };

@@ -48,7 +48,7 @@ without rows is an error; rows that stand on both sides word for word are counte
         Output::new("test", ArtifactType::Dataset, "The rows held out."),
     ],
     preparations: &[],
-    layout_of: Some("data"),
+    layout: Some(|_, of| of("data")),
     check: no_check,
     memory: None,
 };

@@ -52,7 +52,7 @@ pub const CONTRACT: Contract = Contract {
         "Ids and mask of each row.",
     )],
     preparations: &[],
-    layout_of: None,
+    layout: None,
     check: no_check,
     memory: None,
 };

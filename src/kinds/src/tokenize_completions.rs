@@ -62,7 +62,7 @@ error.",
         "Ids, prompt length, group and value of each completion.",
     )],
     preparations: &[],
-    layout_of: None,
+    layout: None,
     check: no_check,
     memory: None,
 };

@@ -1,9 +1,14 @@
 //! The parameters that every training shares: how steps are cut from rows, the optimizer, its schedule, snapshots.
 
-use engine::contract::{Choice, Field, FieldType, Literal, Need};
+use engine::artifact::ArtifactType;
+use engine::contract::{
+    Arity, Choice, Field, FieldType, From, Literal, Need, Output, Port, Preparation,
+};
 use serde::Deserialize;
 
-use crate::words::{FRACTION, NOT_NEGATIVE, POSITIVE, count, execution, field};
+use crate::words::{
+    COMPLETION_FIELDS, FRACTION, NOT_NEGATIVE, POSITIVE, count, execution, field, words,
+};
 
 /// The parameters.
 #[derive(Clone, Debug, Deserialize)]
@@ -175,3 +180,35 @@ pub(crate) const SNAPSHOT_SECONDS: Field = execution(
     Need::Default(Literal::Integer(60)),
     "Seconds between snapshots from which a killed training goes on.",
 );
+
+/// The policy.
+pub(crate) const POLICY: Port = Port {
+    name: "model",
+    accepts: &[ArtifactType::Model],
+    arity: Arity::One,
+    layouts: &[],
+    doc: "The policy to train.",
+};
+
+/// The completions of `data` as tokens of the model.
+pub(crate) const COMPLETIONS: Preparation = Preparation {
+    name: "tokens",
+    kind: "tokenize_completions",
+    inputs: &[
+        ("tokenizer", From::TokenizerOf("model")),
+        ("data", From::Port("data")),
+    ],
+    fields: &COMPLETION_FIELDS,
+    replaces: &["data"],
+};
+
+/// What a policy that learned from comparisons comes with.
+pub(crate) const TRAINED: [Output; 2] = [
+    Output::new("model", ArtifactType::Model, "The trained policy.").keeps_tokenizer_of("model"),
+    Output::new(
+        "metrics",
+        ArtifactType::Metrics,
+        "Loss, rewards and accuracy of each step.",
+    )
+    .metrics(|_, _| words(&["first_loss", "last_loss", "steps", "tokens"])),
+];

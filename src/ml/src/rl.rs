@@ -6,11 +6,13 @@ pub mod group;
 pub mod ppo;
 
 use crate::completions::{Batch, Row};
-use crate::generate::{Options, Prompt, generate};
+use crate::generate::{Generated, Options, Prompt, generate};
 use crate::linear::Pass;
 use crate::llama::Llama;
+use crate::params::Params;
 use crate::random::Stream;
 use crate::sample::Sampling;
+use crate::update::Updater;
 use anyhow::{Result, bail, ensure};
 use tch::{Kind, Tensor, no_grad};
 
@@ -23,6 +25,20 @@ pub struct Episode {
     pub prompt: usize,
     /// Whether the completion came to its end.
     pub finished: bool,
+}
+
+impl Episode {
+    /// What a model wrote after the tokens of prompt `prompt`.
+    pub fn new(prompt: usize, tokens: Vec<i64>, generated: Generated) -> Episode {
+        Episode {
+            row: Row {
+                prompt: tokens.len(),
+                tokens: [tokens, generated.tokens].concat(),
+            },
+            prompt,
+            finished: generated.finished,
+        }
+    }
 }
 
 /// Scores episodes: one number each.
@@ -46,22 +62,74 @@ pub struct Sampler {
     pub batch: usize,
 }
 
-/// Samples one completion for each of `prompts` (its index in the data, and its tokens); episode i draws from the stream
-/// `sample <first + i>`.
+/// The policy.
+pub struct Actor<'a> {
+    /// The model.
+    pub model: &'a Llama,
+    /// Its parameters, some of them trained.
+    pub params: &'a Params,
+    /// Its optimizer.
+    pub updater: Updater,
+    /// Where it came from.
+    pub reference: Reference<'a>,
+}
+
+/// What comes from outside.
+pub struct Data<'a> {
+    /// How many prompts there are.
+    pub prompts: usize,
+    /// The tokens of prompt `i`.
+    pub prompt: Box<dyn FnMut(usize) -> Result<Vec<i64>> + 'a>,
+    /// The score of each episode.
+    pub score: Score<'a>,
+    /// Asked with every sampled token: whether to go on.
+    pub running: Box<dyn FnMut() -> bool + 'a>,
+}
+
+/// An update that was made.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// Its number, from 1.
+    pub index: usize,
+    /// All updates.
+    pub of: usize,
+    /// Tokens that were sampled.
+    pub tokens: usize,
+    /// What it took.
+    pub seconds: f64,
+    /// What was measured, by name.
+    pub values: Vec<(&'static str, f64)>,
+    /// A few episodes, for people.
+    pub episodes: Vec<Episode>,
+    /// Their scores before shaping.
+    pub scores: Vec<f64>,
+}
+
+/// What the watcher of a loop of updates is told.
+#[derive(Clone, Copy, Debug)]
+pub enum Moment<'a> {
+    /// An update was made.
+    Update(&'a Step),
+    /// Sampling was asked to stop: the run stands after so many updates, as if the one at work had not begun.
+    Interrupted(usize),
+}
+
+/// Samples one completion for each of `prompts`; episode i draws from the stream `sample <first + i>`. None when sampling was
+/// asked to stop.
 pub fn sample(
     model: &Llama,
-    prompts: &[(usize, Vec<i64>)],
+    data: &mut Data<'_>,
+    prompts: &[usize],
     sampler: &Sampler,
     first: u64,
-    watch: &mut dyn FnMut() -> bool,
 ) -> Result<Option<Vec<Episode>>> {
-    let asked: Vec<Prompt> = (first..)
+    let asked = (first..)
         .zip(prompts)
-        .map(|(draw, (_, tokens))| Prompt {
-            tokens: tokens.clone(),
-            draw,
+        .map(|(draw, &prompt)| {
+            let tokens = (data.prompt)(prompt)?;
+            Ok(Prompt { tokens, draw })
         })
-        .collect();
+        .collect::<Result<Vec<_>>>()?;
     let options = Options {
         sampling: Sampling {
             temperature: sampler.temperature,
@@ -73,26 +141,15 @@ pub fn sample(
         eos: sampler.eos.clone(),
         batch: sampler.batch,
     };
-    let mut go = true;
+    let mut running = true;
     let generated = generate(model, Pass::eval(), &asked, &options, &mut |_, _| {
-        go = watch();
-        go
+        running = (data.running)();
+        running
     })?;
-    if !go {
-        return Ok(None);
-    }
-    let episodes = prompts
-        .iter()
-        .zip(generated)
-        .map(|((index, prompt), completion)| Episode {
-            row: Row {
-                tokens: [prompt.as_slice(), &completion.tokens].concat(),
-                prompt: prompt.len(),
-            },
-            prompt: *index,
-            finished: completion.finished,
-        });
-    Ok(Some(episodes.collect()))
+    let episodes = prompts.iter().zip(asked).zip(generated);
+    let episodes =
+        episodes.map(|((&prompt, asked), generated)| Episode::new(prompt, asked.tokens, generated));
+    Ok(running.then(|| episodes.collect()))
 }
 
 /// The prompts of update `index`: `count` of them, in an order of their own for each pass over the data, a function of the seed.

@@ -6,12 +6,13 @@ use anyhow::{Context, Result};
 use engine::job::{Job, Reporter};
 use kinds::evaluate::Evaluate;
 use ml::Pass;
-use ml::rl::{Episode, Sampler, check_scores, log_probabilities, sample};
+use ml::generate::Generated;
+use ml::rl::{Episode, check_scores, log_probabilities};
 use serde_json::{Map, Value, json};
 
-use crate::judge::Judges;
+use crate::answers::{Question, text};
+use crate::judge::{Answer, Judges};
 use crate::model::{Loaded, load};
-use crate::rollout::{Prompts, completion_text};
 
 /// Who judges, and what models are held to.
 pub(crate) struct Bench {
@@ -42,41 +43,43 @@ impl Bench {
         }))
     }
 
-    /// Answers the prompts of the rows and has them judged.
+    /// Has a model's answers judged.
     pub(crate) fn measure(
         &self,
         loaded: &Loaded,
-        job: &Job,
+        questions: &[Question],
+        generated: &[Generated],
         params: &Evaluate,
         cx: &dyn Reporter,
     ) -> Result<Measured> {
-        let prompts = Prompts::read(loaded, job.input("data")?, params.max_new_tokens)?;
-        let asked: Vec<(usize, Vec<i64>)> = prompts.tokens.iter().cloned().enumerate().collect();
-        let sampler = Sampler {
-            seed: params.seed,
-            temperature: params.temperature,
-            max_new_tokens: params.max_new_tokens,
-            eos: loaded.end_tokens(),
-            batch: 64,
-        };
-        let episodes = sample(&loaded.model, &asked, &sampler, 0, &mut || !cx.cancelled())?;
-        let episodes = episodes.ok_or(engine::job::Cancelled)?;
-        let answers = prompts.answers(loaded, &episodes)?;
-        let scores = self.judges.score(&answers, cx)?;
-        check_scores(&scores, episodes.len())?;
-        let n = episodes.len() as f64;
+        let answers = questions
+            .iter()
+            .zip(generated)
+            .map(|(question, generated)| {
+                Ok(Answer {
+                    prompt: question.prompt.clone(),
+                    text: text(loaded, generated)?,
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let scores = self.judges.score(&answers, &mut || cx.check())?;
+        check_scores(&scores, answers.len())?;
+        let n = answers.len() as f64;
         let mut values = Map::new();
         values.insert("score".to_owned(), json!(mean(&scores)));
         if let Some(reference) = &self.reference {
+            let pairs = questions.iter().zip(generated).enumerate();
+            let episodes: Vec<Episode> = pairs
+                .map(|(index, (question, generated))| {
+                    Episode::new(index, question.tokens.clone(), generated.clone())
+                })
+                .collect();
             let kl = self.divergence(loaded, reference, &episodes, params)?;
             values.insert("kl".to_owned(), json!(kl));
         }
-        let texts = episodes
-            .iter()
-            .map(|episode| completion_text(loaded, episode))
-            .collect::<Result<Vec<_>>>()?;
-        let tokens: usize = episodes.iter().map(|e| e.row.completion()).sum();
-        let finished = episodes.iter().filter(|e| e.finished).count();
+        let tokens: usize = generated.iter().map(|g| g.tokens.len()).sum();
+        let finished = generated.iter().filter(|g| g.finished).count();
+        let texts: Vec<&str> = answers.iter().map(|answer| answer.text.as_str()).collect();
         values.insert("length".to_owned(), json!(tokens as f64 / n));
         values.insert("finished".to_owned(), json!(finished as f64 / n));
         values.insert("diversity".to_owned(), json!(distinct_pairs(&texts)));
@@ -107,7 +110,7 @@ fn mean(values: &[f64]) -> f64 {
 }
 
 /// Different pairs of words over all pairs of words (distinct-2, Li et al., arXiv 1510.03055).
-fn distinct_pairs(texts: &[String]) -> f64 {
+fn distinct_pairs(texts: &[&str]) -> f64 {
     let (mut seen, mut all) = (HashSet::new(), 0usize);
     for text in texts {
         let words: Vec<&str> = text.split_whitespace().collect();
@@ -167,7 +170,6 @@ mod tests {
 
     #[test]
     fn diversity_counts_pairs_of_words() {
-        let texts = ["a b a b".to_owned(), "a b".to_owned()];
-        assert_eq!(distinct_pairs(&texts), 0.5);
+        assert_eq!(distinct_pairs(&["a b a b", "a b"]), 0.5);
     }
 }

@@ -1,6 +1,6 @@
 //! Answers of a model to the prompts of rows; what `evaluate`, `generate` and `chat` share.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use data::Dataset;
 use engine::job::{Cancelled, Reporter};
 use ml::generate::{Generated, Options, Prompt, generate};
@@ -35,23 +35,51 @@ impl Manner {
     }
 }
 
-/// What a row asks, as tokens; what it asks, as text; and what it expects, if it does.
+/// What a row asks, and what it expects, if it does.
 pub(crate) struct Question {
+    pub prompt: data::Prompt,
     pub tokens: Vec<i64>,
-    pub text: String,
     pub reference: Option<String>,
 }
 
-/// The question of row `index`.
-pub(crate) fn question(loaded: &Loaded, dataset: &Dataset, index: usize) -> Result<Question> {
-    let row = dataset.row(index)?;
-    let (prompt, reference) = row.question();
-    let tokens = loaded.encoder.encode_prompt(&prompt)?;
-    Ok(Question {
-        tokens: tokens.into_iter().map(i64::from).collect(),
-        text: prompt.question().to_owned(),
-        reference: reference.map(str::to_owned),
-    })
+impl Question {
+    /// What is asked, for people.
+    pub(crate) fn text(&self) -> &str {
+        self.prompt.question()
+    }
+}
+
+/// The questions of the first `count` rows. One without tokens, or one that leaves no room for an answer of `max_new_tokens`, is an
+/// error that names its row.
+pub(crate) fn questions(
+    loaded: &Loaded,
+    dataset: &Dataset,
+    count: usize,
+    max_new_tokens: usize,
+) -> Result<Vec<Question>> {
+    let room = room(&loaded.model, max_new_tokens);
+    (0..count.min(dataset.len()))
+        .map(|index| {
+            let row = dataset.row(index)?;
+            let (prompt, reference) = row.question();
+            let ids = loaded.encoder.encode_prompt(&prompt)?;
+            let of = index + 1;
+            ensure!(
+                !ids.is_empty(),
+                "the prompt of row {of} has no tokens: there is nothing to answer"
+            );
+            ensure!(
+                ids.len() <= room,
+                "the prompt of row {of} has {} tokens; with max_new_tokens {max_new_tokens} the model has room for {room}",
+                ids.len()
+            );
+            Ok(Question {
+                tokens: ids.into_iter().map(i64::from).collect(),
+                reference: reference.map(str::to_owned),
+                prompt,
+            })
+        })
+        .collect()
 }
 
 /// Generates, saying how far it is, in the unit of tokens; stops when the run does.

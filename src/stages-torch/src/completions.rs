@@ -2,10 +2,12 @@
 
 use std::ops::Range;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use data::completions::Completions;
 use engine::artifact::ArtifactView;
+use engine::contract::Contract;
 use ml::completions::Row;
+use serde_json::Value;
 
 /// A file of completions with its groups.
 pub(crate) struct Groups {
@@ -14,7 +16,22 @@ pub(crate) struct Groups {
 }
 
 impl Groups {
-    pub(crate) fn open(view: &ArtifactView) -> Result<Groups> {
+    /// Opens the tokens of the rows of a port, which must have a layout that it takes: a source that could not be looked at before
+    /// the run may turn out to be anything.
+    pub(crate) fn open(view: &ArtifactView, contract: &Contract, port: &str) -> Result<Groups> {
+        let layout = view.summary.get("layout").and_then(Value::as_str);
+        let layouts = contract.port(port).map_or(&[][..], |port| port.layouts);
+        ensure!(
+            layout.is_some_and(|layout| layouts.contains(&layout)),
+            "`{port}` takes rows laid out as {}, and these are {}",
+            layouts.join(", "),
+            layout.unwrap_or("of no layout")
+        );
+        Groups::read(view)
+    }
+
+    /// The same of any rows.
+    pub(crate) fn read(view: &ArtifactView) -> Result<Groups> {
         let completions = Completions::open(view.file("completions.arrow")?)?;
         let ranges = completions.groups()?;
         Ok(Groups {

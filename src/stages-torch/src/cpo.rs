@@ -30,6 +30,6 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         label_smoothing: params.label_smoothing,
         nll: params.nll.unwrap_or(usual),
     };
-    let groups = Groups::open(job.input("tokens")?)?;
+    let groups = Groups::open(job.input("tokens")?, &kinds::cpo::CONTRACT, "data")?;
     learn(job, cx, &params.training, groups, method)
 }

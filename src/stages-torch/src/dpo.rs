@@ -13,7 +13,7 @@ use crate::preference::learn;
 
 pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let params: Dpo = job.params()?;
-    let groups = Groups::open(job.input("tokens")?)?;
+    let groups = Groups::open(job.input("tokens")?, &kinds::dpo::CONTRACT, "data")?;
     let layout = job.input("tokens")?.summary.get("layout");
     let ranked = layout.and_then(Value::as_str) == Some(Layout::Ranking.name());
     let method = if ranked {

@@ -10,11 +10,11 @@ use engine::event::What;
 use engine::job::{Draft, Drafts, Job, Reporter};
 use kinds::evaluate::Evaluate;
 use ml::Pass;
-use ml::generate::Prompt;
+use ml::generate::{Generated, Prompt};
 use serde_json::{Map, Value, json};
 
 use crate::alignment::{Bench, against};
-use crate::answers::{Manner, answer, question, text};
+use crate::answers::{Manner, Question, answer, questions, text};
 use crate::model::{Loaded, load};
 use crate::sft::row;
 
@@ -52,8 +52,15 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
             .into(),
         });
         let mut own = json!({"loss": scores.0, "perplexity": scores.0.exp(), "token_accuracy": scores.1, "tokens": scores.2});
+        // A judge hears all answers; the samples are the first of them.
+        let asked = match bench {
+            Some(_) => dataset.len(),
+            None => params.samples.min(dataset.len()),
+        };
+        let questions = questions(&loaded, &dataset, asked, params.max_new_tokens)?;
+        let answers = answers(&loaded, &questions, &params, cx)?;
         if let (Some(bench), Value::Object(own)) = (&bench, &mut own) {
-            let judged = bench.measure(&loaded, job, &params, cx)?;
+            let judged = bench.measure(&loaded, &questions, &answers, &params, cx)?;
             let before = first.get_or_insert_with(|| judged.scores.clone());
             let fared = against(before, &judged.scores)?;
             for (measure, value) in judged.values.into_iter().chain(fared) {
@@ -65,8 +72,14 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
             }
         }
         models.insert(name.clone(), own);
-        if params.samples > 0 {
-            sample(&loaded, &dataset, &params, name, &mut samples, cx)?;
+        for (index, (question, answer)) in questions
+            .iter()
+            .zip(&answers)
+            .take(params.samples)
+            .enumerate()
+        {
+            let answer = text(&loaded, answer)?;
+            keep(name, index, question, answer, &mut samples, cx);
         }
         ml::torch::release_memory();
     }
@@ -142,51 +155,55 @@ fn measure(
     }
 }
 
-fn sample(
+/// Every question answered.
+fn answers(
     loaded: &Loaded,
-    dataset: &Dataset,
+    questions: &[Question],
     params: &Evaluate,
-    name: &str,
-    samples: &mut Vec<Map<String, Value>>,
     cx: &dyn Reporter,
-) -> Result<()> {
-    let count = params.samples.min(dataset.len());
+) -> Result<Vec<Generated>> {
+    if questions.is_empty() {
+        return Ok(Vec::new());
+    }
     let manner = Manner {
         temperature: params.temperature,
         top_k: 0,
         top_p: 1.0,
         seed: params.seed,
         max_new_tokens: params.max_new_tokens,
-        batch: 16,
+        batch: if questions.len() > 64 { 64 } else { 16 },
     };
-    let questions = (0..count)
-        .map(|i| question(loaded, dataset, i))
-        .collect::<Result<Vec<_>>>()?;
-    let prompts: Vec<_> = questions
-        .iter()
-        .enumerate()
-        .map(|(i, q)| Prompt {
-            tokens: q.tokens.clone(),
-            draw: i as u64,
+    let prompts: Vec<_> = (0..)
+        .zip(questions)
+        .map(|(draw, question)| Prompt {
+            tokens: question.tokens.clone(),
+            draw,
         })
         .collect();
-    let answers = answer(loaded, &prompts, &manner.options(loaded), cx)?;
-    for (index, (question, answer)) in questions.iter().zip(&answers).enumerate() {
-        let answer = text(loaded, answer)?;
-        cx.emit(What::Sample {
-            title: format!("{name}: {}", question.text),
-            text: answer.clone(),
-        });
-        if samples.len() <= index {
-            let mut entry = Map::new();
-            entry.insert("prompt".to_owned(), json!(question.text));
-            entry.insert("reference".to_owned(), json!(question.reference));
-            entry.insert("answers".to_owned(), json!({}));
-            samples.push(entry);
-        }
-        if let Some(Value::Object(all)) = samples[index].get_mut("answers") {
-            all.insert(name.to_owned(), json!(answer));
-        }
+    answer(loaded, &prompts, &manner.options(loaded), cx)
+}
+
+/// Puts an answer beside those of the other models.
+fn keep(
+    name: &str,
+    index: usize,
+    question: &Question,
+    answer: String,
+    samples: &mut Vec<Map<String, Value>>,
+    cx: &dyn Reporter,
+) {
+    cx.emit(What::Sample {
+        title: format!("{name}: {}", question.text()),
+        text: answer.clone(),
+    });
+    if samples.len() <= index {
+        let mut entry = Map::new();
+        entry.insert("prompt".to_owned(), json!(question.text()));
+        entry.insert("reference".to_owned(), json!(question.reference));
+        entry.insert("answers".to_owned(), json!({}));
+        samples.push(entry);
     }
-    Ok(())
+    if let Some(Value::Object(all)) = samples[index].get_mut("answers") {
+        all.insert(name.to_owned(), json!(answer));
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use data::{Dataset, DatasetWriter, Layout, Message, Row};
 use engine::artifact::ArtifactType;
 use engine::event::Level;
@@ -11,26 +11,17 @@ use kinds::generate::Generate;
 use ml::generate::Prompt;
 use serde_json::json;
 
-use crate::answers::{Manner, answer, question, room, text};
+use crate::answers::{Manner, answer, questions, text};
 use crate::model::load;
 
 pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let params: Generate = job.params()?;
     let dataset = Dataset::open(job.input("prompts")?.file("rows.arrow")?)?;
     let loaded = load(job.input("model")?, job)?;
-    let count = params.limit.unwrap_or(usize::MAX).min(dataset.len());
-    let room = room(&loaded.model, params.max_new_tokens);
+    let count = params.limit.unwrap_or(usize::MAX);
     let mut prompts = Vec::new();
-    for index in 0..count {
-        let question = question(&loaded, &dataset, index)?;
-        if question.tokens.len() > room {
-            bail!(
-                "the prompt of row {} has {} tokens; with max_new_tokens {} the model has room for {room}",
-                index + 1,
-                question.tokens.len(),
-                params.max_new_tokens
-            );
-        }
+    let questions = questions(&loaded, &dataset, count, params.max_new_tokens)?;
+    for (index, question) in questions.into_iter().enumerate() {
         for take in 0..params.n {
             prompts.push(Prompt {
                 tokens: question.tokens.clone(),

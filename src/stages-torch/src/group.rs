@@ -1,14 +1,16 @@
 //! What `grpo` and `rloo` share: policy, reference and judges for the loop of `ml::rl::group`.
 
 use anyhow::Result;
+use data::Dataset;
 use engine::job::{Drafts, Job, Reporter};
 use kinds::rollout::Rollout;
-use ml::rl::group::{Actor, Advantages, Data, Objective, Options, train};
+use ml::rl::group::{Advantages, Objective, Options, train};
 
+use crate::answers::questions;
 use crate::judge::Judges;
 use crate::model::load;
-use crate::rollout::{Prompts, Updates, held_to, reference, sample, sampler, score, training};
-use crate::training::{choose_trained, trained_model, updater};
+use crate::rollout::{Updates, actor, outside, reference, sampler};
+use crate::training::{choose_trained, trained_model};
 
 /// What the two kinds do differently.
 pub(crate) struct Manner {
@@ -30,24 +32,12 @@ pub(crate) fn learn(
     let mut policy = load(view, job)?;
     choose_trained(&mut policy.params, policy.adapter.is_some(), cx);
     let reference = reference(job, &policy, cx)?;
-    let prompts = Prompts::read(&policy, job.input("prompts")?, rollout.max_new_tokens)?;
+    let prompts = Dataset::open(job.input("prompts")?.file("rows.arrow")?)?;
+    let questions = questions(&policy, &prompts, usize::MAX, rollout.max_new_tokens)?;
     let judges = Judges::load(job, "reward", &rollout.weights, rollout.micro_batch)?;
     let mut updates = Updates::new(job, rollout, cx)?;
-    let mut actor = Actor {
-        model: &policy.model,
-        params: &policy.params,
-        updater: updater(
-            &training(rollout, rollout.learning_rate),
-            &policy.params,
-            rollout.updates,
-        )?,
-        reference: held_to(&reference),
-    };
-    let mut data = Data {
-        prompts: prompts.tokens.len(),
-        prompt: Box::new(|index| Ok(prompts.tokens[index].clone())),
-        score: Box::new(|episodes| score(&judges, &prompts, &policy, episodes, cx)),
-    };
+    let mut actor = actor(&policy, &reference, rollout)?;
+    let mut data = outside(&policy, &questions, &judges, cx);
     let options = Options {
         sampler: sampler(&policy, rollout),
         updates: rollout.updates,
@@ -68,7 +58,7 @@ pub(crate) fn learn(
         &mut data,
         &options,
         resume.as_deref(),
-        &mut |step| updates.watch(step, sample(&prompts, &policy, step)?),
+        &mut |moment| updates.watch(moment, &questions, &policy),
     )?;
     drop((actor, data));
     updates.end()?;

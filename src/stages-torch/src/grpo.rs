@@ -11,10 +11,10 @@ use crate::group::{Manner, learn};
 pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let params: Grpo = job.params()?;
     let manner = Manner {
-        group: params.group,
+        group: params.groups.group,
         objective: Objective {
-            clip_low: params.clip,
-            clip_high: params.clip_high.unwrap_or(params.clip),
+            clip_low: params.groups.clip,
+            clip_high: params.groups.clip_high.unwrap_or(params.groups.clip),
             beta: params.beta,
             corrected: params.corrected_kl,
             ratio: match params.ratio.as_str() {
@@ -36,8 +36,8 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
             "none" => GroupScale::None,
             other => bail!("`{other}` is not a scale"),
         }),
-        mask_truncated: params.mask_truncated,
-        reward_clip: params.reward_clip,
+        mask_truncated: params.groups.mask_truncated,
+        reward_clip: params.groups.reward_clip,
     };
     learn(job, cx, &params.rollout, manner)
 }

@@ -4,9 +4,10 @@ use anyhow::{Context, Result, bail, ensure};
 use data::layout::Prompt;
 use data::rule::Rule;
 use engine::artifact::{ArtifactType, ArtifactView};
-use engine::job::{Job, Reporter};
+use engine::job::Job;
 use ml::completions::Row;
 use ml::reward::score_all;
+use ml::rl::check_scores;
 use serde_json::{Map, Value};
 
 use crate::model::{Loaded, load};
@@ -62,17 +63,37 @@ impl Judges {
     }
 
     /// The weighted sum of all judges' scores of each answer.
-    pub(crate) fn score(&self, answers: &[Answer], cx: &dyn Reporter) -> Result<Vec<f64>> {
-        let mut all = vec![0.0; answers.len()];
-        for (name, judge, weight) in &self.judges {
-            let scores = judge
-                .score(answers, self.batch, cx)
-                .with_context(|| format!("the judge `{name}`"))?;
-            for (sum, score) in all.iter_mut().zip(scores) {
-                *sum += weight * score;
-            }
-        }
-        Ok(all)
+    pub(crate) fn score(
+        &self,
+        answers: &[Answer],
+        watch: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Vec<f64>> {
+        let each = self.score_each(answers, watch)?;
+        let sum = |at: usize| self.weights().zip(&each).map(|(w, own)| w * own[at]).sum();
+        Ok((0..answers.len()).map(sum).collect())
+    }
+
+    /// The scores of each judge, before weights: one list for each judge, one number for each answer.
+    pub(crate) fn score_each(
+        &self,
+        answers: &[Answer],
+        watch: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Vec<Vec<f64>>> {
+        self.judges
+            .iter()
+            .map(|(name, judge, _)| {
+                let place = || format!("the judge `{name}`");
+                let scores = judge.score(answers, self.batch, watch);
+                let scores = scores.with_context(place)?;
+                check_scores(&scores, answers.len()).with_context(place)?;
+                Ok(scores)
+            })
+            .collect()
+    }
+
+    /// Their weights.
+    pub(crate) fn weights(&self) -> impl Iterator<Item = f64> {
+        self.judges.iter().map(|(_, _, weight)| *weight)
     }
 
     /// Their names, for records of who judged.
@@ -111,7 +132,12 @@ fn judge(view: &ArtifactView, job: &Job) -> Result<Judge> {
 }
 
 impl Judge {
-    fn score(&self, answers: &[Answer], batch: usize, cx: &dyn Reporter) -> Result<Vec<f64>> {
+    fn score(
+        &self,
+        answers: &[Answer],
+        batch: usize,
+        watch: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Vec<f64>> {
         match self {
             Judge::Rule(rule) => Ok(answers.iter().map(|a| rule.score(&a.text)).collect()),
             Judge::Model {
@@ -125,25 +151,32 @@ impl Judge {
                     .map(|answer| row(loaded, answer, longest))
                     .collect::<Result<Vec<_>>>()?;
                 let head = loaded.head.as_ref().context("BUG: it has a head")?;
-                let scores = score_all(&loaded.model, head, &rows, batch, &mut |_| cx.check())?;
+                let scores = score_all(&loaded.model, head, &rows, batch, &mut |_| watch())?;
                 Ok(scores.into_iter().map(|r| (r - mean) / deviation).collect())
             }
         }
     }
 }
 
-/// The tokens of an answer as the reward model's own tokenizer has them, cut at its longest input.
+/// The tokens of an answer as the reward model's own tokenizer has them. What is too long loses the start of its prompt; a completion
+/// that is too long by itself is an error.
 fn row(loaded: &Loaded, answer: &Answer, longest: usize) -> Result<Row> {
     let group = loaded.encoder.encode_completions(&data::Row::Scored {
         prompt: answer.prompt.clone(),
         completion: answer.text.clone(),
         score: 0.0,
     })?;
-    let prompt = group.prompt;
     let ids = group.completions.into_iter().next();
     let (ids, _) = ids.context("BUG: a scored row has a completion")?;
-    let mut tokens: Vec<i64> = ids.into_iter().map(i64::from).collect();
-    tokens.truncate(longest);
-    let prompt = prompt.min(tokens.len().saturating_sub(1));
-    Ok(Row { tokens, prompt })
+    let (prompt, over) = (group.prompt, ids.len().saturating_sub(longest));
+    ensure!(
+        over <= prompt,
+        "a completion has {} tokens, and the reward model reads {longest}: `{}`",
+        ids.len() - prompt,
+        answer.text.chars().take(60).collect::<String>()
+    );
+    Ok(Row {
+        tokens: ids[over..].iter().map(|id| i64::from(*id)).collect(),
+        prompt: prompt - over,
+    })
 }

@@ -11,6 +11,6 @@ use crate::preference::learn;
 pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let params: Orpo = job.params()?;
     let method = Method::Orpo { beta: params.beta };
-    let groups = Groups::open(job.input("tokens")?)?;
+    let groups = Groups::open(job.input("tokens")?, &kinds::orpo::CONTRACT, "data")?;
     learn(job, cx, &params.training, groups, method)
 }

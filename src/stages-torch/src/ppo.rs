@@ -8,13 +8,14 @@ use engine::job::{Drafts, Job, Reporter};
 use kinds::ppo::Ppo;
 use ml::reward::Head;
 use ml::rl::advantage::{Estimator, KlControl, Shaping};
-use ml::rl::ppo::{Actor, Critic, Data, Mixed, Options, train};
+use ml::rl::ppo::{Critic, Mixed, Options, train};
 use ml::sft::Row;
 
+use crate::answers::questions;
 use crate::judge::Judges;
 use crate::model::{Loaded, load};
 use crate::reward_model;
-use crate::rollout::{Prompts, Updates, held_to, reference, sample, sampler, score, training};
+use crate::rollout::{Updates, actor, outside, reference, sampler, training};
 use crate::training::{choose_trained, trained_model, updater};
 
 pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
@@ -27,23 +28,15 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let adapted = critic.adapter.is_some();
     choose_trained(&mut critic.params, adapted, cx);
     let rollout = &params.rollout;
-    let prompts = Prompts::read(&policy, job.input("prompts")?, rollout.max_new_tokens)?;
+    let prompts = Dataset::open(job.input("prompts")?.file("rows.arrow")?)?;
+    let questions = questions(&policy, &prompts, usize::MAX, rollout.max_new_tokens)?;
     let judges = Judges::load(job, "reward", &rollout.weights, rollout.micro_batch)?;
     let mixed = mixed(job, &params, &policy.encoder)?;
     let mut updates = Updates::new(job, rollout, cx)?;
 
     let head = critic.head.as_ref().context("BUG: a critic has a head")?;
     let critic_rate = params.critic_learning_rate.unwrap_or(rollout.learning_rate);
-    let mut actor = Actor {
-        model: &policy.model,
-        params: &policy.params,
-        updater: updater(
-            &training(rollout, rollout.learning_rate),
-            &policy.params,
-            rollout.updates,
-        )?,
-        reference: held_to(&reference),
-    };
+    let mut actor = actor(&policy, &reference, rollout)?;
     let mut learner = Critic {
         model: &critic.model,
         head,
@@ -54,27 +47,23 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
             rollout.updates,
         )?,
     };
-    let mut data = Data {
-        prompts: prompts.tokens.len(),
-        prompt: Box::new(|index| Ok(prompts.tokens[index].clone())),
-        score: Box::new(|episodes| score(&judges, &prompts, &policy, episodes, cx)),
-        mixed: mixed.as_ref().map(|rows| Mixed {
-            weight: params.mixed_weight,
-            rows: rows.len(),
-            read: Box::new(|index: usize| Ok(rows[index].clone())),
-        }),
-    };
+    let mut data = outside(&policy, &questions, &judges, cx);
+    let mut mixed = mixed.as_ref().map(|rows| Mixed {
+        weight: params.mixed_weight,
+        rows: rows.len(),
+        read: Box::new(|index: usize| Ok(rows[index].clone())),
+    });
     let options = options(&params, &policy)?;
     let resume = updates.resume.clone();
     train(
         &mut actor,
         &mut learner,
-        &mut data,
+        (&mut data, &mut mixed),
         &options,
         resume.as_deref(),
-        &mut |step| updates.watch(step, sample(&prompts, &policy, step)?),
+        &mut |moment| updates.watch(moment, &questions, &policy),
     )?;
-    drop((actor, learner, data));
+    drop((actor, learner, data, mixed));
     updates.end()?;
     let metrics = updates.metrics(job)?;
     let critic_view = match job.inputs.contains_key("critic") {

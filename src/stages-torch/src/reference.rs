@@ -19,7 +19,7 @@ const FILE: &str = "log_probabilities.safetensors";
 
 pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let params: Reference = job.params()?;
-    let groups = Groups::open(job.input("tokens")?)?;
+    let groups = Groups::read(job.input("tokens")?)?;
     let loaded = load(job.input("model")?, job)?;
     let rows = groups.rows()?;
     // Rows of like length go together; the result is in the order of the file.

@@ -9,7 +9,7 @@ use engine::event::{Level, What};
 use engine::job::{Draft, Drafts, Job, Reference, Reporter};
 use formats::AdapterConfig;
 use kinds::model::adapter_draft;
-use kinds::reward_model::RewardModel;
+use kinds::reward_model::{CONTRACT, RewardModel};
 use ml::reward::{Group, HEAD, Head, Reward, RewardLoss, score_all};
 use serde_json::{Map, Value, json};
 
@@ -20,7 +20,7 @@ use crate::training::{Counted, choose_trained, metrics, train};
 pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let params: RewardModel = job.params()?;
     let view = job.input("model")?;
-    let groups = Groups::open(job.input("tokens")?)?;
+    let groups = Groups::open(job.input("tokens")?, &CONTRACT, "data")?;
     let loss = loss(&params, job.input("tokens")?)?;
     if let RewardLoss::Pairs { margins: true } = loss {
         for index in 0..groups.len() {
@@ -64,7 +64,7 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         &format!("rewards of the training completions: mean {mean:.3}, deviation {deviation:.3}"),
     );
     if job.inputs.contains_key("test_tokens") {
-        let held_out = Groups::open(job.input("test_tokens")?)?;
+        let held_out = Groups::open(job.input("test_tokens")?, &CONTRACT, "test")?;
         let test_loss = self::loss(&params, job.input("test_tokens")?)?;
         let found = scores(&loaded, &held_out, &params, "test", cx)?;
         let measured = measure(&held_out, &found, test_loss)?;
@@ -262,10 +262,12 @@ fn config(view: &ArtifactView, loaded: &Loaded) -> Result<Map<String, Value>> {
     config.insert("num_labels".to_owned(), json!(1));
     config.insert("id2label".to_owned(), json!({"0": "LABEL_0"}));
     config.insert("label2id".to_owned(), json!({"LABEL_0": 0}));
-    // transformers takes the last token that is not padding: without a pad token it can't score batches.
-    let pad = loaded.encoder.pad().or(loaded.encoder.eos());
-    if config.get("pad_token_id").is_none_or(Value::is_null) {
-        config.insert("pad_token_id".to_owned(), json!(pad));
-    }
+    // transformers scores the last token that is not padding: where the end token is the padding too, it would take another one than
+    // the training did. Without padding it takes the last one, and refuses batches of several.
+    let ends = loaded.end_tokens();
+    let given = config.get("pad_token_id").and_then(Value::as_i64);
+    let pad = given.or(loaded.encoder.pad().map(i64::from));
+    let pad = pad.filter(|pad| !ends.contains(pad));
+    config.insert("pad_token_id".to_owned(), json!(pad));
     Ok(config)
 }

@@ -10,10 +10,10 @@ use crate::group::{Manner, learn};
 pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let params: Rloo = job.params()?;
     let manner = Manner {
-        group: params.group,
+        group: params.groups.group,
         objective: Objective {
-            clip_low: params.clip,
-            clip_high: params.clip_high.unwrap_or(params.clip),
+            clip_low: params.groups.clip,
+            clip_high: params.groups.clip_high.unwrap_or(params.groups.clip),
             beta: 0.0,
             corrected: false,
             ratio: Ratio::Whole,
@@ -23,8 +23,8 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
             beta: params.beta,
             normalize: params.normalize,
         },
-        mask_truncated: params.mask_truncated,
-        reward_clip: params.reward_clip,
+        mask_truncated: params.groups.mask_truncated,
+        reward_clip: params.groups.reward_clip,
     };
     learn(job, cx, &params.rollout, manner)
 }

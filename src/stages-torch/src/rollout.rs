@@ -1,82 +1,61 @@
 //! What `ppo`, `rloo` and `grpo` do around their loops: prompts, rewards, the reference, reports and snapshots.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use data::Dataset;
-use data::layout::Prompt;
-use engine::artifact::{ArtifactType, ArtifactView};
+use engine::artifact::ArtifactType;
 use engine::event::{Level, What};
 use engine::job::{Cancelled, Draft, Job, Reporter};
 use kinds::rollout::Rollout;
 use kinds::training::Training;
 use ml::fit::Next;
 use ml::generate::Generated;
-use ml::rl::ppo::Step;
-use ml::rl::{Episode, Reference, Sampler};
+use ml::rl::{Actor, Data, Episode, Moment, Reference, Sampler, Step};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::answers::{room, text};
+use crate::answers::{Question, text};
 use crate::judge::{Answer, Judges};
 use crate::model::{Loaded, load};
 use crate::snapshot::Snapshots;
-use crate::training::circumstances;
-
-/// The prompts of a dataset, as text and as tokens.
-pub(crate) struct Prompts {
-    pub prompts: Vec<Prompt>,
-    pub tokens: Vec<Vec<i64>>,
-}
-
-impl Prompts {
-    /// Reads all prompts; one that leaves no room for a completion, or has no token, is an error that names its row.
-    pub(crate) fn read(loaded: &Loaded, view: &ArtifactView, longest: usize) -> Result<Prompts> {
-        let dataset = Dataset::open(view.file("rows.arrow")?)?;
-        let room = room(&loaded.model, longest);
-        let (mut prompts, mut tokens) = (Vec::new(), Vec::new());
-        for index in 0..dataset.len() {
-            let (prompt, _) = dataset.row(index)?.question();
-            let ids = loaded.encoder.encode_prompt(&prompt)?;
-            ensure!(
-                !ids.is_empty(),
-                "the prompt of row {} has no tokens: there is nothing to answer",
-                index + 1
-            );
-            ensure!(
-                ids.len() <= room,
-                "the prompt of row {} has {} tokens; with max_new_tokens {longest} the model has room for {room}",
-                index + 1,
-                ids.len()
-            );
-            prompts.push(prompt);
-            tokens.push(ids.into_iter().map(i64::from).collect());
-        }
-        Ok(Prompts { prompts, tokens })
-    }
-
-    /// Episodes as text, for judges.
-    pub(crate) fn answers(&self, loaded: &Loaded, episodes: &[Episode]) -> Result<Vec<Answer>> {
-        episodes
-            .iter()
-            .map(|episode| {
-                Ok(Answer {
-                    prompt: self.prompts[episode.prompt].clone(),
-                    text: completion_text(loaded, episode)?,
-                })
-            })
-            .collect()
-    }
-}
+use crate::training::{circumstances, updater};
 
 /// What an episode's policy wrote.
-pub(crate) fn completion_text(loaded: &Loaded, episode: &Episode) -> Result<String> {
+fn completion_text(loaded: &Loaded, episode: &Episode) -> Result<String> {
     let generated = Generated {
         tokens: episode.row.tokens[episode.row.prompt..].to_vec(),
         finished: episode.finished,
     };
     text(loaded, &generated)
+}
+
+/// What the loops ask of outside: prompts, scores, whether to go on.
+pub(crate) fn outside<'a>(
+    policy: &'a Loaded,
+    questions: &'a [Question],
+    judges: &'a Judges,
+    cx: &'a dyn Reporter,
+) -> Data<'a> {
+    Data {
+        prompts: questions.len(),
+        prompt: Box::new(|index| Ok(questions[index].tokens.clone())),
+        score: Box::new(|episodes| {
+            let answers = episodes
+                .iter()
+                .map(|episode| {
+                    Ok(Answer {
+                        prompt: questions[episode.prompt].prompt.clone(),
+                        text: completion_text(policy, episode)?,
+                    })
+                })
+                .collect::<Result<Vec<_>>>()?;
+            // Scoring ends before a request to stop is heard: the loop then stops where it can be taken up.
+            judges.score(&answers, &mut || Ok(()))
+        }),
+        running: Box::new(|| !cx.cancelled()),
+    }
 }
 
 /// How completions are sampled.
@@ -149,12 +128,22 @@ fn is_fresh(policy: &Loaded) -> bool {
     up.peek().is_some() && up.all(|(_, param)| param.tensor.abs().max().double_value(&[]) == 0.0)
 }
 
-/// The reference for the loops.
-pub(crate) fn held_to(reference: &Option<Loaded>) -> Reference<'_> {
-    match reference {
-        Some(loaded) => Reference::Model(&loaded.model),
-        None => Reference::WithoutAdapters,
-    }
+/// The policy as the loops train it, held to its reference.
+pub(crate) fn actor<'a>(
+    policy: &'a Loaded,
+    reference: &'a Option<Loaded>,
+    params: &Rollout,
+) -> Result<Actor<'a>> {
+    let training = training(params, params.learning_rate);
+    Ok(Actor {
+        model: &policy.model,
+        params: &policy.params,
+        updater: updater(&training, &policy.params, params.updates)?,
+        reference: match reference {
+            Some(loaded) => Reference::Model(&loaded.model),
+            None => Reference::WithoutAdapters,
+        },
+    })
 }
 
 /// What the metrics artifact says of an update; no times, so that equal trainings give equal bytes.
@@ -163,7 +152,7 @@ pub(crate) struct UpdateRow {
     pub update: usize,
     pub tokens: usize,
     #[serde(flatten)]
-    pub values: std::collections::BTreeMap<String, f64>,
+    pub values: BTreeMap<String, f64>,
 }
 
 /// Snapshots and reports of a loop of updates.
@@ -172,10 +161,14 @@ pub(crate) struct Updates<'a> {
     snapshots: Snapshots,
     every: Duration,
     last: Instant,
-    written: Option<PathBuf>,
-    pub rows: Vec<UpdateRow>,
+    /// The snapshot that is being written, and after how many updates.
+    written: Option<(usize, PathBuf)>,
+    /// After how many updates the newest whole snapshot was made.
+    kept: usize,
+    rows: Vec<UpdateRow>,
     pub resume: Option<PathBuf>,
     stopped: bool,
+    ended: bool,
 }
 
 impl<'a> Updates<'a> {
@@ -202,57 +195,62 @@ impl<'a> Updates<'a> {
             every: Duration::from_secs(params.snapshot_seconds),
             last: Instant::now(),
             written: None,
+            kept: rows.len(),
             rows,
             resume,
             stopped: false,
+            ended: false,
         })
     }
 
-    /// After each update: says what happened, and whether to go on.
-    pub(crate) fn watch(&mut self, step: &Step, sample: Option<(String, String)>) -> Result<Next> {
+    /// After each update, and when sampling was stopped: says what happened, and whether to go on.
+    pub(crate) fn watch(
+        &mut self,
+        moment: Moment<'_>,
+        questions: &[Question],
+        policy: &Loaded,
+    ) -> Result<Next> {
         // The snapshot that the update before asked for is whole by now.
         self.finish_snapshot()?;
-        self.report(step, sample);
-        self.rows.push(UpdateRow {
-            update: step.index,
-            tokens: step.tokens,
-            values: step
-                .values
-                .iter()
-                .map(|(name, value)| ((*name).to_owned(), *value))
-                .collect(),
-        });
-        self.stopped = self.cx.cancelled();
-        if step.index < step.of && (self.stopped || self.last.elapsed() >= self.every) {
-            let folder = self.snapshots.begin(step.index);
-            self.written = Some(folder.clone());
-            std::fs::create_dir_all(&folder)?;
-            return Ok(match self.stopped {
-                true => Next::SnapshotAndStop(folder),
-                false => Next::Snapshot(folder),
+        if let Moment::Update(step) = moment {
+            self.report(step, sample(questions, policy, step)?);
+            self.rows.push(UpdateRow {
+                update: step.index,
+                tokens: step.tokens,
+                values: named(step),
             });
+            self.ended = step.index == step.of;
         }
-        Ok(Next::Go)
+        self.stopped = self.cx.cancelled() && !self.ended;
+        let done = self.rows.len();
+        let due = self.stopped || self.last.elapsed() >= self.every;
+        if self.ended || !due || done == self.kept {
+            return Ok(if self.stopped { Next::Stop } else { Next::Go });
+        }
+        let folder = self.snapshots.begin(done);
+        self.written = Some((done, folder.clone()));
+        std::fs::create_dir_all(&folder)?;
+        Ok(match self.stopped {
+            true => Next::SnapshotAndStop(folder),
+            false => Next::Snapshot(folder),
+        })
     }
 
     fn finish_snapshot(&mut self) -> Result<()> {
-        if let Some(folder) = self.written.take() {
+        if let Some((done, folder)) = self.written.take() {
             let path = folder.join("updates.json");
             std::fs::write(&path, serde_json::to_vec(&self.rows)?)
                 .with_context(|| format!("{} can't be written", path.display()))?;
             self.snapshots.finish()?;
             self.last = Instant::now();
+            self.kept = done;
         }
         Ok(())
     }
 
     fn report(&self, step: &Step, sample: Option<(String, String)>) {
         let speed = step.tokens as f64 / step.seconds.max(1e-9);
-        let mut values: std::collections::BTreeMap<String, f64> = step
-            .values
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), *value))
-            .collect();
+        let mut values = named(step);
         values.insert("tokens_per_second".to_owned(), speed);
         self.cx.emit(What::Metrics {
             step: step.index as u64,
@@ -305,10 +303,18 @@ impl<'a> Updates<'a> {
     }
 }
 
+/// What an update measured.
+fn named(step: &Step) -> BTreeMap<String, f64> {
+    let values = step.values.iter();
+    values
+        .map(|(name, value)| ((*name).to_owned(), *value))
+        .collect()
+}
+
 /// One of an update's episodes for people: the prompt with its score, and the completion.
-pub(crate) fn sample(
-    prompts: &Prompts,
-    loaded: &Loaded,
+fn sample(
+    questions: &[Question],
+    policy: &Loaded,
     step: &Step,
 ) -> Result<Option<(String, String)>> {
     // A look now and then is enough.
@@ -318,21 +324,7 @@ pub(crate) fn sample(
     let (Some(episode), Some(score)) = (step.episodes.first(), step.scores.first()) else {
         return Ok(None);
     };
-    let prompt = match &prompts.prompts[episode.prompt] {
-        Prompt::Text(text) => text.clone(),
-        Prompt::Chat(turns) => turns.last().map(|t| t.content.clone()).unwrap_or_default(),
-    };
-    let title = format!("update {}, score {score:.2}: {prompt}", step.index);
-    Ok(Some((title, completion_text(loaded, episode)?)))
-}
-
-/// Scores of episodes by judges.
-pub(crate) fn score(
-    judges: &Judges,
-    prompts: &Prompts,
-    loaded: &Loaded,
-    episodes: &[Episode],
-    cx: &dyn Reporter,
-) -> Result<Vec<f64>> {
-    judges.score(&prompts.answers(loaded, episodes)?, cx)
+    let asked = questions[episode.prompt].text();
+    let title = format!("update {}, score {score:.2}: {asked}", step.index);
+    Ok(Some((title, completion_text(policy, episode)?)))
 }

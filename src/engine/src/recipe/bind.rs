@@ -43,7 +43,7 @@ pub(super) fn read(
                     inputs.insert(port.name, binding);
                 }
             }
-            None if port.arity == Arity::Optional => {}
+            None if !port.arity.is_required() => {}
             None => {
                 let message = format!("the stage `{}` needs `{}`", key.name, port.name);
                 let help = place
@@ -111,8 +111,11 @@ impl Place<'_> {
                 }
                 list.pop().map(|(_, target)| Binding::One(target))
             }
-            (NodeKind::Text(text), Arity::Many) => {
+            (NodeKind::Text(text), many) => {
                 let mut list = self.targets(port, node, problems)?;
+                if many.is_nameless_alone() && list.len() == 1 {
+                    return list.pop().map(|(_, target)| Binding::One(target));
+                }
                 if let [(label, _)] = list.as_mut_slice()
                     && label.is_empty()
                 {
@@ -120,7 +123,7 @@ impl Place<'_> {
                 }
                 Some(Binding::Many(list))
             }
-            (NodeKind::List(items), Arity::Many) if !items.is_empty() => {
+            (NodeKind::List(items), many) if many.takes_several() && !items.is_empty() => {
                 let mut list: Vec<(String, Pick<Target>)> = Vec::new();
                 let mut fine = true;
                 for item in items {
@@ -136,7 +139,7 @@ impl Place<'_> {
                 }
                 fine.then_some(Binding::Many(list))
             }
-            (NodeKind::Map(pairs), Arity::Many) if !pairs.is_empty() => {
+            (NodeKind::Map(pairs), many) if many.takes_several() && !pairs.is_empty() => {
                 let mut list = Vec::new();
                 let mut fine = true;
                 for (name, item) in pairs {
@@ -152,13 +155,13 @@ impl Place<'_> {
                 }
                 fine.then_some(Binding::Many(list))
             }
-            (NodeKind::List(_) | NodeKind::Map(_), Arity::Many) => {
+            (NodeKind::List(_) | NodeKind::Map(_), many) if many.takes_several() => {
                 let message = format!("`{}` names nothing", port.name);
                 problems
                     .push(Problem::at("empty", node.span, message).help("name at least one stage"));
                 None
             }
-            (_, Arity::Many) => {
+            (_, many) if many.takes_several() => {
                 problems.push(wrong_type(
                     port.name,
                     "a stage's name, a list of them or a mapping to them",

@@ -85,7 +85,7 @@ pub(super) const fn toy(
         ports,
         outputs,
         preparations: &[],
-        layout_of: None,
+        layout: None,
         check: no_check,
         memory: None,
     }
@@ -153,7 +153,7 @@ const JOIN: Contract = toy("join", &[], &[port("parts", Arity::Many)], TEXT);
 const LOWER: Contract = toy("lower", &[], DATA, TEXT);
 /// Rows as they are, in the same layout.
 const KEEP: Contract = Contract {
-    layout_of: Some("data"),
+    layout: Some(|_, of| of("data")),
     ..toy("keep", &[], DATA, TEXT)
 };
 /// Takes rows of one layout only.

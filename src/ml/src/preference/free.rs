@@ -1,7 +1,7 @@
 //! Preference losses without a reference model: ORPO, CPO and SimPO; and KTO, which needs no pairs.
 
 use anyhow::Result;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 /// The loss of CPO (arXiv 2401.08417) before its language-modelling term.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -121,12 +121,4 @@ pub fn kto(ratios: &Tensor, desirable: &[bool], z: f64, settings: &Kto) -> Resul
     let z = if apo_zero { 0.0 } else { z.max(0.0) };
     let centred = (ratios - z) * place(&sign) * beta;
     Ok((1.0 - centred.sigmoid()) * place(&weight))
-}
-
-/// The mean log-ratio of mismatched rows, not below 0.
-pub fn kto_baseline(policy: &Tensor, reference: &Tensor) -> f64 {
-    (policy - reference)
-        .mean(None::<Kind>)
-        .double_value(&[])
-        .max(0.0)
 }

@@ -3,18 +3,14 @@
 
 use super::advantage::{Estimator, GroupScale, leave_one_out, normalize, relative};
 use super::{
-    Reference, Sampler, Score, check_scores, flat, log_probabilities, reference_log_probabilities,
-    sample,
+    Actor, Data, Moment, Sampler, Step, check_scores, flat, log_probabilities, prompts_of,
+    reference_log_probabilities, sample,
 };
 use crate::completions::{Batch, Row};
 use crate::fit::Next;
 use crate::linear::Pass;
-use crate::llama::Llama;
-use crate::params::Params;
 use crate::random::Stream;
-use crate::rl::ppo::Step;
 use crate::state::{self, Cursor};
-use crate::update::Updater;
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
 use std::time::Instant;
@@ -180,35 +176,13 @@ pub struct Options {
     pub reward_clip: Option<f64>,
 }
 
-/// The policy.
-pub struct Actor<'a> {
-    /// The model.
-    pub model: &'a Llama,
-    /// Its parameters, some of them trained.
-    pub params: &'a Params,
-    /// Its optimizer.
-    pub updater: Updater,
-    /// Where it came from.
-    pub reference: Reference<'a>,
-}
-
-/// What comes from outside.
-pub struct Data<'a> {
-    /// How many prompts there are.
-    pub prompts: usize,
-    /// The tokens of prompt `i`.
-    pub prompt: Box<dyn FnMut(usize) -> Result<Vec<i64>> + 'a>,
-    /// The reward of each episode.
-    pub score: Score<'a>,
-}
-
 /// Trains; snapshots and `watch` as in [`super::ppo::train`].
 pub fn train(
     actor: &mut Actor<'_>,
     data: &mut Data<'_>,
     options: &Options,
     resume: Option<&Path>,
-    watch: &mut dyn FnMut(&Step) -> Result<Next>,
+    watch: &mut dyn FnMut(Moment<'_>) -> Result<Next>,
 ) -> Result<usize> {
     ensure!(data.prompts > 0, "there are no prompts");
     let (group, batch) = (options.group, options.batch);
@@ -217,30 +191,34 @@ pub fn train(
         "a batch of {batch} completions can't be cut into {} minibatches of whole groups of {group}",
         options.minibatches
     );
-    let seed = options.sampler.seed;
-    let mut first = 0;
+    let (seed, prompts) = (options.sampler.seed, data.prompts);
+    let mut done = 0;
     if let Some(folder) = resume {
         let cursor = state::restore(folder, actor.params, &mut actor.updater.optimizer)?;
-        let wanted = Cursor::new(seed, data.prompts, batch, cursor.steps);
+        let wanted = Cursor::new(seed, prompts, batch, cursor.steps);
         ensure!(cursor == wanted, "the snapshot is of another run");
-        first = cursor.steps;
+        done = cursor.steps;
     }
-    for index in first..options.updates {
+    while done < options.updates {
         let began = Instant::now();
-        let chosen = super::prompts_of(seed, index, batch / group, data.prompts);
-        let mut step = update(actor, data, options, index, &chosen)
-            .with_context(|| format!("in update {} of {}", index + 1, options.updates))?;
-        step.seconds = began.elapsed().as_secs_f64();
-        let next = watch(&step)?;
+        let place = || format!("in update {} of {}", done + 1, options.updates);
+        let next = match update(actor, data, options, done).with_context(place)? {
+            None => watch(Moment::Interrupted(done))?,
+            Some(mut step) => {
+                step.seconds = began.elapsed().as_secs_f64();
+                done += 1;
+                watch(Moment::Update(&step))?
+            }
+        };
         if let Next::Snapshot(folder) | Next::SnapshotAndStop(folder) = &next {
-            let cursor = Cursor::new(seed, data.prompts, batch, index + 1);
+            let cursor = Cursor::new(seed, prompts, batch, done);
             state::save(folder, actor.params, &actor.updater.optimizer, &cursor)?;
         }
         if matches!(next, Next::Stop | Next::SnapshotAndStop(_)) {
-            return Ok(index + 1);
+            break;
         }
     }
-    Ok(options.updates)
+    Ok(done)
 }
 
 /// The advantages of rewards; `kl` is that of each completion (k1).
@@ -265,22 +243,23 @@ pub fn advantages(rewards: &[f64], kl: &[f64], group: usize, how: Advantages) ->
     }
 }
 
+/// One update. None when sampling was asked to stop; nothing has changed then.
 fn update(
     actor: &mut Actor<'_>,
     data: &mut Data<'_>,
     options: &Options,
     index: usize,
-    chosen: &[usize],
-) -> Result<Step> {
-    let mut prompts = Vec::with_capacity(options.batch);
-    for &prompt in chosen {
-        let tokens = (data.prompt)(prompt)?;
-        prompts.extend(std::iter::repeat_n((prompt, tokens), options.group));
-    }
+) -> Result<Option<Step>> {
     let (sampler, size) = (&options.sampler, options.micro_batch);
+    let asked = options.batch / options.group;
+    let chosen: Vec<usize> = prompts_of(sampler.seed, index, asked, data.prompts)
+        .into_iter()
+        .flat_map(|prompt| std::iter::repeat_n(prompt, options.group))
+        .collect();
     let draw = (index * options.batch) as u64;
-    let episodes = sample(actor.model, &prompts, sampler, draw, &mut || true)?
-        .context("sampling was stopped")?;
+    let Some(episodes) = sample(actor.model, data, &chosen, sampler, draw)? else {
+        return Ok(None);
+    };
     let raw = (data.score)(&episodes)?;
     check_scores(&raw, episodes.len())?;
     let rewards: Vec<f64> = raw
@@ -375,7 +354,7 @@ fn update(
         .count();
     let ended = episodes.iter().filter(|e| e.finished).count();
     let surprise: f64 = old.iter().flatten().map(|p| -p).sum();
-    Ok(Step {
+    Ok(Some(Step {
         index: index + 1,
         of: options.updates,
         tokens,
@@ -393,5 +372,5 @@ fn update(
         ],
         episodes: episodes.into_iter().take(2).collect(),
         scores: raw.into_iter().take(2).collect(),
-    })
+    }))
 }

@@ -25,8 +25,8 @@
 
 use super::advantage::{Estimator, KlControl, Moments, Shaping, gae, whiten};
 use super::{
-    Episode, Reference, Rows, Sampler, Score, by_row, check_scores, flat, log_probabilities,
-    reference_log_probabilities, sample,
+    Actor, Data, Moment, Rows, Sampler, Step, by_row, check_scores, flat, log_probabilities,
+    prompts_of, reference_log_probabilities, sample,
 };
 use crate::completions::{Batch, Row};
 use crate::fit::Next;
@@ -91,18 +91,6 @@ pub struct Options {
     pub target_kl: Option<f64>,
 }
 
-/// The policy.
-pub struct Actor<'a> {
-    /// The model.
-    pub model: &'a Llama,
-    /// Its parameters, some of them trained.
-    pub params: &'a Params,
-    /// Its optimizer.
-    pub updater: Updater,
-    /// Where it came from.
-    pub reference: Reference<'a>,
-}
-
 /// The critic.
 pub struct Critic<'a> {
     /// The model under the head.
@@ -115,18 +103,6 @@ pub struct Critic<'a> {
     pub updater: Updater,
 }
 
-/// What comes from outside.
-pub struct Data<'a> {
-    /// How many prompts there are.
-    pub prompts: usize,
-    /// The tokens of prompt `i`.
-    pub prompt: Box<dyn FnMut(usize) -> Result<Vec<i64>> + 'a>,
-    /// The score of each episode.
-    pub score: Score<'a>,
-    /// Rows for the language-modelling loss.
-    pub mixed: Option<Mixed<'a>>,
-}
-
 /// PPO-ptx: rows whose cross entropy is added to the policy's loss.
 pub struct Mixed<'a> {
     /// Its weight.
@@ -135,25 +111,6 @@ pub struct Mixed<'a> {
     pub rows: usize,
     /// Reads row `i`.
     pub read: Box<dyn FnMut(usize) -> Result<sft::Row> + 'a>,
-}
-
-/// An update that was made.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Step {
-    /// Its number, from 1.
-    pub index: usize,
-    /// All updates.
-    pub of: usize,
-    /// Tokens that were sampled.
-    pub tokens: usize,
-    /// What it took.
-    pub seconds: f64,
-    /// What was measured, by name.
-    pub values: Vec<(&'static str, f64)>,
-    /// A few episodes, for people.
-    pub episodes: Vec<Episode>,
-    /// Their scores before shaping.
-    pub scores: Vec<f64>,
 }
 
 /// Episodes with everything that training needs.
@@ -270,24 +227,24 @@ pub fn step_values(critic: &Critic<'_>, batch: &Batch, steps: &[usize]) -> Resul
     Ok(Tensor::f_cat(&[before, last], 0)?.f_index_select(0, &index)?)
 }
 
-/// What a snapshot holds besides the two networks.
+/// What changes from update to update besides the two networks.
 #[derive(Serialize, Deserialize)]
-struct Saved {
+struct State {
     control: KlControl,
     moments: Moments,
 }
 
-const SAVED: &str = "ppo.json";
+const STATE: &str = "ppo.json";
 
 /// Trains. `resume` is the folder of a snapshot of the same run; the run then ends with the same bytes as one without a break.
-/// `watch` is called after each update. Gives the number of updates that the run stands at.
+/// `watch` is called after each update, and when sampling was asked to stop. Gives the number of updates that the run stands at.
 pub fn train(
     actor: &mut Actor<'_>,
     critic: &mut Critic<'_>,
-    data: &mut Data<'_>,
+    (data, mixed): (&mut Data<'_>, &mut Option<Mixed<'_>>),
     options: &Options,
     resume: Option<&Path>,
-    watch: &mut dyn FnMut(&Step) -> Result<Next>,
+    watch: &mut dyn FnMut(Moment<'_>) -> Result<Next>,
 ) -> Result<usize> {
     ensure!(data.prompts > 0, "there are no prompts");
     ensure!(
@@ -296,88 +253,79 @@ pub fn train(
         options.batch,
         options.minibatches
     );
-    let seed = options.sampler.seed;
-    let (mut control, mut moments, mut first) = (options.control, Moments::default(), 0);
+    let (seed, prompts) = (options.sampler.seed, data.prompts);
+    let mut state = State {
+        control: options.control,
+        moments: Moments::default(),
+    };
+    let mut done = 0;
     if let Some(folder) = resume {
-        let text = std::fs::read(folder.join(SAVED))?;
-        let saved: Saved = serde_json::from_slice(&text).context("a damaged snapshot")?;
-        (control, moments) = (saved.control, saved.moments);
+        let text = std::fs::read(folder.join(STATE))?;
+        state = serde_json::from_slice(&text).context("a damaged snapshot")?;
         let cursor = restore(folder, "actor", actor.params, &mut actor.updater)?;
         restore(folder, "critic", critic.params, &mut critic.updater)?;
-        let wanted = Cursor::new(seed, data.prompts, options.batch, cursor.steps);
+        let wanted = Cursor::new(seed, prompts, options.batch, cursor.steps);
         ensure!(cursor == wanted, "the snapshot is of another run");
-        first = cursor.steps;
+        done = cursor.steps;
     }
-    for index in first..options.updates {
+    while done < options.updates {
         let began = Instant::now();
-        let chosen = super::prompts_of(seed, index, options.batch, data.prompts);
-        let (experience, mut step) = collect(
-            actor,
-            critic,
-            data,
-            options,
-            index,
-            &chosen,
-            &control,
-            &mut moments,
-        )
-        .with_context(|| format!("in update {} of {}", index + 1, options.updates))?;
-        let learned = learn(actor, critic, data, options, index, &experience)
-            .with_context(|| format!("in update {} of {}", index + 1, options.updates))?;
-        step.values.extend(learned);
-        step.values.push(("kl_coefficient", control.coefficient));
-        let kl = step.values.iter().find(|(name, _)| *name == "kl");
-        control.update(kl.map_or(0.0, |(_, kl)| *kl), experience.rows.len());
-        step.seconds = began.elapsed().as_secs_f64();
-        let next = watch(&step)?;
+        let place = || format!("in update {} of {}", done + 1, options.updates);
+        let next =
+            match collect(actor, critic, data, options, done, &mut state).with_context(place)? {
+                None => watch(Moment::Interrupted(done))?,
+                Some(mut collected) => {
+                    let coefficient = state.control.coefficient;
+                    state.control.update(collected.kl, options.batch);
+                    let learned = learn(actor, critic, mixed, options, done, &collected.experience);
+                    collected.step.values.extend(learned.with_context(place)?);
+                    collected.step.values.push(("kl_coefficient", coefficient));
+                    collected.step.seconds = began.elapsed().as_secs_f64();
+                    done += 1;
+                    watch(Moment::Update(&collected.step))?
+                }
+            };
         if let Next::Snapshot(folder) | Next::SnapshotAndStop(folder) = &next {
-            let cursor = Cursor::new(seed, data.prompts, options.batch, index + 1);
-            state::save(
-                &folder.join("actor"),
-                actor.params,
-                &actor.updater.optimizer,
-                &cursor,
-            )?;
-            state::save(
-                &folder.join("critic"),
-                critic.params,
-                &critic.updater.optimizer,
-                &cursor,
-            )?;
-            let saved = serde_json::to_vec(&Saved { control, moments })?;
-            std::fs::write(folder.join(SAVED), saved)?;
+            let cursor = Cursor::new(seed, prompts, options.batch, done);
+            let (own, other) = (&actor.updater.optimizer, &critic.updater.optimizer);
+            state::save(&folder.join("actor"), actor.params, own, &cursor)?;
+            state::save(&folder.join("critic"), critic.params, other, &cursor)?;
+            std::fs::write(folder.join(STATE), serde_json::to_vec(&state)?)?;
         }
         if matches!(next, Next::Stop | Next::SnapshotAndStop(_)) {
-            return Ok(index + 1);
+            break;
         }
     }
-    Ok(options.updates)
+    Ok(done)
 }
 
 fn restore(folder: &Path, part: &str, params: &Params, updater: &mut Updater) -> Result<Cursor> {
     state::restore(&folder.join(part), params, &mut updater.optimizer)
 }
 
-/// Samples episodes and works out what they teach (details 1 to 10).
-#[allow(clippy::too_many_arguments)]
+/// What an update learns from.
+struct Collected {
+    experience: Experience,
+    step: Step,
+    /// The mean KL of a completion from the reference.
+    kl: f64,
+}
+
+/// Samples episodes and works out what they teach (details 1 to 10). None when sampling was asked to stop; nothing has changed then.
 fn collect(
     actor: &Actor<'_>,
     critic: &Critic<'_>,
     data: &mut Data<'_>,
     options: &Options,
     index: usize,
-    chosen: &[usize],
-    control: &KlControl,
-    moments: &mut Moments,
-) -> Result<(Experience, Step)> {
-    let prompts = chosen
-        .iter()
-        .map(|&prompt| Ok((prompt, (data.prompt)(prompt)?)))
-        .collect::<Result<Vec<_>>>()?;
+    state: &mut State,
+) -> Result<Option<Collected>> {
     let (sampler, size) = (&options.sampler, options.micro_batch);
+    let chosen = prompts_of(sampler.seed, index, options.batch, data.prompts);
     let draw = (index * options.batch) as u64;
-    let episodes = sample(actor.model, &prompts, sampler, draw, &mut || true)?
-        .context("sampling was stopped")?;
+    let Some(episodes) = sample(actor.model, data, &chosen, sampler, draw)? else {
+        return Ok(None);
+    };
     let raw = (data.score)(&episodes)?;
     check_scores(&raw, episodes.len())?;
 
@@ -405,7 +353,7 @@ fn collect(
             *score -= options.missing_eos_penalty;
         }
     }
-    options.shaping.apply(&mut scores, moments);
+    options.shaping.apply(&mut scores, &mut state.moments);
     let mut kl = vec![0.0; rows.len()];
     let mut penalties = 0.0;
     let mut all = Vec::with_capacity(rows.len());
@@ -417,7 +365,7 @@ fn collect(
             steps[i],
             scores[i],
             options.estimator,
-            control.coefficient,
+            state.control.coefficient,
         );
         penalties += rewards.iter().sum::<f64>() - scores[i];
         all.push(rewards);
@@ -426,6 +374,7 @@ fn collect(
 
     let n = rows.len() as f64;
     let mean = |values: &[f64]| values.iter().sum::<f64>() / n;
+    let kl = mean(&kl);
     let counted: usize = tokens.iter().sum();
     let ended = episodes.iter().filter(|e| e.finished).count();
     let surprise: f64 = old.iter().flatten().map(|p| -p).sum();
@@ -436,7 +385,7 @@ fn collect(
         seconds: 0.0,
         values: vec![
             ("score", mean(&raw)),
-            ("kl", mean(&kl)),
+            ("kl", kl),
             ("rlhf_reward", mean(&scores) + penalties / n),
             ("entropy", surprise / counted as f64),
             ("completion_tokens", counted as f64 / n),
@@ -453,7 +402,11 @@ fn collect(
         advantages,
         returns,
     };
-    Ok((experience, step))
+    Ok(Some(Collected {
+        experience,
+        step,
+        kl,
+    }))
 }
 
 /// Sums over the minibatches of an update.
@@ -476,7 +429,7 @@ struct Tally {
 fn learn(
     actor: &mut Actor<'_>,
     critic: &mut Critic<'_>,
-    data: &mut Data<'_>,
+    mixed: &mut Option<Mixed<'_>>,
     options: &Options,
     index: usize,
     experience: &Experience,
@@ -538,7 +491,7 @@ fn learn(
             tally.tokens += tokens as f64;
             tally.steps += steps as f64;
             if !alone {
-                if let Some(mixed) = &mut data.mixed {
+                if let Some(mixed) = mixed {
                     let name = format!("mixed {index} {epoch} {number}");
                     add_mixed(actor, mixed, chosen.len(), options, &name)?;
                 }
