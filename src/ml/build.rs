@@ -1,7 +1,20 @@
 //! Compiles the C++ operators against libtorch and tells this crate's tests where libtorch is.
 
-use std::env;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
+use std::{env, fs};
+
+/// A number that changes with the files of a folder.
+fn digest(folder: &str) -> u64 {
+    let files = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut paths: Vec<PathBuf> = files.map(|entry| entry.path()).collect();
+    paths.sort();
+    let mut hasher = DefaultHasher::new();
+    for path in paths {
+        (&path, fs::read(&path).unwrap_or_default()).hash(&mut hasher);
+    }
+    hasher.finish()
+}
 
 fn main() {
     println!("cargo:rerun-if-env-changed=LIBTORCH");
@@ -21,6 +34,9 @@ fn main() {
         );
         std::process::exit(1);
     }
+    // In the crate's metadata: cargo links programs anew only where the metadata of a crate between has changed, which a changed
+    // static library alone does not do.
+    println!("cargo:rustc-env=LEVAIN_OPERATORS={:016x}", digest("cpp"));
     let x86 = env::var("CARGO_CFG_TARGET_ARCH").as_deref() == Ok("x86_64");
 
     // The operators first: a static library must stand before the one that it needs.
@@ -45,7 +61,7 @@ fn main() {
     }
     operators.compile("levain_operators");
 
-    // Only these files may use AVX2: they are called after a look at the processor.
+    // Only these files may use AVX2, and the next two AVX-512: they are called after a look at the processor.
     let mut kernels = cc::Build::new();
     kernels.cpp(true).std("c++20").opt_level(3).include("cpp");
     if x86 {
@@ -55,6 +71,17 @@ fn main() {
             .files(["attend", "gemm", "rows"].map(|name| format!("cpp/{name}.cpp")));
     } else {
         kernels.file("cpp/absent.cpp");
+    }
+    if x86 {
+        // Before the kernels that call it.
+        let mut wide = cc::Build::new();
+        wide.cpp(true).std("c++20").opt_level(3).include("cpp");
+        // GCC 12 takes its own undefined vectors for a mistake.
+        wide.flag_if_supported("-Wno-maybe-uninitialized");
+        wide.flag_if_supported("-Wno-uninitialized");
+        wide.flag("-mavx512f").flag("-mavx512bw").flag("-mfma");
+        wide.files(["gemm512", "rows512"].map(|name| format!("cpp/{name}.cpp")));
+        kernels.objects(wide.compile_intermediates());
     }
     kernels.compile("levain_kernels");
 

@@ -1,5 +1,6 @@
-// Matrix products for CPUs with AVX2 and without native bf16: bf16 is widened to f32 while it is packed, so no f32 copy
+// Matrix products for CPUs with AVX2 or AVX-512 and without AMX: bf16 is widened to f32 while it is packed, so no f32 copy
 // of an activation or a weight ever reaches memory, and sums stay in f32.
+#include "avx512.h"
 #include "simd.h"
 
 #include <cstdlib>
@@ -11,6 +12,7 @@ namespace {
 constexpr int64_t kRows = 6;      // of a register tile: 6 x 16 sums in 12 of 16 registers
 constexpr int64_t kColumns = 16;
 constexpr int64_t kDepth = 320;   // of one pass: a 16-column panel (20 KB) stays in the first cache
+constexpr int64_t kDepth512 = 256;  // two panels (32 KB) of a larger one
 constexpr int64_t kBlockBytes = 288 * 1024;  // packed rows of a: most of the second cache
 
 // Widens rows [0, count) of eight k's each into slivers: to[k * 6 + i] = a(i, k).
@@ -168,34 +170,51 @@ void run_rows(const Product& p, int64_t begin, int64_t end) {
   const int64_t depth = p.depth;
   int64_t block = kBlockBytes / (4 * depth * kRows);
   block = block < 4 ? 4 : block;
-  const int64_t passes = (depth + kDepth - 1) / kDepth;
+  const bool wide = has_avx512();
+  const int64_t deepest = wide ? kDepth512 : kDepth;
+  const int64_t passes = (depth + deepest - 1) / deepest;
   const int64_t step = (depth + passes - 1) / passes;
   const int64_t blocks = (end - begin + block - 1) / block;
   if (blocks == 0) return;
   block = (end - begin + blocks - 1) / blocks;
+  constexpr int64_t kTile = kRows * 16;
   float* a = scratch(block * kRows * depth + 16);
-  float* sums = scratch(block * kRows * 16);
+  float* sums = scratch(2 * block * kTile);  // of one panel, or of two side by side
   for (int64_t from = begin; from < end; from += block) {
     const int64_t slivers = end - from < block ? end - from : block;
     for (int64_t s = 0; s < slivers; s++) pack_sliver(p, (from + s) * kRows, a + s * kRows * depth);
     const Share* share = p.shares;
     int64_t share_panel = 0;  // the first panel of the share
-    for (int64_t panel = p.first_panel; panel < p.last_panel; panel++) {
-      while (panel - share_panel >= (share->columns + 15) / 16) share_panel += (share++->columns + 15) / 16;
-      const float* b = p.b + panel * 16 * depth;
+    for (int64_t panel = p.first_panel; panel < p.last_panel;) {
+      const int64_t panels = wide && panel + 1 < p.last_panel ? 2 : 1;
       for (int64_t k = 0; k < depth; k += step) {
         const int64_t length = depth - k < step ? depth - k : step;
-        for (int64_t s = 0; s < slivers; s++)
-          tile(length, a + s * kRows * depth + k * kRows, b + k * 16, sums + s * kRows * 16, k == 0);
+        const float* b = p.b + panel * 16 * depth + k * 16;
+        const float* b_next = b + 16 * depth;
+        for (int64_t s = 0; s < slivers;) {
+          const float* at = a + s * kRows * depth + k * kRows;
+          float *here = sums + s * kTile, *beside = here + block * kTile;
+          if (panels == 2 && s + 1 < slivers) {
+            tile512(length, at, at + kRows * depth, b, b_next, {{{here, beside}, {here + kTile, beside + kTile}}}, k == 0);
+            s += 2;
+            continue;
+          }
+          tile(length, at, b, here, k == 0);
+          if (panels == 2) tile(length, at, b_next, beside, k == 0);
+          s++;
+        }
       }
-      const Result& result = share->result;
-      const int64_t column = (panel - share_panel) * 16;
-      const int64_t columns = share->columns - column < 16 ? share->columns - column : 16;
-      const int64_t size = result.type == Type::bf16 ? 2 : 4;
-      const int64_t rows = p.rows - from * kRows < slivers * kRows ? p.rows - from * kRows : slivers * kRows;
-      char* out = static_cast<char*>(result.data) + (from * kRows * result.row + column) * size;
-      for (int64_t i = 0; i < rows; i++)
-        store_row(sums + i * 16, columns, out + i * result.row * size, result.type, result.add);
+      for (int64_t n = 0; n < panels; n++, panel++) {
+        while (panel - share_panel >= (share->columns + 15) / 16) share_panel += (share++->columns + 15) / 16;
+        const Result& result = share->result;
+        const int64_t column = (panel - share_panel) * 16;
+        const int64_t columns = share->columns - column < 16 ? share->columns - column : 16;
+        const int64_t size = result.type == Type::bf16 ? 2 : 4;
+        const int64_t rows = p.rows - from * kRows < slivers * kRows ? p.rows - from * kRows : slivers * kRows;
+        char* out = static_cast<char*>(result.data) + (from * kRows * result.row + column) * size;
+        for (int64_t i = 0; i < rows; i++)
+          store_row(sums + n * block * kTile + i * 16, columns, out + i * result.row * size, result.type, result.add);
+      }
     }
   }
   release(sums);
@@ -364,16 +383,35 @@ void gemm(Matrix a, int64_t rows, Matrix b, int64_t depth, int64_t columns, Resu
 }
 
 void gemm_direct(const float* a, int64_t row, int64_t column, int64_t rows, Packed b, Result result) {
-  alignas(32) float sums[kRows * 16];
+  constexpr int64_t kTile = kRows * 16;
+  alignas(64) float sums[4 * kTile];
   const int64_t size = result.type == Type::bf16 ? 2 : 4;
-  for (int64_t j = 0; j < b.columns; j += 16) {
+  const auto store = [&](const float* from, int64_t first, int64_t j) {
     const int64_t columns = b.columns - j < 16 ? b.columns - j : 16;
-    for (int64_t i = 0; i < rows; i += kRows) {
-      tile_direct(b.depth, a + i * row, row, column, b.data + j / 16 * b.panel, sums);
-      for (int64_t r = 0; r < kRows && i + r < rows; r++)
-        store_row(sums + r * 16, columns, static_cast<char*>(result.data) + ((i + r) * result.row + j) * size,
-                  result.type, result.add);
+    for (int64_t r = 0; r < kRows && first + r < rows; r++)
+      store_row(from + r * 16, columns, static_cast<char*>(result.data) + ((first + r) * result.row + j) * size, result.type,
+                result.add);
+  };
+  for (int64_t j = 0; j < b.columns;) {
+    const float* panel = b.data + j / 16 * b.panel;
+    const bool pair = has_avx512() && j + 16 < b.columns;
+    for (int64_t i = 0; i < rows;) {
+      const float* at = a + i * row;
+      // The twelve rows that a wide tile reads are there up to the next multiple of six.
+      if (pair && i + kRows < rows) {
+        tile512_direct(b.depth, at, row, column, panel, panel + b.panel,
+                       {{{sums, sums + kTile}, {sums + 2 * kTile, sums + 3 * kTile}}});
+        for (int64_t n = 0; n < 4; n++) store(sums + n * kTile, i + n / 2 * kRows, j + n % 2 * 16);
+        i += 2 * kRows;
+        continue;
+      }
+      for (int64_t n = 0; n < (pair ? 2 : 1); n++) {
+        tile_direct(b.depth, at, row, column, panel + n * b.panel, sums);
+        store(sums, i, j + n * 16);
+      }
+      i += kRows;
     }
+    j += pair ? 32 : 16;
   }
 }
 

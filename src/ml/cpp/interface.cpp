@@ -4,6 +4,9 @@
 #if defined(__GLIBC__)
 #include <malloc.h>
 #endif
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include "operators.h"
 
@@ -56,19 +59,24 @@ int levain_kernels() {
 #endif
 }
 
-// 1 where wider units make libtorch's own f32 products faster than the kernels of this folder.
-int levain_wide_units() {
 #if defined(__x86_64__)
-  return __builtin_cpu_supports("avx512f");
-#else
-  return 1;
-#endif
+// Whether the processor has AMX units for bf16, and the system lets programs use them.
+static bool has_amx_bf16() {
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(1, 0, &a, &b, &c, &d) || !(c & (1u << 27))) return false;
+  unsigned low, high;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  constexpr unsigned tiles = 3u << 17;  // their configuration and their data
+  if ((low & tiles) != tiles || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  return (d >> 22) & 1;
 }
+#endif
 
-// 1 where the processor multiplies bf16 itself (AMX processors have the AVX-512 instructions too).
+// 1 where libtorch's bf16 products are the fastest. Without AMX they are slower than f32, also with the bf16 instructions of AVX-512.
 int levain_native_bf16() {
 #if defined(__x86_64__)
-  return __builtin_cpu_supports("avx512bf16");
+  static const bool found = has_amx_bf16();  // the question takes long in a virtual machine
+  return found;
 #else
   return 0;
 #endif

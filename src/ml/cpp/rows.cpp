@@ -1,4 +1,5 @@
 // Element-wise and row-wise kernels: sums and functions in f32, values in the type of the activations.
+#include "avx512.h"
 #include "simd.h"
 
 namespace levain {
@@ -196,6 +197,7 @@ inline void dot2(const W* w, int64_t w_row, const float* x, int64_t in, float* y
 
 struct Rows {
   const float* x;
+  const float* spread;  // the same for AVX-512, or null
   int64_t rows, in;
   Matrix weight;
   int64_t out;
@@ -249,6 +251,14 @@ void linear_outputs(const Rows& job, int64_t begin, int64_t end) {
     const W* w = weight + n * row;
     float y[16];
     int64_t r = 0;
+    if (job.spread && job.out >= 4) {
+      for (; r < job.rows; r += 4) {
+        const int64_t some = job.rows - r < 4 ? job.rows - r : 4;
+        dots512(w, job.weight.type, row, job.spread + r * spread512_row(job.in), some, job.in, r / 4, (job.rows + 3) / 4, y);
+        for (int64_t j = 0; j < some; j++) finish(job, r + j, n, count, y + j * 4);
+      }
+      continue;
+    }
     for (; job.out >= 4 && r + 4 <= job.rows; r += 4) {
       dot2(w, row, job.x + r * job.in, job.in, y);
       dot2(w + 2 * row, row, job.x + r * job.in, job.in, y + 2);
@@ -281,7 +291,12 @@ void linear_rows(const float* x, int64_t rows, int64_t in, Matrix weight, int64_
     Matrix down{change->down, Type::f32, in, 1};
     linear_rows(x, rows, in, down, change->rank, nullptr, nullptr, Result{low, Type::f32, change->rank, false}, serial);
   }
-  Rows job{x, rows, in, weight, out, change, low, bias, result};
+  float* spread = nullptr;
+  if (has_avx512()) {
+    spread = scratch(rows * spread512_row(in));
+    spread512(x, rows, in, weight.type, spread);
+  }
+  Rows job{x, spread, rows, in, weight, out, change, low, bias, result};
   parallel(
       (out + 3) / 4,
       [](void* context, int64_t begin, int64_t end) {
@@ -292,6 +307,7 @@ void linear_rows(const float* x, int64_t rows, int64_t in, Matrix weight, int64_
           linear_outputs<float>(job, begin, end);
       },
       &job);
+  release(spread);
   release(low);
 }
 

@@ -11,7 +11,6 @@ unsafe extern "C" {
     fn levain_version() -> *const c_char;
     fn levain_capability(to: *mut c_char, size: usize) -> c_int;
     fn levain_kernels() -> c_int;
-    fn levain_wide_units() -> c_int;
     fn levain_native_bf16() -> c_int;
     fn levain_keep_memory();
     fn levain_release_memory();
@@ -133,6 +132,9 @@ pub fn version() -> String {
         .into_owned()
 }
 
+/// Which C++ operators this program was compiled with.
+pub const OPERATORS: &str = env!("LEVAIN_OPERATORS");
+
 /// The instruction set that libtorch chose for this processor, for instance `AVX2`.
 pub fn capability() -> String {
     let mut name: [c_char; 64] = [0; 64];
@@ -145,7 +147,7 @@ pub fn capability() -> String {
         .into_owned()
 }
 
-/// True where the processor multiplies bf16 itself; elsewhere bf16 products go through f32.
+/// True where the processor has units that multiply bf16 matrices (AMX); elsewhere bf16 products go through f32.
 pub fn native_bf16() -> bool {
     // SAFETY: a question to the processor.
     unsafe { levain_native_bf16() == 1 }
@@ -178,8 +180,7 @@ pub fn fused(x: &Tensor) -> bool {
 
 /// True if the fused linear takes this x with this weight and is faster than libtorch's product.
 pub fn fused_linear(x: &Tensor, weight: &Tensor) -> bool {
-    // SAFETY: a question to the processor.
-    fused(x) && fused(weight) && unsafe { levain_wide_units() == 0 }
+    fused(x) && fused(weight) && !multiplies_bf16(x)
 }
 
 /// One map of [`linear`].
