@@ -10,7 +10,8 @@ use std::collections::BTreeSet;
 use engine::contract::{Class, Contract};
 use serde_json::Value;
 use support::artifacts::{difference, outputs, stage};
-use support::{Kitchen, tiny};
+use support::endpoint::{Endpoint, Reply};
+use support::{Kitchen, Said, tiny};
 
 /// What a numeric field may change: the tolerance of f32, and four times that for weights after some steps of Adam.
 const TOLERANCE: f64 = 4e-5;
@@ -339,11 +340,33 @@ fn kitchen() -> Kitchen {
     };
     kitchen.write("lexicon.txt", &lexicon(1));
     kitchen.write("other.txt", &lexicon(-1));
+    // A judge that rates by length; another number, or another file, rates otherwise.
+    let judge = |factor: usize| {
+        format!(
+            "import json, sys\nfor line in sys.stdin:\n    question = json.loads(line)\n    score = {factor} * len(question[\"completion\"]) * \
+             int((sys.argv + [\"1\"])[1]) % 9 + 1\n    print(json.dumps({{\"id\": question[\"id\"], \"score\": score}}))\n"
+        )
+    };
+    kitchen.write("judge.py", &judge(1));
+    kitchen.write("other.py", &judge(2));
     kitchen.write(
         "both.jsonl",
         "{\"text\": \"a\", \"prompt\": \"b\", \"completion\": \"c\"}\n",
     );
     kitchen
+}
+
+/// A judge whose answers depend on every byte that it is sent, and on the address.
+fn endpoint() -> Endpoint {
+    Endpoint::start(|asked| {
+        let digest = blake3::hash(format!("{} {}", asked.path, asked.body).as_bytes());
+        let drawn = usize::from(digest.as_bytes()[0]);
+        let verdict = match asked.prompt().contains("[Answer]\n") {
+            true => (3 + drawn % 7).to_string(),
+            false => ["A", "B", "TIE"][drawn % 3].to_owned(),
+        };
+        Reply::Says(format!("{digest}\n{verdict}"))
+    })
 }
 
 const SHARED: &str = "\
@@ -406,11 +429,19 @@ fn every_field_does_what_its_class_says() {
             }
         }
     }
-    kitchen.write("first.yaml", &first);
-    kitchen.write("second.yaml", &second);
-    kitchen.write("failing.yaml", &failing);
+    let endpoint = endpoint();
+    for (name, text) in [("first", first), ("second", second), ("failing", failing)] {
+        let text = text.replace("ENDPOINT", &endpoint.address);
+        kitchen.write(&format!("{name}.yaml"), &text);
+    }
     let (one, two) = (kitchen.path().join("one"), kitchen.path().join("two"));
-    let run = |words: &str| kitchen.say(words).expect(0).json();
+    let run = |words: &str| {
+        let words: Vec<&str> = words.split(' ').collect();
+        let mut command = kitchen.command(&words);
+        command.env("LEVAIN_ALLOW_PROGRAMS", "1");
+        command.env("FIRST_API_KEY", "first-key");
+        Said::of(&mut command).expect(0).json()
+    };
     let left = run("run first.yaml --json --cache one");
     let right = run("run second.yaml --json --cache two");
     let failed = kitchen.say("run failing.yaml --json --keep-going --cache one");

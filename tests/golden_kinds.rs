@@ -49,6 +49,8 @@ stages:
   tries: { kind: generate, model: whole, prompts: sums, n: 4, temperature: 1.5, max_new_tokens: 12 }
   judged: { kind: annotate, samples: tries, judge: words }
   ranked: { kind: annotate, samples: tries, judge: { words: words, head: judge }, weights: { head: 0.5 }, make: ranking }
+  rated: { kind: ask, samples: tries, how: rubric, program: [python3], script: rate.py }
+  compared: { kind: ask, samples: { written: sums, sampled: tries }, program: [python3], script: rate.py }
   judge: { kind: reward_model, model: thin, data: pairs, test: pairs, learning_rate: 1.0e-2, batch: 2, epochs: 2 }
   straight: { kind: dpo, model: thin, data: pairs, learning_rate: 1.0e-2, batch: 2, epochs: 2 }
   lists: { kind: dpo, model: folder, data: ranked, learning_rate: 1.0e-3, batch: 2 }
@@ -58,6 +60,19 @@ stages:
   left_out: { kind: rloo, model: thin, reward: words, prompts: sums, updates: 2, batch: 4, max_new_tokens: 8, learning_rate: 1.0e-2 }
   relative: { kind: grpo, model: thin, reward: words, prompts: sums, updates: 2, batch: 4, group: 2, max_new_tokens: 8, learning_rate: 1.0e-2, beta: 0.1 }
 ";
+
+/// A program that judges by the number of letters.
+const RATE: &str = r#"
+import json, sys
+for line in sys.stdin:
+    question = json.loads(line)
+    if "completion" in question:
+        answer = {"score": 1 + len(question["completion"]) % 9}
+    else:
+        a, b = len(question["a"]), len(question["b"])
+        answer = {"winner": "a" if a > b else "b" if b > a else "tie"}
+    print(json.dumps({"id": question["id"], **answer}))
+"#;
 
 /// Kind to what each of its stages made, by the stage's name.
 fn made() -> BTreeMap<String, Map<String, Value>> {
@@ -71,8 +86,10 @@ fn made() -> BTreeMap<String, Map<String, Value>> {
     kitchen.write("chats.jsonl", &tiny::chats(12));
     kitchen.write("pairs.jsonl", tiny::PAIRS);
     kitchen.write("reviews.csv", tiny::REVIEWS);
+    kitchen.write("rate.py", RATE);
     kitchen.write("kinds.yaml", RECIPE);
-    let answer = kitchen.say("run kinds.yaml --json").expect(0).json();
+    let answer = kitchen.say("run kinds.yaml --json --allow-programs");
+    let answer = answer.expect(0).json();
     check_metrics(
         &kitchen.path().join("kinds.yaml"),
         &kitchen.cache(),

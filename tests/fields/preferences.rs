@@ -2,6 +2,14 @@
 
 use super::{Row, row, with};
 
+/// A stage that asks a program instead of an endpoint.
+const PROGRAM: &[(&str, &str)] = &[
+    ("endpoint", ""),
+    ("model", ""),
+    ("how", "rubric"),
+    ("script", "judge.py"),
+];
+
 pub const ROWS: &[Row] = &[
     row("reward_model", "learning_rate", ["1.0e-2", "2.0e-2"]),
     row("reward_model", "schedule", ["linear", "cosine"]),
@@ -324,6 +332,42 @@ pub const ROWS: &[Row] = &[
         ["4", "1"],
         &[("judge", "scorer")],
     ),
+    row("ask", "how", ["pairwise", "rubric"]),
+    row("ask", "endpoint", ["ENDPOINT", "ENDPOINT/other"]),
+    row("ask", "model", ["m", "n"]),
+    row("ask", "key_from", ["", "FIRST_API_KEY"]),
+    with(
+        "ask",
+        "program",
+        [
+            "[python3, \"{script}\", \"1\"]",
+            "[python3, \"{script}\", \"2\"]",
+        ],
+        PROGRAM,
+    ),
+    with(
+        "ask",
+        "script",
+        ["judge.py", "other.py"],
+        &[
+            ("endpoint", ""),
+            ("model", ""),
+            ("how", "rubric"),
+            ("program", "[python3]"),
+        ],
+    ),
+    row("ask", "criteria", ["", "kind"]),
+    row("ask", "examples", ["[]", "[one]"]),
+    row("ask", "template", ["", "\"{{ a }} or {{ b }}?\""]),
+    with("ask", "min", ["1", "2"], &[("how", "rubric")]),
+    with("ask", "max", ["10", "12"], &[("how", "rubric")]),
+    row("ask", "temperature", ["0", "0.5"]),
+    row("ask", "max_tokens", ["1024", "64"]),
+    row("ask", "seed", ["1", "2"]),
+    row("ask", "parallel", ["4", "1"]),
+    row("ask", "timeout_seconds", ["120", "60"]),
+    row("ask", "retries", ["7", "0"]),
+    row("ask", "attempts", ["3", "1"]),
     row("rule", "lexicon", ["lexicon.txt", "other.txt"]),
     with("rule", "pattern", ["a", "b"], &[("lexicon", "")]),
     with("rule", "length", ["3", "5"], &[("lexicon", "")]),
@@ -380,6 +424,11 @@ pub fn usual(kind: &str) -> Option<&'static [(&'static str, &'static str)]> {
             ("group", "2"),
         ],
         "annotate" => &[("samples", "tries"), ("judge", "words")],
+        "ask" => &[
+            ("samples", "ranks"),
+            ("endpoint", "ENDPOINT"),
+            ("model", "m"),
+        ],
         "rule" => &[("lexicon", "lexicon.txt")],
         _ => return None,
     })

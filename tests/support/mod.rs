@@ -3,6 +3,7 @@
 #![allow(dead_code)] // each test program uses a part of it
 
 pub mod artifacts;
+pub mod endpoint;
 pub mod hardship;
 pub mod scripted;
 pub mod tiny;
@@ -15,8 +16,9 @@ use std::process::{Command, Output, Stdio};
 use serde_json::Value;
 
 /// Variables that would change what `levain` does.
-const VARIABLES: [&str; 9] = [
+const VARIABLES: [&str; 10] = [
     "LEVAIN_CACHE",
+    "LEVAIN_ALLOW_PROGRAMS",
     "LEVAIN_WORKER",
     "LEVAIN_LOG",
     "HF_TOKEN",

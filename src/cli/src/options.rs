@@ -28,10 +28,11 @@ Exit codes:
   130  interrupted: running stages wrote a snapshot first
 
 Environment:
-  LEVAIN_CACHE   another cache (as --cache)
-  LEVAIN_WORKER  another worker
-  LEVAIN_LOG     diagnostics, such as `debug` or `engine=trace`; wins over -v
-  NO_COLOR       no colours
+  LEVAIN_CACHE           another cache (as --cache)
+  LEVAIN_WORKER          another worker
+  LEVAIN_LOG             diagnostics, such as `debug` or `engine=trace`; wins over -v
+  LEVAIN_ALLOW_PROGRAMS  1 lets recipes start programs (as run --allow-programs)
+  NO_COLOR               no colours
 
 Begin with `levain init`; `levain doctor` says what is missing.";
 

@@ -13,6 +13,7 @@ mod filter;
 mod format;
 mod ipc;
 mod json;
+pub mod judging;
 pub mod layout;
 pub mod metrics;
 mod parquet;

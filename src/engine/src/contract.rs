@@ -199,6 +199,12 @@ pub enum FieldType {
     Either(&'static [FieldType]),
     /// Something outside: a path, an address, a package. Resolved to a digest, which is what the record holds.
     Source,
+    /// A program with its arguments, started without a shell, and only in a run in which the user allows it.
+    Program {
+        /// The source field whose file stands for the word `{script}`, or without that word behind all of them: a file in the
+        /// words themselves would be run without its content being in the record.
+        script: &'static str,
+    },
     /// Where random streams start; the recipe's `seed` when not given.
     Seed,
     /// The name of a number in metrics.
@@ -388,6 +394,23 @@ impl Contract {
         }
     }
 
+    /// The command that a stage with these parameters runs, as the recipe writes it; none for most kinds, and where none is given.
+    pub fn program(&self, params: &Map<String, Value>) -> Option<String> {
+        self.fields.iter().find_map(|field| {
+            let FieldType::Program { script } = field.ty else {
+                return None;
+            };
+            let words = params.get(field.name)?.as_array()?;
+            let script = params.get(script).filter(|value| !value.is_null());
+            let words = words.iter().filter_map(Value::as_str).map(str::to_owned);
+            let script = script.map(|value| match value {
+                Value::String(place) => place.clone(),
+                other => other.to_string(),
+            });
+            Some(command(words, script).join(" "))
+        })
+    }
+
     /// Every word that may stand in a stage of this kind.
     pub fn words(&self) -> impl Iterator<Item = &'static str> {
         ["kind"]
@@ -396,6 +419,22 @@ impl Contract {
             .chain(self.fields.iter().map(|f| f.name))
     }
 }
+
+/// The words of a [`FieldType::Program`] with the script in its place.
+pub fn command(words: impl Iterator<Item = String>, script: Option<String>) -> Vec<String> {
+    let mut words: Vec<String> = words.collect();
+    let Some(script) = script else {
+        return words;
+    };
+    match words.iter_mut().find(|word| *word == SCRIPT) {
+        Some(place) => *place = script,
+        None => words.push(script),
+    }
+    words
+}
+
+/// The word of a [`FieldType::Program`] for which its script stands.
+pub const SCRIPT: &str = "{script}";
 
 /// The contracts that an engine works with.
 #[derive(Clone, Copy)]

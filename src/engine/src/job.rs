@@ -29,13 +29,18 @@ pub struct Job {
     pub sources: BTreeMap<String, Vec<SourceFile>>,
     /// A private folder, empty at the start, for files to publish.
     pub out: PathBuf,
-    /// A folder that outlives a killed run, for snapshots of long stages; its content is the stage's own affair.
+    /// A folder that outlives a killed run, for snapshots of long stages, and for the answers that a recorded stage has so far
+    /// ([`ANSWERS`]); its content is the stage's own affair, and it goes when the stage is done.
     pub snapshots: Option<PathBuf>,
     /// `cpu` or `cuda:0`.
     pub device: String,
     /// The run's thread count.
     pub threads: usize,
 }
+
+/// The file in [`Job::snapshots`] that holds answers of a person, a program or an endpoint. They can't be made again: as long as
+/// it is there, the folder is not rubbish, however old.
+pub const ANSWERS: &str = "answers.jsonl";
 
 /// What a port holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

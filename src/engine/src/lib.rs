@@ -14,6 +14,7 @@ pub mod manual;
 pub mod metric;
 pub mod peek;
 pub mod plan;
+pub mod programs;
 pub mod recipe;
 pub mod record;
 pub mod schedule;

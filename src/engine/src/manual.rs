@@ -406,6 +406,10 @@ fn words(ty: &FieldType) -> String {
         FieldType::Source => {
             "source: a path, a list of paths, `hf://…`, `https://…`, `pypi:…`".to_owned()
         }
+        FieldType::Program { .. } => {
+            "list of words: a program and its arguments; runs with `--allow-programs` only"
+                .to_owned()
+        }
         FieldType::Seed => "whole number, at least 0".to_owned(),
         FieldType::Metric { of, .. } => format!("name of a metric in `{of}`"),
     }

@@ -353,6 +353,9 @@ fn value_schemas(ty: &FieldType, out: &mut Vec<Value>) {
         }
         FieldType::Either(types) => types.iter().for_each(|ty| value_schemas(ty, out)),
         FieldType::Source => out.push(json!({ "$ref": "#/$defs/source" })),
+        FieldType::Program { .. } => out.push(
+            json!({ "type": "array", "minItems": 1, "items": { "type": "string", "minLength": 1 } }),
+        ),
         FieldType::Seed => out.push(json!({ "type": "integer", "minimum": 0 })),
     }
 }

@@ -1,6 +1,7 @@
 //! The contract of every kind, one file each: what it is, never how it runs. The list below is the only one.
 
 pub mod annotate;
+pub mod ask;
 pub mod cpo;
 pub mod cut;
 pub mod dpo;
@@ -46,6 +47,7 @@ pub fn contracts() -> Contracts {
             &generate::CONTRACT,
             &rule::CONTRACT,
             &annotate::CONTRACT,
+            &ask::CONTRACT,
             &reward_model::CONTRACT,
             &dpo::CONTRACT,
             &cpo::CONTRACT,
@@ -126,6 +128,7 @@ mod tests {
         fits::<super::select::Select>(&super::select::CONTRACT);
         fits::<super::rule::Rule>(&super::rule::CONTRACT);
         fits::<super::annotate::Annotate>(&super::annotate::CONTRACT);
+        fits::<super::ask::Ask>(&super::ask::CONTRACT);
         fits::<super::reward_model::RewardModel>(&super::reward_model::CONTRACT);
         fits::<super::dpo::Dpo>(&super::dpo::CONTRACT);
         fits::<super::cpo::Cpo>(&super::cpo::CONTRACT);

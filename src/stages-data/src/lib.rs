@@ -1,5 +1,6 @@
 //! How the kinds without tensors run, one file per kind, linked into `levain` itself: they need no libtorch.
 
+mod ask;
 mod cut;
 mod gate;
 mod init_model;
@@ -27,6 +28,10 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "rule",
             run: rule::run,
+        },
+        Implementation {
+            kind: "ask",
+            run: ask::run,
         },
         Implementation {
             kind: "split",

@@ -49,6 +49,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
             "preparations": preparations,
             "outputs": session.recipe.outputs.len(),
             "layouts": layouts,
+            "programs": programs(&session),
             "fetch": missing,
         }))?;
         return Ok(Status::Done);
@@ -71,6 +72,12 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
             text.push_str(&format!("  {}: {}\n", node.name, seen.words));
         }
     }
+    for (name, program) in programs(&session) {
+        text.push_str(&format!(
+            "  {name}: runs the program `{}`, with `levain run --allow-programs` only\n",
+            program.as_str().unwrap_or_default()
+        ));
+    }
     if !missing.is_empty() {
         let unknown = if missing.len() == 1 {
             "1 source is"
@@ -84,6 +91,14 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     }
     context.print(&text)?;
     Ok(Status::Done)
+}
+
+/// Stage → the program that it runs.
+fn programs(session: &engine::session::Session) -> serde_json::Map<String, serde_json::Value> {
+    let programs = engine::programs::of(session).into_iter();
+    programs
+        .map(|(index, program)| (session.plan.nodes[index].name.clone(), program.into()))
+        .collect()
 }
 
 /// Mistakes as the option asks for them.

@@ -90,6 +90,15 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
             .iter()
             .for_each(|source| text.push_str(&format!("  {source}\n")));
     }
+    let mut programs = engine::programs::of(&session);
+    programs.retain(|(index, _)| standings[*index].verdict.open());
+    if !programs.is_empty() {
+        text.push_str("programs, which run with `levain run --allow-programs` only:\n");
+        for (index, program) in &programs {
+            let name = &session.plan.nodes[*index].name;
+            text.push_str(&format!("  {name}: {program}\n"));
+        }
+    }
     context.print(&text)?;
     Ok(Status::Done)
 }
@@ -127,6 +136,7 @@ pub(crate) fn plan_json(session: &Session, standings: &[Standing]) -> Value {
                 "reason": standing.reason,
                 "key": standing.record.as_ref().map(|r| r.key()),
                 "outputs": standing.entry.as_ref().map(|e| &e.outputs),
+                "program": node.contract.program(&node.params),
             })
         })
         .collect();

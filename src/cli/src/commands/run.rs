@@ -45,6 +45,9 @@ pub(crate) struct Args {
     /// Fetch nothing: a source that is not here is an error
     #[arg(long)]
     offline: bool,
+    /// Let stages start the programs that the recipe names; `levain check` lists them [default: LEVAIN_ALLOW_PROGRAMS]
+    #[arg(long)]
+    allow_programs: bool,
     /// Tell how it goes in lines, even on a terminal
     #[arg(long)]
     plain: bool,
@@ -59,6 +62,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
         find(&session, name)?;
     }
     let device = device(args.device.as_deref(), &session.recipe)?;
+    let allow_programs = args.allow_programs || allowed_by_environment()?;
     session.about(&args.stages);
     interrupt::watch();
     prepare_sources(&mut session, args, context)?;
@@ -76,6 +80,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
         keep_going: args.keep_going,
         implementations: stages_data::implementations(),
         peeks: stages_data::peeks(),
+        allow_programs,
         worker: engine::worker::locate(),
         stop: &STOP,
         network: Network::from_env(),
@@ -111,10 +116,27 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     Ok(status)
 }
 
-/// The recipe is fine: whatever goes wrong outside of stages is the machine's, but for what its data turned out to be.
+/// Whether `LEVAIN_ALLOW_PROGRAMS` lets recipes run programs: a slip in a permission must not count as one.
+fn allowed_by_environment() -> Result<bool> {
+    let name = "LEVAIN_ALLOW_PROGRAMS";
+    let value = std::env::var_os(name).unwrap_or_default();
+    match value.to_str() {
+        Some("1") => Ok(true),
+        Some("" | "0") => Ok(false),
+        _ => Err(Failure::usage(format_args!(
+            "{name} is 1 (recipes may run programs) or 0, not {value:?}"
+        ))),
+    }
+}
+
+/// The recipe is fine: whatever goes wrong outside of stages is the machine's, but for what its data turned out to be, and for
+/// programs that nobody has allowed.
 fn blame(error: anyhow::Error) -> anyhow::Error {
+    let told = |problems: &Problems| {
+        engine::peek::found_all(problems) || engine::programs::all_refused(problems)
+    };
     match error.downcast_ref::<Problems>() {
-        Some(problems) if engine::peek::found_all(problems) => error,
+        Some(problems) if told(problems) => error,
         _ => Failure::machine(error),
     }
 }

@@ -231,6 +231,11 @@ fn fit(name: &str, ty: &FieldType, node: &Node, problems: &mut Vec<Problem>) -> 
                 .collect::<Option<Vec<_>>>()
                 .map(Value::Array)
         }
+        (FieldType::Program { .. }, NodeKind::List(items)) if !items.is_empty() => items
+            .iter()
+            .map(|item| fit(name, &FieldType::Text, item, problems))
+            .collect::<Option<Vec<_>>>()
+            .map(Value::Array),
         (FieldType::Map { of, .. }, NodeKind::Map(pairs)) => {
             let mut map = Map::new();
             for (key, value) in pairs {
@@ -353,6 +358,7 @@ pub(crate) fn expected(ty: &FieldType) -> String {
         FieldType::Map { of, .. } => format!("a mapping, each {}", expected(of)),
         FieldType::Either(types) => types.iter().map(expected).collect::<Vec<_>>().join(", or "),
         FieldType::Source => "a path, an address or a list of paths".to_owned(),
+        FieldType::Program { .. } => "a list of words, such as `[python3]`".to_owned(),
         FieldType::Seed => "a whole number, 0 or more".to_owned(),
         FieldType::Metric { .. } => "the name of a metric".to_owned(),
     }

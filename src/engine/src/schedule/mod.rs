@@ -49,6 +49,8 @@ pub struct RunOptions<'a> {
     pub implementations: &'static [Implementation],
     /// How their sources are looked at beforehand.
     pub peeks: &'static [Peek],
+    /// Whether stages may start programs that the recipe names: a recipe from a stranger must never run a command by itself.
+    pub allow_programs: bool,
     /// Where the worker is.
     pub worker: PathBuf,
     /// Set to stop: running stages write a snapshot first.
@@ -142,6 +144,10 @@ pub fn run(
     let standings = session
         .plan
         .standings(&session.cache, &session.sources, &|i| force.contains(&i));
+    if !options.allow_programs {
+        crate::programs::refuse(session, |i| wanted[i] && standings[i].verdict.open())
+            .inspect_err(|_| forget(&folder))?;
+    }
     // What a look at the first rows shows to be wrong stops the run before any work. Where all is cached it was right.
     if (0..standings.len()).any(|i| wanted[i] && standings[i].verdict.open()) {
         crate::peek::look(session, &standings, options.peeks).inspect_err(|_| forget(&folder))?;

@@ -87,6 +87,12 @@ impl Work<'_> {
                 key,
             },
         );
+        // Said before the first stage already; here it holds whatever happened since.
+        if !self.options.allow_programs
+            && let Some(program) = node.contract.program(&node.params)
+        {
+            bail!("it runs the program `{program}`, which this run does not allow");
+        }
         self.check_sources()?;
         let out = self.session.cache.private_folder()?;
         let job = self.job(out.path())?;
@@ -190,12 +196,12 @@ impl Work<'_> {
             .session
             .files(self.index)
             .context("BUG: a running node has an unknown source")?;
-        let snapshots = match node.contract.pool {
-            Pool::Torch => {
-                Some(cache.snapshots(self.session.plan.partial(self.index, &self.record))?)
-            }
-            Pool::Cpu => None,
-        };
+        // Answers that were given are kept like the state of a training.
+        let outlives =
+            node.contract.pool == Pool::Torch || node.contract.repeatable == Repeatable::Recorded;
+        let snapshots = outlives
+            .then(|| cache.snapshots(self.session.plan.partial(self.index, &self.record)))
+            .transpose()?;
         let recipe = &self.session.recipe;
         Ok(Job {
             stage: node.name.clone(),

@@ -172,6 +172,7 @@ pub fn try_run(session: &mut Session, told: &Told) -> anyhow::Result<Ran> {
         threads: told.threads,
         keep_going: told.keep_going,
         implementations: kinds::IMPLEMENTATIONS,
+        allow_programs: false,
         worker: PathBuf::from("no-worker"),
         stop: &told.stop,
         network: Network::from_env(),

@@ -209,6 +209,10 @@ fn find_folders(cache: &Cache, age: Duration, rubbish: &mut Rubbish) {
         let mut youngest: BTreeMap<PathBuf, (Duration, u64)> = BTreeMap::new();
         let root = cache.root().join(name);
         for entry in fs::read_dir(&root).into_iter().flatten().flatten() {
+            // Answers to questions that are not all answered yet, such as a judge's that must be paid.
+            if name == "partial" && entry.path().join(engine::job::ANSWERS).exists() {
+                continue;
+            }
             let own = entry.metadata().ok().and_then(|m| m.modified().ok());
             let found = youngest.entry(entry.path()).or_insert((age_of(own), 0));
             let mut visit = |_: PathBuf, metadata: &fs::Metadata| {
