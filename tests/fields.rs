@@ -410,6 +410,12 @@ fn every_field_does_what_its_class_says() {
     kitchen.write("second.yaml", &second);
     kitchen.write("failing.yaml", &failing);
     let (one, two) = (kitchen.path().join("one"), kitchen.path().join("two"));
+    // A stage that asks people waits until it was answered.
+    for (index, row) in indexed().filter(|(_, row)| row.kind == "label") {
+        for value in [0, 1] {
+            kitchen.label("first.yaml", &row.name(index, value), "--cache one");
+        }
+    }
     let run = |words: &str| kitchen.say(words).expect(0).json();
     let left = run("run first.yaml --json --cache one");
     let right = run("run second.yaml --json --cache two");

@@ -49,6 +49,7 @@ stages:
   tries: { kind: generate, model: whole, prompts: sums, n: 4, temperature: 1.5, max_new_tokens: 12 }
   judged: { kind: annotate, samples: tries, judge: words }
   ranked: { kind: annotate, samples: tries, judge: { words: words, head: judge }, weights: { head: 0.5 }, make: ranking }
+  asked: { kind: label, samples: pairs, annotators: [anna, ben] }
   judge: { kind: reward_model, model: thin, data: pairs, test: pairs, learning_rate: 1.0e-2, batch: 2, epochs: 2 }
   straight: { kind: dpo, model: thin, data: pairs, learning_rate: 1.0e-2, batch: 2, epochs: 2 }
   lists: { kind: dpo, model: folder, data: ranked, learning_rate: 1.0e-3, batch: 2 }
@@ -72,6 +73,7 @@ fn made() -> BTreeMap<String, Map<String, Value>> {
     kitchen.write("pairs.jsonl", tiny::PAIRS);
     kitchen.write("reviews.csv", tiny::REVIEWS);
     kitchen.write("kinds.yaml", RECIPE);
+    kitchen.label("kinds.yaml", "asked", "");
     let answer = kitchen.say("run kinds.yaml --json").expect(0).json();
     check_metrics(
         &kitchen.path().join("kinds.yaml"),

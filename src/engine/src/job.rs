@@ -31,6 +31,9 @@ pub struct Job {
     pub out: PathBuf,
     /// A folder that outlives a killed run, for snapshots of long stages; its content is the stage's own affair.
     pub snapshots: Option<PathBuf>,
+    /// A folder that outlives the stage, for answers that were given one by one: of recorded kinds that run inside `levain`.
+    /// Nothing removes what is in it.
+    pub answers: Option<PathBuf>,
     /// `cpu` or `cuda:0`.
     pub device: String,
     /// The run's thread count.

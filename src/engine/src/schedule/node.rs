@@ -196,6 +196,12 @@ impl Work<'_> {
             }
             Pool::Cpu => None,
         };
+        let answers = match (node.contract.pool, node.contract.repeatable) {
+            (Pool::Cpu, Repeatable::Recorded) => {
+                Some(cache.answers(self.session.plan.asked(self.index, &self.record)))
+            }
+            _ => None,
+        };
         let recipe = &self.session.recipe;
         Ok(Job {
             stage: node.name.clone(),
@@ -206,6 +212,7 @@ impl Work<'_> {
             sources,
             out: out.to_owned(),
             snapshots,
+            answers,
             device: self
                 .options
                 .device
