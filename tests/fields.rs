@@ -435,6 +435,12 @@ fn every_field_does_what_its_class_says() {
         kitchen.write(&format!("{name}.yaml"), &text);
     }
     let (one, two) = (kitchen.path().join("one"), kitchen.path().join("two"));
+    // A stage that asks people waits until it was answered.
+    for (index, row) in indexed().filter(|(_, row)| row.kind == "label") {
+        for value in [0, 1] {
+            kitchen.label("first.yaml", &row.name(index, value), "--cache one");
+        }
+    }
     let run = |words: &str| {
         let words: Vec<&str> = words.split(' ').collect();
         let mut command = kitchen.command(&words);

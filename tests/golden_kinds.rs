@@ -51,6 +51,7 @@ stages:
   ranked: { kind: annotate, samples: tries, judge: { words: words, head: judge }, weights: { head: 0.5 }, make: ranking }
   rated: { kind: ask, samples: tries, how: rubric, program: [python3], script: rate.py }
   compared: { kind: ask, samples: { written: sums, sampled: tries }, program: [python3], script: rate.py }
+  asked: { kind: label, samples: pairs, annotators: [anna, ben] }
   judge: { kind: reward_model, model: thin, data: pairs, test: pairs, learning_rate: 1.0e-2, batch: 2, epochs: 2 }
   straight: { kind: dpo, model: thin, data: pairs, learning_rate: 1.0e-2, batch: 2, epochs: 2 }
   lists: { kind: dpo, model: folder, data: ranked, learning_rate: 1.0e-3, batch: 2 }
@@ -88,6 +89,7 @@ fn made() -> BTreeMap<String, Map<String, Value>> {
     kitchen.write("reviews.csv", tiny::REVIEWS);
     kitchen.write("rate.py", RATE);
     kitchen.write("kinds.yaml", RECIPE);
+    kitchen.label("kinds.yaml", "asked", "");
     let answer = kitchen.say("run kinds.yaml --json --allow-programs");
     let answer = answer.expect(0).json();
     check_metrics(

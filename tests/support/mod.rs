@@ -165,6 +165,39 @@ impl Kitchen {
         command
     }
 
+    /// Runs `levain` in the kitchen with these words and this on its standard input.
+    pub fn tell(&self, words: &str, input: &str) -> Said {
+        let file = self.write("input.txt", input);
+        let mut command = self.command(&words.split_whitespace().collect::<Vec<_>>());
+        Said::of(command.stdin(fs::File::open(file).unwrap()))
+    }
+
+    /// Answers all that a stage of the kind `label` asks: of two completions the first is better, then the second, then both are
+    /// equal, and so on; of three the last is the best. `more` are further options.
+    pub fn label(&self, recipe: &str, stage: &str, more: &str) {
+        self.say(&format!("run {recipe} {stage} -q {more}"));
+        let label = |words: &str| self.say(&format!("label {recipe} {stage} {more} {words}"));
+        let status = label("--json").json();
+        for name in status["open"].as_object().expect("annotators").keys() {
+            let file = self.path().join("answers.jsonl");
+            let _ = fs::remove_file(&file);
+            label(&format!("--as {name} --export answers.jsonl")).expect(0);
+            let lines = fs::read_to_string(&file).unwrap();
+            let answered = lines.lines().enumerate().map(|(index, line)| {
+                let mut line: Value = serde_json::from_str(line).unwrap();
+                line["answer"] = match line["completions"].as_array().unwrap().len() {
+                    2 => ["1", "2", "="][index % 3],
+                    _ => "3 1=2",
+                }
+                .into();
+                format!("{line}\n")
+            });
+            self.write("answers.jsonl", &answered.collect::<String>());
+            label(&format!("--as {name} --import answers.jsonl"));
+        }
+        label("--status").expect(0);
+    }
+
     /// Runs `levain` in the kitchen with these words, which may hold no spaces.
     pub fn say(&self, words: &str) -> Said {
         Said::of(&mut self.command(&words.split_whitespace().collect::<Vec<_>>()))

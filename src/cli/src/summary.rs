@@ -81,17 +81,17 @@ pub(crate) fn text(session: &Session, outcome: &Outcome, context: &Context) -> S
         ));
     }
     if outcome.waiting > 0 {
-        let waiting = outcome
-            .lock
-            .stages
-            .iter()
-            .filter(|(_, s)| s.outcome == "waiting");
-        let names: Vec<_> = waiting.map(|(name, _)| format!("`{name}`")).collect();
-        out.push_str(&format!(
-            "{} {}\n",
-            style.yellow("waiting:"),
-            names.join(", ")
-        ));
+        let stages = outcome.lock.stages.iter();
+        for (name, stage) in stages.filter(|(_, s)| s.outcome == "waiting") {
+            let how = match stage.kind.as_str() {
+                "label" => format!(
+                    ": people go on with `levain label {} {name}`",
+                    session.recipe.path.display()
+                ),
+                _ => String::new(),
+            };
+            out.push_str(&format!("{} `{name}`{how}\n", style.yellow("waiting:")));
+        }
     }
     if outcome.failed == 0 && !outcome.cancelled {
         for line in next(

@@ -3,8 +3,10 @@
 //! What is not here: tensors, recipes, the cache, events. Everything takes paths, values and closures and answers with
 //! values; the same input gives the same bytes, on any number of threads.
 
+pub mod agreement;
 pub mod candidates;
 mod column;
+pub mod comparison;
 pub mod completions;
 mod csv;
 pub mod cut;

@@ -32,6 +32,9 @@ pub struct Job {
     /// A folder that outlives a killed run, for snapshots of long stages, and for the answers that a recorded stage has so far
     /// ([`ANSWERS`]); its content is the stage's own affair, and it goes when the stage is done.
     pub snapshots: Option<PathBuf>,
+    /// A folder that outlives the stage, for answers that were given one by one: of recorded kinds that run inside `levain`.
+    /// Nothing removes what is in it.
+    pub answers: Option<PathBuf>,
     /// `cpu` or `cuda:0`.
     pub device: String,
     /// The run's thread count.

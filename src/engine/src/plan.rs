@@ -324,6 +324,19 @@ impl Plan {
             .key()
     }
 
+    /// What answers to the questions of a node are filed under: the record without the fields that only ask for more of them, and
+    /// without the version of the kind. Answers name their questions, so that one that is no longer asked is not taken for another.
+    pub fn asked(&self, index: usize, record: &Record) -> Digest {
+        let fields = self.nodes[index].contract.fields;
+        let more = |name: &str| {
+            let field = name.strip_prefix("param.");
+            fields.iter().any(|f| f.extendable && Some(f.name) == field)
+        };
+        record
+            .filtered(|name| name != "version" && !more(name))
+            .key()
+    }
+
     /// The artifacts of an input.
     pub fn content<'a>(
         &self,

@@ -10,6 +10,7 @@ pub mod gate;
 pub mod generate;
 pub mod grpo;
 pub mod init_model;
+pub mod label;
 pub mod load_dataset;
 pub mod load_model;
 pub mod lora;
@@ -48,6 +49,7 @@ pub fn contracts() -> Contracts {
             &rule::CONTRACT,
             &annotate::CONTRACT,
             &ask::CONTRACT,
+            &label::CONTRACT,
             &reward_model::CONTRACT,
             &dpo::CONTRACT,
             &cpo::CONTRACT,
@@ -129,6 +131,7 @@ mod tests {
         fits::<super::rule::Rule>(&super::rule::CONTRACT);
         fits::<super::annotate::Annotate>(&super::annotate::CONTRACT);
         fits::<super::ask::Ask>(&super::ask::CONTRACT);
+        fits::<super::label::Label>(&super::label::CONTRACT);
         fits::<super::reward_model::RewardModel>(&super::reward_model::CONTRACT);
         fits::<super::dpo::Dpo>(&super::dpo::CONTRACT);
         fits::<super::cpo::Cpo>(&super::cpo::CONTRACT);

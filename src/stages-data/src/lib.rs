@@ -4,6 +4,7 @@ mod ask;
 mod cut;
 mod gate;
 mod init_model;
+pub mod label;
 mod load_dataset;
 mod load_model;
 mod lora;
@@ -48,6 +49,10 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "init_model",
             run: init_model::run,
+        },
+        Implementation {
+            kind: "label",
+            run: label::run,
         },
         Implementation {
             kind: "lora",

@@ -49,6 +49,7 @@ pub(crate) fn job(
         sources: BTreeMap::new(),
         out: "out".into(),
         snapshots: None,
+        answers: None,
         device: "cpu".to_owned(),
         threads: 1,
     }

@@ -153,6 +153,7 @@ mod tests {
             sources: Default::default(),
             out: folder.to_owned(),
             snapshots: None,
+            answers: None,
             device: "cpu".to_owned(),
             threads,
         };

@@ -10,6 +10,7 @@ mod fetch;
 mod graph;
 mod init;
 mod kinds;
+mod label;
 mod plan;
 mod run;
 mod runs;
@@ -33,6 +34,7 @@ pub(crate) enum Command {
     Check(check::Args),
     Plan(plan::Args),
     Run(run::Args),
+    Label(label::Args),
     Why(why::Args),
     Show(show::Args),
     Chat(chat::Args),
@@ -54,6 +56,7 @@ pub(crate) fn run(command: &Command, context: &Context) -> Result<Status> {
         Command::Check(args) => check::run(args, context),
         Command::Plan(args) => plan::run(args, context),
         Command::Run(args) => run::run(args, context),
+        Command::Label(args) => label::run(args, context),
         Command::Why(args) => why::run(args, context),
         Command::Show(args) => show::run(args, context),
         Command::Chat(args) => chat::run(args, context),

@@ -54,6 +54,7 @@ impl Cache {
             for folder in [
                 "objects",
                 "entries",
+                "answers",
                 "leases",
                 "partial",
                 "runs",
@@ -113,6 +114,11 @@ impl Cache {
         let path = self.root.join("partial").join(partial.to_string());
         fs::create_dir_all(&path).with_context(|| format!("{} can't be made", path.display()))?;
         Ok(path)
+    }
+
+    /// The folder for answers to the questions `asked`, which may not be there yet.
+    pub fn answers(&self, asked: Digest) -> PathBuf {
+        self.root.join("answers").join(asked.to_string())
     }
 
     /// The folder for runs.

@@ -202,6 +202,8 @@ impl Work<'_> {
         let snapshots = outlives
             .then(|| cache.snapshots(self.session.plan.partial(self.index, &self.record)))
             .transpose()?;
+        let answers = (node.contract.repeatable == Repeatable::Recorded)
+            .then(|| cache.answers(self.session.plan.asked(self.index, &self.record)));
         let recipe = &self.session.recipe;
         Ok(Job {
             stage: node.name.clone(),
@@ -212,6 +214,7 @@ impl Work<'_> {
             sources,
             out: out.to_owned(),
             snapshots,
+            answers,
             device: self
                 .options
                 .device

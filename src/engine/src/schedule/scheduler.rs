@@ -345,6 +345,7 @@ impl<'a> Scheduler<'a> {
                             reason: waiting.reason.clone(),
                         },
                     );
+                    self.reasons[index] = Some(waiting.reason.clone());
                     self.states.set(index, State::Waiting);
                     self.over.push_back(index);
                 }

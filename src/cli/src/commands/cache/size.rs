@@ -4,9 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The folders of a cache.
-const FOLDERS: [&str; 8] = [
+const FOLDERS: [&str; 9] = [
     "objects",
     "entries",
+    "answers",
     "partial",
     "runs",
     "sources",
