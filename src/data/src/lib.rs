@@ -3,6 +3,7 @@
 //! What is not here: tensors, recipes, the cache, events. Everything takes paths, values and closures and answers with
 //! values; the same input gives the same bytes, on any number of threads.
 
+pub mod best_of_n;
 pub mod candidates;
 mod column;
 pub mod completions;
@@ -15,6 +16,7 @@ mod ipc;
 mod json;
 pub mod layout;
 pub mod metrics;
+pub mod overoptimization;
 mod parquet;
 mod python;
 pub mod random;
