@@ -1,6 +1,6 @@
 //! The rows of the kinds that learn from preferences and rewards.
 
-use super::{Row, row, with};
+use super::{Row, fails, row, with};
 
 pub const ROWS: &[Row] = &[
     row("reward_model", "learning_rate", ["1.0e-2", "2.0e-2"]),
@@ -324,6 +324,28 @@ pub const ROWS: &[Row] = &[
         ["4", "1"],
         &[("judge", "scorer")],
     ),
+    with(
+        "best_of_n",
+        "micro_batch",
+        ["4", "1"],
+        &[("proxy", "scorer")],
+    ),
+    with("overoptimization", "law", ["best_of_n", "rl"], OF_PICKS),
+    with("overoptimization", "law", ["best_of_n", "none"], OF_PICKS),
+    with(
+        "overoptimization",
+        "separate",
+        ["false", "true"],
+        &[
+            ("scores", "{ a: picks, b: swapped }"),
+            ("proxy", "proxy_score"),
+            ("gold", "gold_score"),
+        ],
+    ),
+    row("overoptimization", "proxy", ["score", "finished"]),
+    row("overoptimization", "gold", ["length", "diversity"]),
+    // Where the optimization began has no KL of more than 0.1.
+    fails("overoptimization", "kl", ["kl", "perplexity"]),
     row("rule", "lexicon", ["lexicon.txt", "other.txt"]),
     with("rule", "pattern", ["a", "b"], &[("lexicon", "")]),
     with("rule", "length", ["3", "5"], &[("lexicon", "")]),
@@ -340,6 +362,13 @@ pub const ROWS: &[Row] = &[
         ["keep_start", "keep_end"],
         &[("max_length", "24")],
     ),
+];
+
+/// Points that best-of-n made.
+const OF_PICKS: &[(&str, &str)] = &[
+    ("scores", "picks"),
+    ("proxy", "proxy_score"),
+    ("gold", "gold_score"),
 ];
 
 /// The rest of a stage of one of these kinds.
@@ -380,6 +409,13 @@ pub fn usual(kind: &str) -> Option<&'static [(&'static str, &'static str)]> {
             ("group", "2"),
         ],
         "annotate" => &[("samples", "tries"), ("judge", "words")],
+        "best_of_n" => &[("samples", "tries"), ("proxy", "words"), ("gold", "brief")],
+        "overoptimization" => &[
+            ("scores", "rated"),
+            ("law", "none"),
+            ("proxy", "score"),
+            ("gold", "length"),
+        ],
         "rule" => &[("lexicon", "lexicon.txt")],
         _ => return None,
     })

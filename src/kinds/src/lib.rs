@@ -1,6 +1,7 @@
 //! The contract of every kind, one file each: what it is, never how it runs. The list below is the only one.
 
 pub mod annotate;
+pub mod best_of_n;
 pub mod cpo;
 pub mod cut;
 pub mod dpo;
@@ -14,6 +15,7 @@ pub mod load_model;
 pub mod lora;
 pub mod model;
 pub mod orpo;
+pub mod overoptimization;
 pub mod ppo;
 pub mod reference;
 pub mod reward_model;
@@ -46,6 +48,8 @@ pub fn contracts() -> Contracts {
             &generate::CONTRACT,
             &rule::CONTRACT,
             &annotate::CONTRACT,
+            &best_of_n::CONTRACT,
+            &overoptimization::CONTRACT,
             &reward_model::CONTRACT,
             &dpo::CONTRACT,
             &cpo::CONTRACT,
@@ -126,6 +130,8 @@ mod tests {
         fits::<super::select::Select>(&super::select::CONTRACT);
         fits::<super::rule::Rule>(&super::rule::CONTRACT);
         fits::<super::annotate::Annotate>(&super::annotate::CONTRACT);
+        fits::<super::best_of_n::BestOfN>(&super::best_of_n::CONTRACT);
+        fits::<super::overoptimization::Overoptimization>(&super::overoptimization::CONTRACT);
         fits::<super::reward_model::RewardModel>(&super::reward_model::CONTRACT);
         fits::<super::dpo::Dpo>(&super::dpo::CONTRACT);
         fits::<super::cpo::Cpo>(&super::cpo::CONTRACT);

@@ -1,11 +1,13 @@
 //! How the kinds without tensors run, one file per kind, linked into `levain` itself: they need no libtorch.
 
+mod chart;
 mod cut;
 mod gate;
 mod init_model;
 mod load_dataset;
 mod load_model;
 mod lora;
+mod overoptimization;
 mod rule;
 mod select;
 mod split;
@@ -55,6 +57,10 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "select",
             run: select::run,
+        },
+        Implementation {
+            kind: "overoptimization",
+            run: overoptimization::run,
         },
         Implementation {
             kind: "tokenize",
