@@ -387,6 +387,9 @@ stages:
   tries: { kind: generate, model: base, prompts: sums, n: 4, temperature: 1.5, max_new_tokens: 12 }
   scorer: { kind: reward_model, model: thin, data: prefs, max_steps: 1 }
   scores: { kind: evaluate, models: { base: base, other: other }, data: chats }
+  rated: { kind: evaluate, models: { base: base, other: other }, data: chats, judge: words, reference: base, max_new_tokens: 8 }
+  picks: { kind: best_of_n, samples: tries, proxy: words, gold: brief }
+  swapped: { kind: best_of_n, samples: tries, proxy: brief, gold: words }
 ";
 
 #[test]

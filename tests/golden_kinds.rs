@@ -53,6 +53,10 @@ stages:
   compared: { kind: ask, samples: { written: sums, sampled: tries }, program: [python3], script: rate.py }
   asked: { kind: label, samples: pairs, annotators: [anna, ben] }
   judge: { kind: reward_model, model: thin, data: pairs, test: pairs, learning_rate: 1.0e-2, batch: 2, epochs: 2 }
+  picks: { kind: best_of_n, samples: tries, proxy: words, gold: { words: words, head: judge } }
+  swapped: { kind: best_of_n, samples: tries, proxy: judge, gold: words }
+  overdone: { kind: overoptimization, scores: [picks, swapped], law: best_of_n }
+  spoilt: { kind: overoptimization, scores: { picks: picks, swapped: swapped }, law: none, separate: true }
   straight: { kind: dpo, model: thin, data: pairs, learning_rate: 1.0e-2, batch: 2, epochs: 2 }
   lists: { kind: dpo, model: folder, data: ranked, learning_rate: 1.0e-3, batch: 2 }
   simple: { kind: cpo, model: thin, data: pairs, loss: simpo, learning_rate: 1.0e-2, batch: 2, epochs: 2 }

@@ -1,6 +1,6 @@
 //! The rows of the kinds that learn from preferences and rewards.
 
-use super::{Row, row, with};
+use super::{Row, fails, row, with};
 
 /// A stage that asks a program instead of an endpoint.
 const PROGRAM: &[(&str, &str)] = &[
@@ -373,6 +373,28 @@ pub const ROWS: &[Row] = &[
     row("label", "annotators", ["you", "[you, me]"]),
     row("label", "limit", ["", "2"]),
     row("label", "seed", ["1", "2"]),
+    with(
+        "best_of_n",
+        "micro_batch",
+        ["4", "1"],
+        &[("proxy", "scorer")],
+    ),
+    with("overoptimization", "law", ["best_of_n", "rl"], OF_PICKS),
+    with("overoptimization", "law", ["best_of_n", "none"], OF_PICKS),
+    with(
+        "overoptimization",
+        "separate",
+        ["false", "true"],
+        &[
+            ("scores", "{ a: picks, b: swapped }"),
+            ("proxy", "proxy_score"),
+            ("gold", "gold_score"),
+        ],
+    ),
+    row("overoptimization", "proxy", ["score", "finished"]),
+    row("overoptimization", "gold", ["length", "diversity"]),
+    // Where the optimization began has no KL of more than 0.1.
+    fails("overoptimization", "kl", ["kl", "perplexity"]),
     row("rule", "lexicon", ["lexicon.txt", "other.txt"]),
     with("rule", "pattern", ["a", "b"], &[("lexicon", "")]),
     with("rule", "length", ["3", "5"], &[("lexicon", "")]),
@@ -389,6 +411,13 @@ pub const ROWS: &[Row] = &[
         ["keep_start", "keep_end"],
         &[("max_length", "24")],
     ),
+];
+
+/// Points that best-of-n made.
+const OF_PICKS: &[(&str, &str)] = &[
+    ("scores", "picks"),
+    ("proxy", "proxy_score"),
+    ("gold", "gold_score"),
 ];
 
 /// The rest of a stage of one of these kinds.
@@ -435,6 +464,13 @@ pub fn usual(kind: &str) -> Option<&'static [(&'static str, &'static str)]> {
             ("model", "m"),
         ],
         "label" => &[("samples", "ranks")],
+        "best_of_n" => &[("samples", "tries"), ("proxy", "words"), ("gold", "brief")],
+        "overoptimization" => &[
+            ("scores", "rated"),
+            ("law", "none"),
+            ("proxy", "score"),
+            ("gold", "length"),
+        ],
         "rule" => &[("lexicon", "lexicon.txt")],
         _ => return None,
     })

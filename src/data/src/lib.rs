@@ -4,6 +4,7 @@
 //! values; the same input gives the same bytes, on any number of threads.
 
 pub mod agreement;
+pub mod best_of_n;
 pub mod candidates;
 mod column;
 pub mod comparison;
@@ -18,6 +19,7 @@ mod json;
 pub mod judging;
 pub mod layout;
 pub mod metrics;
+pub mod overoptimization;
 mod parquet;
 mod python;
 pub mod random;

@@ -211,7 +211,8 @@ pub enum FieldType {
     Metric {
         /// The port of the metrics.
         of: &'static str,
-        /// The port to each of whose artifacts such a number belongs; none where there is one number.
+        /// The port to each of whose artifacts such a number belongs; none where there is one number. The port of the metrics itself where
+        /// each of them has such a number, or several below names: `tuned.score`.
         each: Option<&'static str>,
     },
 }

@@ -2,6 +2,7 @@
 
 pub mod annotate;
 pub mod ask;
+pub mod best_of_n;
 pub mod cpo;
 pub mod cut;
 pub mod dpo;
@@ -16,6 +17,7 @@ pub mod load_model;
 pub mod lora;
 pub mod model;
 pub mod orpo;
+pub mod overoptimization;
 pub mod ppo;
 pub mod reference;
 pub mod reward_model;
@@ -50,6 +52,8 @@ pub fn contracts() -> Contracts {
             &annotate::CONTRACT,
             &ask::CONTRACT,
             &label::CONTRACT,
+            &best_of_n::CONTRACT,
+            &overoptimization::CONTRACT,
             &reward_model::CONTRACT,
             &dpo::CONTRACT,
             &cpo::CONTRACT,
@@ -132,6 +136,8 @@ mod tests {
         fits::<super::annotate::Annotate>(&super::annotate::CONTRACT);
         fits::<super::ask::Ask>(&super::ask::CONTRACT);
         fits::<super::label::Label>(&super::label::CONTRACT);
+        fits::<super::best_of_n::BestOfN>(&super::best_of_n::CONTRACT);
+        fits::<super::overoptimization::Overoptimization>(&super::overoptimization::CONTRACT);
         fits::<super::reward_model::RewardModel>(&super::reward_model::CONTRACT);
         fits::<super::dpo::Dpo>(&super::dpo::CONTRACT);
         fits::<super::cpo::Cpo>(&super::cpo::CONTRACT);

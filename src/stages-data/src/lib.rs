@@ -1,6 +1,7 @@
 //! How the kinds without tensors run, one file per kind, linked into `levain` itself: they need no libtorch.
 
 mod ask;
+mod chart;
 mod cut;
 mod gate;
 mod init_model;
@@ -8,6 +9,7 @@ pub mod label;
 mod load_dataset;
 mod load_model;
 mod lora;
+mod overoptimization;
 mod rule;
 mod select;
 mod split;
@@ -65,6 +67,10 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "select",
             run: select::run,
+        },
+        Implementation {
+            kind: "overoptimization",
+            run: overoptimization::run,
         },
         Implementation {
             kind: "tokenize",

@@ -3,6 +3,7 @@
 mod alignment;
 mod annotate;
 mod answers;
+mod best_of_n;
 mod completions;
 mod cpo;
 mod dpo;
@@ -46,6 +47,10 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "annotate",
             run: annotate::run,
+        },
+        Implementation {
+            kind: "best_of_n",
+            run: best_of_n::run,
         },
         Implementation {
             kind: "reward_model",

@@ -23,9 +23,25 @@ pub(super) fn check(stages: &[Stage], problems: &mut Vec<Problem>) {
             };
             let span = stage.spans.get(field.name).copied().unwrap_or(stage.span);
             let metrics = listing(metrics);
+            if each == Some(of) {
+                let below = format!(".{metric}");
+                let fits = |known: &String| known == metric || known.ends_with(&below);
+                for (_, pick) in metrics {
+                    if missing(stages, pick, metric, &fits, span, problems) {
+                        break;
+                    }
+                }
+                continue;
+            }
             let Some(each) = each else {
-                let names = [metric.to_owned()];
-                missing(stages, metrics[0].1, &names, span, problems);
+                missing(
+                    stages,
+                    metrics[0].1,
+                    metric,
+                    &|known| known == metric,
+                    span,
+                    problems,
+                );
                 continue;
             };
             let Some(owners) = stage.inputs.get(each).map(listing) else {
@@ -40,7 +56,9 @@ pub(super) fn check(stages: &[Stage], problems: &mut Vec<Problem>) {
             match places(&owner_names, &metric_names, metric) {
                 Ok(places) => {
                     for (index, names) in places {
-                        if missing(stages, metrics[index].1, &names, span, problems) {
+                        let name = names.last().map_or("", String::as_str);
+                        let fits = |known: &String| names.contains(known);
+                        if missing(stages, metrics[index].1, name, &fits, span, problems) {
                             break;
                         }
                     }
@@ -61,8 +79,16 @@ pub(super) fn check_stop(
     guard: &Guard,
     problems: &mut Vec<Problem>,
 ) {
-    let names = [guard.stop.metric.clone()];
-    missing(stages, &guard.metrics, &names, stop.metric_span, problems);
+    let metric = &guard.stop.metric;
+    let fits = |known: &String| known == metric;
+    missing(
+        stages,
+        &guard.metrics,
+        metric,
+        &fits,
+        stop.metric_span,
+        problems,
+    );
 }
 
 /// What a port holds; one that takes one thing holds it without a name.
@@ -76,21 +102,22 @@ fn listing(binding: &Binding) -> Vec<(&str, &Pick<Target>)> {
     }
 }
 
-/// Whether none of `names` is one of the metrics in `pick`, which then is a problem.
+/// Whether none of the metrics in `pick` `fits`, which then is a problem: there is no `name`.
 fn missing(
     stages: &[Stage],
     pick: &Pick<Target>,
-    names: &[String],
+    name: &str,
+    fits: &dyn Fn(&String) -> bool,
     span: Span,
     problems: &mut Vec<Problem>,
 ) -> bool {
-    let (Some(target), Some(name)) = (pick.from.last(), names.last()) else {
+    let Some(target) = pick.from.last() else {
         return false;
     };
     let Some(known) = known(stages, pick) else {
         return false;
     };
-    if names.iter().any(|name| known.contains(name)) {
+    if known.iter().any(fits) {
         return false;
     }
     // The same in every round is told once.
