@@ -1,6 +1,9 @@
 //! A tiny Llama as a Hugging Face folder, and rows it can learn within a second.
 
 use std::fs;
+use std::path::Path;
+
+use formats::{Dtype, Weights};
 
 use super::{Kitchen, checkout};
 
@@ -22,6 +25,50 @@ pub fn model(kitchen: &Kitchen, name: &str) {
         copy("tiny/".to_owned() + file, file);
     }
     copy("tiny.safetensors".to_owned(), "model.safetensors");
+}
+
+/// The same under a head for rewards.
+pub fn reward_model(kitchen: &Kitchen, name: &str) {
+    model(kitchen, name);
+    add_tensors(&kitchen.path().join(name), &[("score.weight", vec![1, 32])]);
+}
+
+/// Adds tensors of these names and shapes, with numbers around 0, to a model's file.
+pub fn add_tensors(folder: &Path, more: &[(&str, Vec<usize>)]) {
+    let path = folder.join("model.safetensors");
+    let weights = Weights::open_files(&[("model.safetensors".to_owned(), path.clone())]).unwrap();
+    let bytes = |numbers: &[f32]| -> Vec<u8> {
+        numbers
+            .iter()
+            .flat_map(|number| number.to_le_bytes())
+            .collect()
+    };
+    let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = weights
+        .infos()
+        .map(|info| {
+            let numbers = weights.read_f32(&info.name).unwrap();
+            (
+                info.name.clone(),
+                Dtype::F32,
+                info.shape.clone(),
+                bytes(&numbers),
+            )
+        })
+        .collect();
+    drop(weights);
+    for (name, shape) in more {
+        let count: usize = shape.iter().product();
+        let numbers: Vec<f32> = (0..count)
+            .map(|i| ((i * 37 % 101) as f32 - 50.0) / 200.0)
+            .collect();
+        tensors.push((
+            (*name).to_owned(),
+            Dtype::F32,
+            shape.clone(),
+            bytes(&numbers),
+        ));
+    }
+    formats::safetensors::write_file(&path, &tensors, &[("format", "pt")]).unwrap();
 }
 
 /// A conversation on each line; every third one has two turns, and lengths differ.

@@ -3,6 +3,7 @@
 pub mod annotate;
 pub mod cpo;
 pub mod cut;
+pub mod density_ratio;
 pub mod dpo;
 pub mod evaluate;
 pub mod gate;
@@ -11,11 +12,13 @@ pub mod grpo;
 pub mod init_model;
 pub mod load_dataset;
 pub mod load_model;
+pub mod load_reward_model;
 pub mod lora;
 pub mod model;
 pub mod orpo;
 pub mod ppo;
 pub mod reference;
+pub mod revise;
 pub mod reward_model;
 pub mod rloo;
 pub mod rollout;
@@ -39,6 +42,7 @@ pub fn contracts() -> Contracts {
             &split::CONTRACT,
             &cut::CONTRACT,
             &load_model::CONTRACT,
+            &load_reward_model::CONTRACT,
             &init_model::CONTRACT,
             &lora::CONTRACT,
             &sft::CONTRACT,
@@ -46,6 +50,8 @@ pub fn contracts() -> Contracts {
             &generate::CONTRACT,
             &rule::CONTRACT,
             &annotate::CONTRACT,
+            &density_ratio::CONTRACT,
+            &revise::CONTRACT,
             &reward_model::CONTRACT,
             &dpo::CONTRACT,
             &cpo::CONTRACT,
@@ -118,6 +124,7 @@ mod tests {
         fits::<super::cut::Cut>(&super::cut::CONTRACT);
         fits::<super::init_model::InitModel>(&super::init_model::CONTRACT);
         fits::<super::load_model::LoadModel>(&super::load_model::CONTRACT);
+        fits::<super::load_reward_model::LoadRewardModel>(&super::load_reward_model::CONTRACT);
         fits::<super::lora::Lora>(&super::lora::CONTRACT);
         fits::<super::sft::Sft>(&super::sft::CONTRACT);
         fits::<super::evaluate::Evaluate>(&super::evaluate::CONTRACT);
@@ -126,6 +133,8 @@ mod tests {
         fits::<super::select::Select>(&super::select::CONTRACT);
         fits::<super::rule::Rule>(&super::rule::CONTRACT);
         fits::<super::annotate::Annotate>(&super::annotate::CONTRACT);
+        fits::<super::density_ratio::DensityRatio>(&super::density_ratio::CONTRACT);
+        fits::<super::revise::Revise>(&super::revise::CONTRACT);
         fits::<super::reward_model::RewardModel>(&super::reward_model::CONTRACT);
         fits::<super::dpo::Dpo>(&super::dpo::CONTRACT);
         fits::<super::cpo::Cpo>(&super::cpo::CONTRACT);

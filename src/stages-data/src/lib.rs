@@ -5,6 +5,7 @@ mod gate;
 mod init_model;
 mod load_dataset;
 mod load_model;
+mod load_reward_model;
 mod lora;
 mod rule;
 mod select;
@@ -35,6 +36,10 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "load_model",
             run: load_model::run,
+        },
+        Implementation {
+            kind: "load_reward_model",
+            run: load_reward_model::run,
         },
         Implementation {
             kind: "cut",

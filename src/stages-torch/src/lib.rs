@@ -5,6 +5,7 @@ mod annotate;
 mod answers;
 mod completions;
 mod cpo;
+mod density_ratio;
 mod dpo;
 mod evaluate;
 mod generate;
@@ -16,6 +17,7 @@ mod orpo;
 mod ppo;
 mod preference;
 mod reference;
+mod revise;
 mod reward_model;
 mod rloo;
 mod rollout;
@@ -46,6 +48,14 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "annotate",
             run: annotate::run,
+        },
+        Implementation {
+            kind: "density_ratio",
+            run: density_ratio::run,
+        },
+        Implementation {
+            kind: "revise",
+            run: revise::run,
         },
         Implementation {
             kind: "reward_model",
