@@ -7,13 +7,13 @@ use std::fs;
 use serde_json::{Value, json};
 use support::{Kitchen, checkout, tiny};
 
-/// A kitchen with the tiny model as `strong`, and as `weak` with another base of its rotary frequencies.
+/// A kitchen with the two models of `tests/golden/rlhf/density_ratio.py`.
 fn kitchen() -> Kitchen {
     let kitchen = Kitchen::new(6);
-    tiny::model(&kitchen, "strong");
-    tiny::model(&kitchen, "weak");
-    let config = fs::read_to_string(kitchen.path().join("weak/config.json")).unwrap();
-    kitchen.write("weak/config.json", &config.replace("100000.0", "50000.0"));
+    for (name, factor) in [("strong", 16.0), ("weak", 8.0)] {
+        tiny::model(&kitchen, name);
+        tiny::scale(&kitchen.path().join(name), factor);
+    }
     kitchen
 }
 

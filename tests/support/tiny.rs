@@ -35,40 +35,48 @@ pub fn reward_model(kitchen: &Kitchen, name: &str) {
 
 /// Adds tensors of these names and shapes, with numbers around 0, to a model's file.
 pub fn add_tensors(folder: &Path, more: &[(&str, Vec<usize>)]) {
-    let path = folder.join("model.safetensors");
-    let weights = Weights::open_files(&[("model.safetensors".to_owned(), path.clone())]).unwrap();
-    let bytes = |numbers: &[f32]| -> Vec<u8> {
-        numbers
-            .iter()
-            .flat_map(|number| number.to_le_bytes())
-            .collect()
-    };
-    let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = weights
-        .infos()
-        .map(|info| {
-            let numbers = weights.read_f32(&info.name).unwrap();
-            (
-                info.name.clone(),
-                Dtype::F32,
-                info.shape.clone(),
-                bytes(&numbers),
-            )
-        })
-        .collect();
-    drop(weights);
+    let mut tensors = tensors(folder);
     for (name, shape) in more {
         let count: usize = shape.iter().product();
-        let numbers: Vec<f32> = (0..count)
-            .map(|i| ((i * 37 % 101) as f32 - 50.0) / 200.0)
-            .collect();
-        tensors.push((
-            (*name).to_owned(),
-            Dtype::F32,
-            shape.clone(),
-            bytes(&numbers),
-        ));
+        let numbers = (0..count).map(|i| ((i * 37 % 101) as f32 - 50.0) / 200.0);
+        tensors.push(((*name).to_owned(), shape.clone(), numbers.collect()));
     }
-    formats::safetensors::write_file(&path, &tensors, &[("format", "pt")]).unwrap();
+    write_tensors(folder, &tensors);
+}
+
+/// Multiplies a model's matrices: as they are they are small, and it has no opinions.
+pub fn scale(folder: &Path, factor: f32) {
+    let mut tensors = tensors(folder);
+    for (_, shape, numbers) in &mut tensors {
+        if shape.len() > 1 {
+            numbers.iter_mut().for_each(|number| *number *= factor);
+        }
+    }
+    write_tensors(folder, &tensors);
+}
+
+type Tensor = (String, Vec<usize>, Vec<f32>);
+
+fn tensors(folder: &Path) -> Vec<Tensor> {
+    let path = folder.join("model.safetensors");
+    let weights = Weights::open_files(&[("model.safetensors".to_owned(), path)]).unwrap();
+    let infos = weights.infos();
+    let read = |name: &String| weights.read_f32(name).unwrap();
+    infos
+        .map(|info| (info.name.clone(), info.shape.clone(), read(&info.name)))
+        .collect()
+}
+
+fn write_tensors(folder: &Path, tensors: &[Tensor]) {
+    let stored: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = tensors
+        .iter()
+        .map(|(name, shape, numbers)| {
+            let bytes = numbers.iter().flat_map(|number| number.to_le_bytes());
+            (name.clone(), Dtype::F32, shape.clone(), bytes.collect())
+        })
+        .collect();
+    let path = folder.join("model.safetensors");
+    formats::safetensors::write_file(&path, &stored, &[("format", "pt")]).unwrap();
 }
 
 /// A conversation on each line; every third one has two turns, and lengths differ.
