@@ -102,6 +102,10 @@ const ROWS: &[Row] = &[
     row("init_model", "seed", ["1", "2"]),
     row("load_model", "source", ["model", "other"]),
     row("load_model", "dtype", ["f32", "bf16"]),
+    row("load_reward_model", "source", ["rewards", "rewards2"]),
+    row("load_reward_model", "dtype", ["f32", "bf16"]),
+    row("load_reward_model", "mean", ["", "0.5"]),
+    row("load_reward_model", "deviation", ["", "2.0"]),
     row("lora", "r", ["4", "2"]),
     row("lora", "alpha", ["16", "8"]),
     row("lora", "dropout", ["0.0", "0.1"]),
@@ -213,6 +217,7 @@ fn usual(kind: &str) -> &'static [(&'static str, &'static str)] {
             ("heads", "2"),
         ],
         "load_model" => &[("source", "model")],
+        "load_reward_model" => &[("source", "rewards"), ("dtype", "f32")],
         "lora" => &[("model", "base")],
         "sft" => &[
             ("model", "thin"),
@@ -308,6 +313,13 @@ fn kitchen() -> Kitchen {
     tiny::model(&kitchen, "other");
     let config = std::fs::read_to_string(kitchen.path().join("other/config.json")).unwrap();
     kitchen.write("other/config.json", &config.replace("100000.0", "50000.0"));
+    for name in ["rewards", "rewards2"] {
+        tiny::reward_model(&kitchen, name);
+    }
+    kitchen.write(
+        "rewards2/config.json",
+        &config.replace("100000.0", "50000.0"),
+    );
     kitchen.write("chats.jsonl", &tiny::chats(12));
     let sum = |i: usize| {
         format!(

@@ -1,11 +1,12 @@
-"""Converts the GGUF model to a Hugging Face folder in bf16, and cuts texts into rows of exactly 512 and 64 tokens."""
+"""Converts the GGUF model to a Hugging Face folder in bf16, puts a head for rewards on it, and cuts texts into rows and pairs of
+exact numbers of tokens."""
 
 import json
 import sys
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 COUNT = 8
 """Rows of each length."""
@@ -23,6 +24,14 @@ def model(folder):
     return tokenizer
 
 
+def reward(folder, tokenizer):
+    """The same model under a random head: what it says is of no account, what it takes is."""
+    torch.manual_seed(17)
+    loaded = AutoModelForSequenceClassification.from_pretrained(folder / "model", num_labels=1, dtype=torch.bfloat16)
+    loaded.save_pretrained(folder / "reward")
+    tokenizer.save_pretrained(folder / "reward")
+
+
 def cut(tokenizer, ids, length):
     """Texts that are `length` tokens again when they are tokenized: not every cut is."""
     texts = []
@@ -35,16 +44,35 @@ def cut(tokenizer, ids, length):
     sys.exit(f"too few rows of {length} tokens")
 
 
+def pairs(tokenizer, ids, length):
+    """Prompts of `length` tokens with two completions, which have as many with the end of text that a training adds."""
+    rows = []
+    for at in range(0, len(ids) - 3 * length, 3 * length):
+        prompt = ids[at : at + length]
+        answers = [ids[at + length : at + 2 * length - 1], ids[at + 2 * length : at + 3 * length - 1]]
+        texts = [tokenizer.decode(part) for part in [prompt, *answers]]
+        whole = [tokenizer(texts[0] + text).input_ids for text in texts[1:]]
+        if tokenizer(texts[0]).input_ids == prompt and whole == [prompt + answer for answer in answers]:
+            rows.append(dict(zip(("prompt", "chosen", "rejected"), texts)))
+        if len(rows) == COUNT:
+            return rows
+    sys.exit(f"too few pairs of {length} tokens")
+
+
 def main():
     """Everything in the folder that is named."""
     folder = Path(sys.argv[1])
     tokenizer = model(folder)
+    reward(folder, tokenizer)
     ids = tokenizer("\n\n".join(json.loads((folder / "source.json").read_text()))).input_ids
     (folder / "rows").mkdir()
     # A training adds the end of text to a row; a prompt stays as it is.
     for name, length in (("text-512", 511), ("text-64", 64)):
         lines = [json.dumps({"text": text}) + "\n" for text in cut(tokenizer, ids, length)]
         (folder / "rows" / f"{name}.jsonl").write_text("".join(lines))
+    for length in (96, 16):
+        lines = [json.dumps(row) + "\n" for row in pairs(tokenizer, ids, length)]
+        (folder / "rows" / f"pairs-{length}.jsonl").write_text("".join(lines))
 
 
 main()

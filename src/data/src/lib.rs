@@ -12,6 +12,7 @@ pub mod completions;
 mod csv;
 pub mod cut;
 pub mod encode;
+pub mod fill;
 mod filter;
 mod format;
 mod ipc;

@@ -4,6 +4,8 @@ mod check;
 mod from_gguf;
 mod from_json;
 
+pub use check::REWARD_HEAD;
+
 use crate::gguf;
 use crate::json;
 use anyhow::{Result, anyhow, ensure};

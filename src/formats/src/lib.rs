@@ -10,7 +10,7 @@ pub mod safetensors;
 pub mod tensors;
 pub mod tokenizer;
 
-pub use config::{LlamaConfig, RopeScaling};
+pub use config::{LlamaConfig, REWARD_HEAD, RopeScaling};
 pub use dtype::Dtype;
 pub use peft::AdapterConfig;
 pub use tensors::{Stored, TensorInfo, Weights};

@@ -2,7 +2,7 @@
 
 use engine::artifact::ArtifactType;
 use engine::contract::{
-    Arity, Contract, FieldType, Literal, Need, Output, Pool, Port, Repeatable, no_check,
+    Arity, Contract, Field, FieldType, Literal, Need, Output, Pool, Port, Repeatable, no_check,
 };
 use serde::Deserialize;
 
@@ -30,6 +30,50 @@ pub struct Generate {
     pub batch: usize,
 }
 
+/// A limit on the choice of tokens.
+pub(crate) const TOP_K: Field = field(
+    "top_k",
+    count(0),
+    Need::Default(Literal::Integer(0)),
+    "Draw among the so many likeliest tokens only; 0 for all.",
+);
+
+/// Another one.
+pub(crate) const TOP_P: Field = field(
+    "top_p",
+    FieldType::Number {
+        min: 0.0,
+        max: 1.0,
+        above: true,
+    },
+    Need::Default(Literal::Number(1.0)),
+    "Draw among the likeliest tokens that together have this probability.",
+);
+
+/// How many prompts.
+pub(crate) const LIMIT: Field = field(
+    "limit",
+    count(1),
+    Need::Optional,
+    "Take only the first so many prompts.",
+);
+
+/// Where sampling starts.
+pub(crate) const SAMPLING_SEED: Field = field(
+    "seed",
+    FieldType::Seed,
+    Need::Optional,
+    "Where sampling starts; the recipe's seed unless given.",
+);
+
+/// Completions at once.
+pub(crate) const SAMPLING_BATCH: Field = numeric(
+    "batch",
+    FieldType::Integer { min: 1, max: 4096 },
+    Need::Default(Literal::Integer(16)),
+    "Completions at once: more is faster and needs more memory.",
+);
+
 /// The contract.
 pub const CONTRACT: Contract = Contract {
     kind: "generate",
@@ -47,16 +91,11 @@ beside it. A completion ends at an end-of-turn token or after `max_new_tokens`."
         field("n", FieldType::Integer { min: 1, max: 4096 }, Need::Default(Literal::Integer(1)), "Completions of each prompt."),
         MAX_NEW_TOKENS,
         TEMPERATURE,
-        field("top_k", count(0), Need::Default(Literal::Integer(0)), "Draw among the so many likeliest tokens only; 0 for all."),
-        field("top_p", FieldType::Number { min: 0.0, max: 1.0, above: true }, Need::Default(Literal::Number(1.0)), "Draw among the likeliest tokens that together have this probability."),
-        field("limit", count(1), Need::Optional, "Take only the first so many prompts."),
-        field("seed", FieldType::Seed, Need::Optional, "Where sampling starts; the recipe's seed unless given."),
-        numeric(
-            "batch",
-            FieldType::Integer { min: 1, max: 4096 },
-            Need::Default(Literal::Integer(16)),
-            "Completions at once: more is faster and needs more memory.",
-        ),
+        TOP_K,
+        TOP_P,
+        LIMIT,
+        SAMPLING_SEED,
+        SAMPLING_BATCH,
     ],
     ports: &[
         Port { name: "model", accepts: &[ArtifactType::Model], arity: Arity::One, layouts: &[], doc: "The model that answers." },

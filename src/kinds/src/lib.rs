@@ -5,6 +5,7 @@ pub mod ask;
 pub mod best_of_n;
 pub mod cpo;
 pub mod cut;
+pub mod density_ratio;
 pub mod dpo;
 pub mod evaluate;
 pub mod gate;
@@ -14,12 +15,14 @@ pub mod init_model;
 pub mod label;
 pub mod load_dataset;
 pub mod load_model;
+pub mod load_reward_model;
 pub mod lora;
 pub mod model;
 pub mod orpo;
 pub mod overoptimization;
 pub mod ppo;
 pub mod reference;
+pub mod revise;
 pub mod reward_model;
 pub mod rloo;
 pub mod rollout;
@@ -43,6 +46,7 @@ pub fn contracts() -> Contracts {
             &split::CONTRACT,
             &cut::CONTRACT,
             &load_model::CONTRACT,
+            &load_reward_model::CONTRACT,
             &init_model::CONTRACT,
             &lora::CONTRACT,
             &sft::CONTRACT,
@@ -54,6 +58,8 @@ pub fn contracts() -> Contracts {
             &label::CONTRACT,
             &best_of_n::CONTRACT,
             &overoptimization::CONTRACT,
+            &density_ratio::CONTRACT,
+            &revise::CONTRACT,
             &reward_model::CONTRACT,
             &dpo::CONTRACT,
             &cpo::CONTRACT,
@@ -126,6 +132,7 @@ mod tests {
         fits::<super::cut::Cut>(&super::cut::CONTRACT);
         fits::<super::init_model::InitModel>(&super::init_model::CONTRACT);
         fits::<super::load_model::LoadModel>(&super::load_model::CONTRACT);
+        fits::<super::load_reward_model::LoadRewardModel>(&super::load_reward_model::CONTRACT);
         fits::<super::lora::Lora>(&super::lora::CONTRACT);
         fits::<super::sft::Sft>(&super::sft::CONTRACT);
         fits::<super::evaluate::Evaluate>(&super::evaluate::CONTRACT);
@@ -138,6 +145,8 @@ mod tests {
         fits::<super::label::Label>(&super::label::CONTRACT);
         fits::<super::best_of_n::BestOfN>(&super::best_of_n::CONTRACT);
         fits::<super::overoptimization::Overoptimization>(&super::overoptimization::CONTRACT);
+        fits::<super::density_ratio::DensityRatio>(&super::density_ratio::CONTRACT);
+        fits::<super::revise::Revise>(&super::revise::CONTRACT);
         fits::<super::reward_model::RewardModel>(&super::reward_model::CONTRACT);
         fits::<super::dpo::Dpo>(&super::dpo::CONTRACT);
         fits::<super::cpo::Cpo>(&super::cpo::CONTRACT);

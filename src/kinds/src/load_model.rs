@@ -18,6 +18,18 @@ pub struct LoadModel {
     pub dtype: String,
 }
 
+/// The types that weights and activations may have.
+pub(crate) const DTYPES: FieldType = FieldType::Choice(&[
+    Choice {
+        word: "bf16",
+        doc: "weights and activations in 16 bits, sums in 32",
+    },
+    Choice {
+        word: "f32",
+        doc: "everything in 32 bits",
+    },
+]);
+
 /// The contract.
 pub const CONTRACT: Contract = Contract {
     kind: "load_model",
@@ -27,7 +39,7 @@ pub const CONTRACT: Contract = Contract {
 Takes a folder with `config.json`, `model.safetensors` (or its index and shards) and `tokenizer.json`, or one `.gguf` file with
 its tokenizer and chat template inside (F32, F16, BF16, Q4_1, Q8_0). The architecture is Llama's. Every expected tensor must be
 there with the shape that the configuration says; nothing is loaded by pickle. The files are kept as they are: quantized GGUF
-tensors become numbers of `dtype` when a stage loads the model.",
+tensors become numbers of `dtype` when a stage loads the model. A folder with a head for rewards is what `load_reward_model` reads.",
     example: "base: { kind: load_model, source: models/SmolLM2-135M-Instruct.gguf }",
     pool: Pool::Cpu,
     repeatable: Repeatable::Deterministic,
@@ -41,10 +53,7 @@ tensors become numbers of `dtype` when a stage loads the model.",
         ),
         field(
             "dtype",
-            FieldType::Choice(&[
-                Choice { word: "bf16", doc: "weights and activations in 16 bits, sums in 32" },
-                Choice { word: "f32", doc: "everything in 32 bits" },
-            ]),
+            DTYPES,
             Need::Default(Literal::Text("bf16")),
             "The type of the weights and activations in every stage that uses the model.",
         ),

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use tch::{Kind, Tensor, no_grad};
 
 /// The name of the head's weight, as `AutoModelForSequenceClassification` has it.
-pub const HEAD: &str = "score.weight";
+pub use formats::REWARD_HEAD as HEAD;
 
 /// The head: `[1, width]`, f32 (f64 stays), whatever the model's type.
 #[derive(Debug)]

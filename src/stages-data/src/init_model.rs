@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 use data::random::Stream;
 use data::store::Dataset;
 use data::train_tokenizer::train_tokenizer;
+use engine::artifact::ArtifactType;
 use engine::event::Level;
 use engine::job::{Drafts, Job, Reporter};
 use formats::{Dtype, LlamaConfig};
@@ -78,7 +79,8 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         ("config.json".to_owned(), config_path),
         ("model.safetensors".to_owned(), weights_path),
     ];
-    let draft = model_draft(files, &config, &tokenizer, &params.dtype, &job.out)?;
+    let parts = (files, config, tokenizer);
+    let draft = model_draft(ArtifactType::Model, parts, &params.dtype, &job.out)?;
     Ok([("model".to_owned(), draft)].into())
 }
 

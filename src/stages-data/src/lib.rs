@@ -8,6 +8,7 @@ mod init_model;
 pub mod label;
 mod load_dataset;
 mod load_model;
+mod load_reward_model;
 mod lora;
 mod overoptimization;
 mod rule;
@@ -43,6 +44,10 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "load_model",
             run: load_model::run,
+        },
+        Implementation {
+            kind: "load_reward_model",
+            run: load_reward_model::run,
         },
         Implementation {
             kind: "cut",

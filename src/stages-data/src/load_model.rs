@@ -3,26 +3,22 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use engine::artifact::ArtifactType;
 use engine::job::{Draft, Drafts, Job, Reference, Reporter};
-use formats::{LlamaConfig, Stored, TokenizerFiles, Weights};
+use formats::{LlamaConfig, REWARD_HEAD, Stored, TokenizerFiles, Weights};
 use kinds::load_model::LoadModel;
 use serde_json::{Value, json};
 
 pub(crate) fn run(job: &Job, _: &dyn Reporter) -> Result<Drafts> {
     let params: LoadModel = job.params()?;
-    let all: Vec<(String, PathBuf)> = job
-        .source("source")?
-        .iter()
-        .map(|f| (f.name.clone(), f.path.clone()))
-        .collect();
+    let all = source_files(job)?;
     let gguf: Vec<_> = all
         .iter()
         .filter(|(name, _)| name.to_lowercase().ends_with(".gguf"))
         .cloned()
         .collect();
-    let (files, config, tokenizer) = match gguf.as_slice() {
+    let parts = match gguf.as_slice() {
         [] => hugging_face(&all)?,
         [(_, path)] if all.len() == 1 => from_gguf(path, &job.out)?,
         _ => bail!(
@@ -30,21 +26,44 @@ pub(crate) fn run(job: &Job, _: &dyn Reporter) -> Result<Drafts> {
             names(&all)
         ),
     };
-    let draft = model_draft(files, &config, &tokenizer, &params.dtype, &job.out)?;
+    let draft = model_draft(ArtifactType::Model, parts, &params.dtype, &job.out)?;
     Ok([("model".to_owned(), draft)].into())
 }
 
-/// The draft of a model with its tokenizer, after its files were checked against each other; the tokenizer's files are
-/// written into a folder below `out`.
+/// The names and paths of the files of `source`.
+pub(crate) fn source_files(job: &Job) -> Result<Vec<(String, PathBuf)>> {
+    let files = job.source("source")?.iter();
+    Ok(files.map(|f| (f.name.clone(), f.path.clone())).collect())
+}
+
+/// The draft of a model or a reward model with its tokenizer, after its files were checked against each other; the tokenizer's files
+/// are written into a folder below `out`.
 pub(crate) fn model_draft(
-    files: Vec<(String, PathBuf)>,
-    config: &LlamaConfig,
-    tokenizer: &TokenizerFiles,
+    artifact: ArtifactType,
+    (files, config, tokenizer): Parts,
     dtype: &str,
     out: &Path,
 ) -> Result<Draft> {
     let weights = Weights::open_files(&files)?;
-    config.check(&weights)?;
+    let scored = weights.get(REWARD_HEAD).is_some();
+    let parameters = match artifact {
+        ArtifactType::RewardModel => {
+            ensure!(
+                scored,
+                "the weights hold no `{REWARD_HEAD}`, the head of a reward model: a language model is what `load_model` reads"
+            );
+            config.check_reward_model(&weights)?;
+            config.reward_model_parameter_count()
+        }
+        _ => {
+            ensure!(
+                !scored,
+                "the weights hold `{REWARD_HEAD}`, a head for rewards in the place of that for words: `kind: load_reward_model` reads them"
+            );
+            config.check(&weights)?;
+            config.parameter_count()
+        }
+    };
     let folder = out.join("tokenizer");
     std::fs::create_dir_all(&folder)?;
     tokenizer.save(&folder)?;
@@ -80,18 +99,19 @@ pub(crate) fn model_draft(
         .into(),
     };
     Ok(Draft {
-        artifact: ArtifactType::Model,
+        artifact,
         files,
         refs: [(
             "tokenizer".to_owned(),
             Reference::Inline(Box::new(tokenizer_draft)),
         )]
         .into(),
-        summary: summary(config, &weights, dtype),
+        summary: summary(&config, parameters, &weights, dtype),
     })
 }
 
-type Parts = (Vec<(String, PathBuf)>, LlamaConfig, TokenizerFiles);
+/// Files that are kept, with what some of them say.
+pub(crate) type Parts = (Vec<(String, PathBuf)>, LlamaConfig, TokenizerFiles);
 
 fn from_gguf(path: &Path, out: &Path) -> Result<Parts> {
     let file = formats::gguf::File::open(path)?;
@@ -113,7 +133,7 @@ fn from_gguf(path: &Path, out: &Path) -> Result<Parts> {
 }
 
 /// The files of a Hugging Face folder that a Llama needs; others, pickles among them, are left alone.
-fn hugging_face(all: &[(String, PathBuf)]) -> Result<Parts> {
+pub(crate) fn hugging_face(all: &[(String, PathBuf)]) -> Result<Parts> {
     let find = |name: &str| all.iter().find(|(n, _)| n == name).map(|(_, path)| path);
     let config_path = find("config.json").with_context(|| {
         format!("a model is a `.gguf` file or a folder with `config.json` and `model.safetensors`; here are: {}", names(all))
@@ -146,7 +166,12 @@ fn hugging_face(all: &[(String, PathBuf)]) -> Result<Parts> {
     Ok((kept, config, tokenizer))
 }
 
-fn summary(config: &LlamaConfig, weights: &Weights, dtype: &str) -> BTreeMap<String, Value> {
+fn summary(
+    config: &LlamaConfig,
+    parameters: u64,
+    weights: &Weights,
+    dtype: &str,
+) -> BTreeMap<String, Value> {
     let mut stored: BTreeMap<String, u64> = BTreeMap::new();
     for info in weights.infos() {
         let name = match info.stored {
@@ -157,7 +182,7 @@ fn summary(config: &LlamaConfig, weights: &Weights, dtype: &str) -> BTreeMap<Str
     }
     [
         ("architecture", json!("llama")),
-        ("parameters", json!(config.parameter_count())),
+        ("parameters", json!(parameters)),
         ("dtype", json!(dtype)),
         ("layers", json!(config.num_hidden_layers)),
         ("hidden", json!(config.hidden_size)),

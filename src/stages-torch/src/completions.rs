@@ -1,12 +1,16 @@
 //! Tokenized completions as the tensor half takes them.
 
 use std::ops::Range;
+use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use data::completions::Completions;
 use engine::artifact::ArtifactView;
 use engine::contract::Contract;
-use ml::completions::Row;
+use engine::event::What;
+use engine::job::Reporter;
+use ml::completions::{Batch, Row};
+use ml::{Kind, Llama, Pass, no_grad};
 use serde_json::Value;
 
 /// A file of completions with its groups.
@@ -80,4 +84,42 @@ fn row(ids: &[i32], prompt: usize) -> Row {
         tokens: ids.iter().map(|id| i64::from(*id)).collect(),
         prompt,
     }
+}
+
+/// log π of every token of every row's completion, in the order of the rows; says how far it is in `unit`.
+pub(crate) fn log_probabilities(
+    model: &Llama,
+    rows: &[Row],
+    micro_batch: usize,
+    unit: &str,
+    cx: &dyn Reporter,
+) -> Result<Vec<Vec<f32>>> {
+    // Rows of like length go together; the result is in the order of the rows.
+    let mut order: Vec<usize> = (0..rows.len()).collect();
+    order.sort_by_key(|&index| rows[index].tokens.len());
+    let mut all: Vec<Vec<f32>> = vec![Vec::new(); rows.len()];
+    let (start, mut done, mut tokens) = (Instant::now(), 0, 0);
+    for chosen in order.chunks(micro_batch) {
+        cx.check()?;
+        let own: Vec<Row> = chosen.iter().map(|&index| rows[index].clone()).collect();
+        let values: Vec<f32> = no_grad(|| -> Result<_> {
+            let batch = Batch::new(model, &own)?;
+            let found = batch.values(model, Pass::eval(), 1.0, false)?;
+            Ok(Vec::try_from(found.log_probabilities.to_kind(Kind::Float))?)
+        })?;
+        let mut values = values.into_iter();
+        for (&index, row) in chosen.iter().zip(&own) {
+            all[index] = values.by_ref().take(row.completion()).collect();
+            tokens += row.tokens.len();
+        }
+        done += chosen.len();
+        let rate = tokens as f64 / start.elapsed().as_secs_f64().max(1e-9);
+        cx.emit(What::Progress {
+            done: done as u64,
+            total: rows.len() as u64,
+            unit: unit.to_owned(),
+            rate: Some((rate, "tokens/s".to_owned())),
+        });
+    }
+    Ok(all)
 }

@@ -6,6 +6,7 @@ mod answers;
 mod best_of_n;
 mod completions;
 mod cpo;
+mod density_ratio;
 mod dpo;
 mod evaluate;
 mod generate;
@@ -17,6 +18,7 @@ mod orpo;
 mod ppo;
 mod preference;
 mod reference;
+mod revise;
 mod reward_model;
 mod rloo;
 mod rollout;
@@ -51,6 +53,14 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "best_of_n",
             run: best_of_n::run,
+        },
+        Implementation {
+            kind: "density_ratio",
+            run: density_ratio::run,
+        },
+        Implementation {
+            kind: "revise",
+            run: revise::run,
         },
         Implementation {
             kind: "reward_model",

@@ -1,17 +1,14 @@
 //! `reference`: log-probabilities of completions under a model, one flat f32 tensor in the order of the completions.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use engine::artifact::{ArtifactType, ArtifactView};
-use engine::event::What;
 use engine::job::{Draft, Drafts, Job, Reporter};
 use kinds::reference::Reference;
-use ml::completions::{Batch, Row};
-use ml::{Kind, Pass, Tensor, no_grad};
+use ml::Tensor;
 
-use crate::completions::Groups;
+use crate::completions::{Groups, log_probabilities};
 use crate::model::load;
 
 const NAME: &str = "log_probabilities";
@@ -22,33 +19,7 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let groups = Groups::read(job.input("tokens")?)?;
     let loaded = load(job.input("model")?, job)?;
     let rows = groups.rows()?;
-    // Rows of like length go together; the result is in the order of the file.
-    let mut order: Vec<usize> = (0..rows.len()).collect();
-    order.sort_by_key(|&index| rows[index].tokens.len());
-    let mut all: Vec<Vec<f32>> = vec![Vec::new(); rows.len()];
-    let (start, mut done, mut tokens) = (Instant::now(), 0, 0);
-    for chosen in order.chunks(params.micro_batch) {
-        cx.check()?;
-        let own: Vec<Row> = chosen.iter().map(|&index| rows[index].clone()).collect();
-        let values: Vec<f32> = no_grad(|| -> Result<_> {
-            let batch = Batch::new(&loaded.model, &own)?;
-            let found = batch.values(&loaded.model, Pass::eval(), 1.0, false)?;
-            Ok(Vec::try_from(found.log_probabilities.to_kind(Kind::Float))?)
-        })?;
-        let mut values = values.into_iter();
-        for (&index, row) in chosen.iter().zip(&own) {
-            all[index] = values.by_ref().take(row.completion()).collect();
-            tokens += row.tokens.len();
-        }
-        done += chosen.len();
-        let rate = tokens as f64 / start.elapsed().as_secs_f64().max(1e-9);
-        cx.emit(What::Progress {
-            done: done as u64,
-            total: rows.len() as u64,
-            unit: "completions".to_owned(),
-            rate: Some((rate, "tokens/s".to_owned())),
-        });
-    }
+    let all = log_probabilities(&loaded.model, &rows, params.micro_batch, "completions", cx)?;
     let flat: Vec<f32> = all.concat();
     let path = job.out.join(FILE);
     let tensor = Tensor::from_slice(&flat);

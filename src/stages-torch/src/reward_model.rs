@@ -8,6 +8,7 @@ use engine::artifact::{ArtifactType, ArtifactView};
 use engine::event::{Level, What};
 use engine::job::{Draft, Drafts, Job, Reference, Reporter};
 use formats::AdapterConfig;
+use kinds::load_reward_model::{DEVIATION, MEAN};
 use kinds::model::adapter_draft;
 use kinds::reward_model::{CONTRACT, RewardModel};
 use ml::reward::{Group, HEAD, Head, Reward, RewardLoss, score_all};
@@ -237,7 +238,14 @@ pub(crate) fn draft(
         .collect();
     ml::tensors::write(&path, &tensors, &[("format", "pt")])?;
     let config_path = job.out.join("reward-config.json");
-    let config = config(view, loaded)?;
+    let mut config = config(view, loaded)?;
+    // For `load_reward_model`; transformers leaves other words alone. A critic's values are as they are, whatever it came from.
+    for (name, value, usual) in [(MEAN, mean, 0.0), (DEVIATION, deviation, 1.0)] {
+        match value == usual {
+            true => config.remove(name),
+            false => config.insert(name.to_owned(), json!(value)),
+        };
+    }
     std::fs::write(&config_path, serde_json::to_vec_pretty(&config)?)?;
     let tokenizer = view.reference("tokenizer")?.digest;
     Ok(Draft {

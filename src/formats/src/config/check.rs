@@ -5,6 +5,10 @@ use crate::tensors::Weights;
 use anyhow::{Result, bail};
 use std::collections::HashSet;
 
+/// The name of the head of a reward model, as transformers' `LlamaForSequenceClassification` has it.
+pub const REWARD_HEAD: &str = "score.weight";
+/// The name of the head for words.
+const WORD_HEAD: &str = "lm_head.weight";
 /// Problems listed in one error; more are counted.
 const MAXIMUM_LISTED: usize = 12;
 
@@ -72,24 +76,44 @@ impl LlamaConfig {
             shapes.push((format!("{module}.weight"), vec![out, input]));
         }
         if !self.tie_word_embeddings {
-            shapes.push(("lm_head.weight".to_owned(), vec![vocabulary, hidden]));
+            shapes.push((WORD_HEAD.to_owned(), vec![vocabulary, hidden]));
         }
+        shapes
+    }
+
+    /// The tensors of a reward model of this shape: a head of one row in the place of that for words.
+    pub fn reward_model_shapes(&self) -> Vec<(String, Vec<usize>)> {
+        let mut shapes = self.tensor_shapes();
+        shapes.retain(|(name, _)| name != WORD_HEAD);
+        shapes.push((REWARD_HEAD.to_owned(), vec![1, self.hidden_size]));
         shapes
     }
 
     /// Numbers in all tensors; a tied head is counted once.
     pub fn parameter_count(&self) -> u64 {
-        let shapes = self.tensor_shapes();
-        let count = |shape: &Vec<usize>| shape.iter().map(|&n| n as u64).product::<u64>();
-        shapes.iter().map(|(_, shape)| count(shape)).sum()
+        count(&self.tensor_shapes())
+    }
+
+    /// Numbers in all tensors of a reward model.
+    pub fn reward_model_parameter_count(&self) -> u64 {
+        count(&self.reward_model_shapes())
     }
 
     /// Compares with a model file: every expected tensor is there with its shape, and nothing else
     /// is. All problems are named in one error.
     pub fn check(&self, weights: &Weights) -> Result<()> {
+        self.compare(weights, self.tensor_shapes())
+    }
+
+    /// The same with the file of a reward model.
+    pub fn check_reward_model(&self, weights: &Weights) -> Result<()> {
+        self.compare(weights, self.reward_model_shapes())
+    }
+
+    fn compare(&self, weights: &Weights, shapes: Vec<(String, Vec<usize>)>) -> Result<()> {
         let mut problems = Vec::new();
         let mut known = HashSet::new();
-        for (name, shape) in self.tensor_shapes() {
+        for (name, shape) in shapes {
             match weights.get(&name) {
                 None => problems.push(format!("{name} is missing")),
                 Some(info) if info.shape != shape => problems.push(format!(
@@ -105,7 +129,7 @@ impl LlamaConfig {
             // Old files store the rotary frequencies, and some the tied head a second time: both are
             // computed from the rest, so they carry nothing.
             let redundant = name.ends_with(".self_attn.rotary_emb.inv_freq")
-                || (name == "lm_head.weight"
+                || (name == WORD_HEAD
                     && self.tie_word_embeddings
                     && info.shape == [self.vocab_size, self.hidden_size]);
             if !known.contains(name) && !redundant {
@@ -129,4 +153,9 @@ impl LlamaConfig {
             problems.join("\n  ")
         )
     }
+}
+
+fn count(shapes: &[(String, Vec<usize>)]) -> u64 {
+    let product = |shape: &Vec<usize>| shape.iter().map(|&n| n as u64).product::<u64>();
+    shapes.iter().map(|(_, shape)| product(shape)).sum()
 }
