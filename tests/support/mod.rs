@@ -4,6 +4,7 @@
 
 pub mod artifacts;
 pub mod hardship;
+pub mod kill;
 pub mod scripted;
 pub mod tiny;
 pub mod watch;

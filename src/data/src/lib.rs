@@ -6,6 +6,7 @@
 pub mod candidates;
 mod column;
 pub mod completions;
+pub mod contrast;
 mod csv;
 pub mod cut;
 pub mod encode;
@@ -15,6 +16,7 @@ mod ipc;
 mod json;
 pub mod layout;
 pub mod metrics;
+pub mod mismatch;
 mod parquet;
 mod python;
 pub mod random;

@@ -1,6 +1,7 @@
 //! The contract of every kind, one file each: what it is, never how it runs. The list below is the only one.
 
 pub mod annotate;
+pub mod contrast;
 pub mod cpo;
 pub mod cut;
 pub mod dpo;
@@ -9,9 +10,11 @@ pub mod gate;
 pub mod generate;
 pub mod grpo;
 pub mod init_model;
+pub mod kto;
 pub mod load_dataset;
 pub mod load_model;
 pub mod lora;
+pub mod mismatch;
 pub mod model;
 pub mod orpo;
 pub mod ppo;
@@ -38,6 +41,7 @@ pub fn contracts() -> Contracts {
             &load_dataset::CONTRACT,
             &split::CONTRACT,
             &cut::CONTRACT,
+            &contrast::CONTRACT,
             &load_model::CONTRACT,
             &init_model::CONTRACT,
             &lora::CONTRACT,
@@ -50,6 +54,7 @@ pub fn contracts() -> Contracts {
             &dpo::CONTRACT,
             &cpo::CONTRACT,
             &orpo::CONTRACT,
+            &kto::CONTRACT,
             &ppo::CONTRACT,
             &rloo::CONTRACT,
             &grpo::CONTRACT,
@@ -59,6 +64,7 @@ pub fn contracts() -> Contracts {
         hidden: &[
             &tokenize::CONTRACT,
             &tokenize_completions::CONTRACT,
+            &mismatch::CONTRACT,
             &reference::CONTRACT,
         ],
     }
@@ -116,6 +122,7 @@ mod tests {
         fits::<super::load_dataset::LoadDataset>(&super::load_dataset::CONTRACT);
         fits::<super::split::Split>(&super::split::CONTRACT);
         fits::<super::cut::Cut>(&super::cut::CONTRACT);
+        fits::<super::contrast::Contrast>(&super::contrast::CONTRACT);
         fits::<super::init_model::InitModel>(&super::init_model::CONTRACT);
         fits::<super::load_model::LoadModel>(&super::load_model::CONTRACT);
         fits::<super::lora::Lora>(&super::lora::CONTRACT);
@@ -130,6 +137,8 @@ mod tests {
         fits::<super::dpo::Dpo>(&super::dpo::CONTRACT);
         fits::<super::cpo::Cpo>(&super::cpo::CONTRACT);
         fits::<super::orpo::Orpo>(&super::orpo::CONTRACT);
+        fits::<super::kto::Kto>(&super::kto::CONTRACT);
+        fits::<super::mismatch::Mismatch>(&super::mismatch::CONTRACT);
         fits::<super::ppo::Ppo>(&super::ppo::CONTRACT);
         fits::<super::rloo::Rloo>(&super::rloo::CONTRACT);
         fits::<super::grpo::Grpo>(&super::grpo::CONTRACT);

@@ -1,11 +1,13 @@
 //! How the kinds without tensors run, one file per kind, linked into `levain` itself: they need no libtorch.
 
+mod contrast;
 mod cut;
 mod gate;
 mod init_model;
 mod load_dataset;
 mod load_model;
 mod lora;
+mod mismatch;
 mod rule;
 mod select;
 mod split;
@@ -41,6 +43,10 @@ pub fn implementations() -> &'static [Implementation] {
             run: cut::run,
         },
         Implementation {
+            kind: "contrast",
+            run: contrast::run,
+        },
+        Implementation {
             kind: "init_model",
             run: init_model::run,
         },
@@ -63,6 +69,10 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "tokenize_completions",
             run: tokenize_completions::run,
+        },
+        Implementation {
+            kind: "mismatch",
+            run: mismatch::run,
         },
     ]
 }

@@ -11,6 +11,7 @@ mod generate;
 mod group;
 mod grpo;
 mod judge;
+mod kto;
 mod model;
 mod orpo;
 mod ppo;
@@ -62,6 +63,10 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "cpo",
             run: cpo::run,
+        },
+        Implementation {
+            kind: "kto",
+            run: kto::run,
         },
         Implementation {
             kind: "orpo",

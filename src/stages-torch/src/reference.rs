@@ -22,25 +22,37 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let groups = Groups::read(job.input("tokens")?)?;
     let loaded = load(job.input("model")?, job)?;
     let rows = groups.rows()?;
-    // Rows of like length go together; the result is in the order of the file.
-    let mut order: Vec<usize> = (0..rows.len()).collect();
-    order.sort_by_key(|&index| rows[index].tokens.len());
+    // Groups of like length go together; the result is in the order of the file.
+    let longest = |group: &usize| {
+        let own = rows[groups.range(*group)].iter();
+        own.map(|row| row.tokens.len()).max()
+    };
+    let mut order: Vec<usize> = (0..groups.len()).collect();
+    order.sort_by_key(longest);
     let mut all: Vec<Vec<f32>> = vec![Vec::new(); rows.len()];
     let (start, mut done, mut tokens) = (Instant::now(), 0, 0);
     for chosen in order.chunks(params.micro_batch) {
         cx.check()?;
-        let own: Vec<Row> = chosen.iter().map(|&index| rows[index].clone()).collect();
+        let places: Vec<usize> = chosen
+            .iter()
+            .flat_map(|&group| groups.range(group))
+            .collect();
+        let own: Vec<Row> = places.iter().map(|&index| rows[index].clone()).collect();
+        let sizes: Vec<usize> = chosen
+            .iter()
+            .map(|&group| groups.range(group).len())
+            .collect();
         let values: Vec<f32> = no_grad(|| -> Result<_> {
-            let batch = Batch::new(&loaded.model, &own)?;
+            let batch = Batch::of_groups(&loaded.model, &own, &sizes)?;
+            tokens += batch.tokens();
             let found = batch.values(&loaded.model, Pass::eval(), 1.0, false)?;
             Ok(Vec::try_from(found.log_probabilities.to_kind(Kind::Float))?)
         })?;
         let mut values = values.into_iter();
-        for (&index, row) in chosen.iter().zip(&own) {
+        for (&index, row) in places.iter().zip(&own) {
             all[index] = values.by_ref().take(row.completion()).collect();
-            tokens += row.tokens.len();
         }
-        done += chosen.len();
+        done += own.len();
         let rate = tokens as f64 / start.elapsed().as_secs_f64().max(1e-9);
         cx.emit(What::Progress {
             done: done as u64,
