@@ -300,6 +300,7 @@ impl Row {
         let name = self.name(index, value);
         match self.kind {
             "tokenize" | "tokenize_completions" => format!("{name} › tokens"),
+            "mismatch" => format!("{name} › mismatched"),
             "reference" => format!("{name} › reference"),
             _ => name,
         }
@@ -346,6 +347,16 @@ fn kitchen() -> Kitchen {
         )
     };
     kitchen.write("ranks.jsonl", &(0..8).map(ranking).collect::<String>());
+    let like = |i: usize| {
+        format!(
+            "{{\"prompt\": \"How many is {} + 1?\", \"completion\": \" {} loaves{}\", \"label\": {}}}\n",
+            i / 2,
+            i + 1,
+            " and bread".repeat(i % 3),
+            i % 3 > 0
+        )
+    };
+    kitchen.write("likes.jsonl", &(0..8).map(like).collect::<String>());
     let lexicon = |sign: i32| -> String {
         let letter = |c: u8| format!("{}\t{}\n", c as char, sign * (i32::from(c % 7) - 3));
         (b'a'..=b'z').map(letter).collect::<String>() + "loaf\t2.5\n"
@@ -394,6 +405,7 @@ stages:
   other: { kind: load_model, source: other, dtype: f32 }
   prefs: { kind: load_dataset, source: prefs.jsonl, format: preference }
   ranks: { kind: load_dataset, source: ranks.jsonl, format: ranking }
+  likes: { kind: load_dataset, source: likes.jsonl, format: unpaired }
   words: { kind: rule, lexicon: lexicon.txt }
   brief: { kind: rule, length: 2 }
   tries: { kind: generate, model: base, prompts: sums, n: 4, temperature: 1.5, max_new_tokens: 12 }

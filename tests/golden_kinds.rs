@@ -63,6 +63,9 @@ stages:
   straight: { kind: dpo, model: thin, data: pairs, learning_rate: 1.0e-2, batch: 2, epochs: 2 }
   lists: { kind: dpo, model: folder, data: ranked, learning_rate: 1.0e-3, batch: 2 }
   simple: { kind: cpo, model: thin, data: pairs, loss: simpo, learning_rate: 1.0e-2, batch: 2, epochs: 2 }
+  liked: { kind: annotate, samples: tries, judge: words, make: unpaired, threshold: -0.5 }
+  prospect: { kind: kto, model: thin, data: liked, learning_rate: 1.0e-2, batch: 4, micro_batch: 3, max_steps: 4 }
+  unlike: { kind: contrast, chosen: sums, rejected: tries }
   odds: { kind: orpo, model: thin, data: pairs, learning_rate: 1.0e-2, batch: 2, epochs: 2 }
   proximal: { kind: ppo, model: thin, reward: judge, prompts: sums, updates: 2, batch: 4, epochs: 2, max_new_tokens: 8, learning_rate: 1.0e-2 }
   left_out: { kind: rloo, model: thin, reward: words, prompts: sums, updates: 2, batch: 4, max_new_tokens: 8, learning_rate: 1.0e-2 }

@@ -5,6 +5,7 @@
 pub mod artifacts;
 pub mod endpoint;
 pub mod hardship;
+pub mod kill;
 pub mod scripted;
 pub mod tiny;
 pub mod watch;

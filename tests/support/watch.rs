@@ -23,13 +23,15 @@ pub fn all_events(cache: &Path) -> Vec<Value> {
     runs.flat_map(|run| events(&run.unwrap().path())).collect()
 }
 
-/// The step after which the run of this answer went on, when it went on from a snapshot.
+/// The step or update after which the run of this answer went on, when it went on from a snapshot.
 pub fn resumed(answer: &Value) -> Option<u64> {
     let run = PathBuf::from(answer["run"].as_str()?);
     events(&run).iter().find_map(|event| {
         let text = event["text"].as_str()?;
-        let step = text.strip_prefix("goes on from the snapshot after step ")?;
-        Some(step.parse().unwrap())
+        let after = text.strip_prefix("goes on from the snapshot after ")?;
+        let (what, number) = after.split_once(' ').unwrap();
+        assert!(matches!(what, "step" | "update"), "{text}");
+        Some(number.parse().unwrap())
     })
 }
 

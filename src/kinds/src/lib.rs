@@ -3,6 +3,7 @@
 pub mod annotate;
 pub mod ask;
 pub mod best_of_n;
+pub mod contrast;
 pub mod cpo;
 pub mod cut;
 pub mod density_ratio;
@@ -12,11 +13,13 @@ pub mod gate;
 pub mod generate;
 pub mod grpo;
 pub mod init_model;
+pub mod kto;
 pub mod label;
 pub mod load_dataset;
 pub mod load_model;
 pub mod load_reward_model;
 pub mod lora;
+pub mod mismatch;
 pub mod model;
 pub mod orpo;
 pub mod overoptimization;
@@ -45,6 +48,7 @@ pub fn contracts() -> Contracts {
             &load_dataset::CONTRACT,
             &split::CONTRACT,
             &cut::CONTRACT,
+            &contrast::CONTRACT,
             &load_model::CONTRACT,
             &load_reward_model::CONTRACT,
             &init_model::CONTRACT,
@@ -64,6 +68,7 @@ pub fn contracts() -> Contracts {
             &dpo::CONTRACT,
             &cpo::CONTRACT,
             &orpo::CONTRACT,
+            &kto::CONTRACT,
             &ppo::CONTRACT,
             &rloo::CONTRACT,
             &grpo::CONTRACT,
@@ -73,6 +78,7 @@ pub fn contracts() -> Contracts {
         hidden: &[
             &tokenize::CONTRACT,
             &tokenize_completions::CONTRACT,
+            &mismatch::CONTRACT,
             &reference::CONTRACT,
         ],
     }
@@ -130,6 +136,7 @@ mod tests {
         fits::<super::load_dataset::LoadDataset>(&super::load_dataset::CONTRACT);
         fits::<super::split::Split>(&super::split::CONTRACT);
         fits::<super::cut::Cut>(&super::cut::CONTRACT);
+        fits::<super::contrast::Contrast>(&super::contrast::CONTRACT);
         fits::<super::init_model::InitModel>(&super::init_model::CONTRACT);
         fits::<super::load_model::LoadModel>(&super::load_model::CONTRACT);
         fits::<super::load_reward_model::LoadRewardModel>(&super::load_reward_model::CONTRACT);
@@ -151,6 +158,8 @@ mod tests {
         fits::<super::dpo::Dpo>(&super::dpo::CONTRACT);
         fits::<super::cpo::Cpo>(&super::cpo::CONTRACT);
         fits::<super::orpo::Orpo>(&super::orpo::CONTRACT);
+        fits::<super::kto::Kto>(&super::kto::CONTRACT);
+        fits::<super::mismatch::Mismatch>(&super::mismatch::CONTRACT);
         fits::<super::ppo::Ppo>(&super::ppo::CONTRACT);
         fits::<super::rloo::Rloo>(&super::rloo::CONTRACT);
         fits::<super::grpo::Grpo>(&super::grpo::CONTRACT);

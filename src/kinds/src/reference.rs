@@ -11,7 +11,7 @@ use crate::words::MICRO_BATCH;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Reference {
-    /// Rows at once.
+    /// Groups at once.
     pub micro_batch: usize,
 }
 
@@ -20,7 +20,9 @@ pub const CONTRACT: Contract = Contract {
     kind: "reference",
     version: 1,
     about: "Takes the log-probabilities of completions under a model.",
-    manual: "log π(token | what comes before) of every token of every completion, in f32.",
+    manual: "\
+log π(token | what comes before) of every token of every completion, in f32. What the completions of a group begin with alike, their prompt,
+is computed once.",
     example: "",
     pool: Pool::Torch,
     repeatable: Repeatable::Deterministic,

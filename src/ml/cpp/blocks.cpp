@@ -147,39 +147,48 @@ void share(const std::vector<Segment>& segments, int64_t heads, const std::funct
   });
 }
 
+// Where the tokens of rows of these lengths begin; the last number is where they end.
+std::vector<int64_t> starts_of(const std::vector<int64_t>& lengths) {
+  std::vector<int64_t> starts(lengths.size() + 1, 0);
+  std::partial_sum(lengths.begin(), lengths.end(), starts.begin() + 1);
+  return starts;
+}
+
 struct Attend : Function<Attend> {
   static std::vector<Segment> segments_of(const Tensor& q, const Tensor& k, const Tensor& v,
-                                          const std::vector<int64_t>& lengths) {
+                                          const std::vector<int64_t>& starts, const std::vector<int64_t>& key_starts) {
     std::vector<Segment> segments;
-    int64_t start = 0;
-    const auto from = [&](const Tensor& t) {
+    const auto from = [](const Tensor& t, int64_t start) {
       return static_cast<const char*>(t.const_data_ptr()) + start * t.size(1) * t.element_size();
     };
-    for (int64_t length : lengths) {
-      segments.push_back({from(q), from(k), from(v), length, length, q.size(1), k.size(1)});
-      start += length;
-    }
+    for (size_t s = 0; s + 1 < starts.size(); s++)
+      segments.push_back({from(q, starts[s]), from(k, key_starts[s]), from(v, key_starts[s]), starts[s + 1] - starts[s],
+                          key_starts[s + 1] - key_starts[s], q.size(1), k.size(1)});
     return segments;
   }
 
   static Tensor forward(AutogradContext* context, const Tensor& q, const Tensor& k, const Tensor& v,
-                        const std::vector<int64_t>& lengths, int64_t heads, int64_t groups, double scale) {
-    const int64_t tokens = std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
+                        const std::vector<int64_t>& lengths, const std::vector<int64_t>& keys, int64_t heads,
+                        int64_t groups, double scale) {
+    const auto starts = starts_of(lengths), key_starts = starts_of(keys);
+    const int64_t tokens = starts.back();
     TORCH_CHECK(q.is_contiguous() && k.is_contiguous() && v.is_contiguous() && q.size(0) == tokens &&
-                    k.size(0) == tokens && v.sizes() == k.sizes() && heads % groups == 0 &&
-                    q.size(1) / heads == k.size(1) / groups,
-                "attend: q ", q.sizes(), ", k ", k.sizes(), ", v ", v.sizes(), " for ", tokens, " tokens");
+                    k.size(0) == key_starts.back() && v.sizes() == k.sizes() && heads % groups == 0 &&
+                    q.size(1) / heads == k.size(1) / groups && lengths.size() == keys.size(),
+                "attend: q ", q.sizes(), ", k ", k.sizes(), ", v ", v.sizes(), " for ", tokens, " tokens that see ",
+                key_starts.back());
+    for (size_t s = 0; s < lengths.size(); s++)
+      TORCH_CHECK(lengths[s] > 0 && lengths[s] <= keys[s], "attend: ", lengths[s], " tokens see ", keys[s]);
     Tensor out = at::empty_like(q), log_sums = at::empty({heads, tokens}, q.options().dtype(at::kFloat));
     const Heads shape{heads, heads / groups, q.size(1) / heads, static_cast<float>(scale), type_of(q)};
-    const auto segments = segments_of(q, k, v, lengths);
-    std::vector<int64_t> starts(lengths.size() + 1, 0);
-    std::partial_sum(lengths.begin(), lengths.end(), starts.begin() + 1);
+    const auto segments = segments_of(q, k, v, starts, key_starts);
     share(segments, heads, [&](int64_t s, int64_t h) {
       attend(segments[s], shape, h, static_cast<char*>(out.data_ptr()) + starts[s] * out.size(1) * out.element_size(),
              out.size(1), log_sums.data_ptr<float>() + h * tokens + starts[s]);
     });
     context->save_for_backward({q, k, v, out, log_sums});
     context->saved_data["lengths"] = lengths;
+    context->saved_data["keys"] = keys;
     context->saved_data["groups"] = groups;
     context->saved_data["scale"] = scale;
     return out;
@@ -189,30 +198,30 @@ struct Attend : Function<Attend> {
     auto saved = context->get_saved_variables();
     const Tensor &q = saved[0], &k = saved[1], &v = saved[2], &out = saved[3], &log_sums = saved[4];
     const Tensor g = gradients[0].contiguous();
-    const auto lengths = context->saved_data["lengths"].toIntVector();
+    const auto starts = starts_of(context->saved_data["lengths"].toIntVector());
+    const auto key_starts = starts_of(context->saved_data["keys"].toIntVector());
     const int64_t groups = context->saved_data["groups"].toInt(), heads = log_sums.size(0), tokens = q.size(0);
+    const int64_t all = k.size(0);
     const Heads shape{heads, heads / groups, q.size(1) / heads,
                       static_cast<float>(context->saved_data["scale"].toDouble()), type_of(q)};
-    const auto segments = segments_of(q, k, v, lengths);
-    std::vector<int64_t> starts(lengths.size() + 1, 0);
-    std::partial_sum(lengths.begin(), lengths.end(), starts.begin() + 1);
+    const auto segments = segments_of(q, k, v, starts, key_starts);
     Tensor dq = at::empty_like(q), dk = at::empty_like(k), dv = at::empty_like(v);
     const auto wide = q.options().dtype(at::kFloat);
-    Tensor dk_parts = at::empty({heads, tokens, shape.size}, wide), dv_parts = at::empty_like(dk_parts);
+    Tensor dk_parts = at::empty({heads, all, shape.size}, wide), dv_parts = at::empty_like(dk_parts);
     share(segments, heads, [&](int64_t s, int64_t h) {
       const int64_t offset = starts[s] * q.size(1) * q.element_size();
-      const int64_t part = (h * tokens + starts[s]) * shape.size;
+      const int64_t part = (h * all + key_starts[s]) * shape.size;
       attend_backward(segments[s], shape, h, static_cast<const char*>(out.const_data_ptr()) + offset,
                       static_cast<const char*>(g.const_data_ptr()) + offset, q.size(1),
                       log_sums.const_data_ptr<float>() + h * tokens + starts[s],
                       static_cast<char*>(dq.data_ptr()) + offset, dk_parts.data_ptr<float>() + part,
                       dv_parts.data_ptr<float>() + part);
     });
-    ranges(tokens, 16, [&](int64_t begin, int64_t end) {
-      reduce_heads(dk_parts.const_data_ptr<float>(), tokens, shape, begin, end, dk.data_ptr());
-      reduce_heads(dv_parts.const_data_ptr<float>(), tokens, shape, begin, end, dv.data_ptr());
+    ranges(all, 16, [&](int64_t begin, int64_t end) {
+      reduce_heads(dk_parts.const_data_ptr<float>(), all, shape, begin, end, dk.data_ptr());
+      reduce_heads(dv_parts.const_data_ptr<float>(), all, shape, begin, end, dv.data_ptr());
     });
-    return {dq, dk, dv, Tensor(), Tensor(), Tensor(), Tensor()};
+    return {dq, dk, dv, Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 
@@ -223,9 +232,9 @@ Tensor silu_mul_op(const Tensor& gate, const Tensor& up) { return SiluMul::apply
 Tensor rope_op(const Tensor& x, const Tensor& cos, const Tensor& sin, const Tensor& positions, int64_t heads) {
   return Rope::apply(x, cos, sin, positions, heads);
 }
-Tensor attend_op(const Tensor& q, const Tensor& k, const Tensor& v, const std::vector<int64_t>& lengths, int64_t heads,
-                 int64_t groups, double scale) {
-  return Attend::apply(q, k, v, lengths, heads, groups, scale);
+Tensor attend_op(const Tensor& q, const Tensor& k, const Tensor& v, const std::vector<int64_t>& lengths,
+                 const std::vector<int64_t>& keys, int64_t heads, int64_t groups, double scale) {
+  return Attend::apply(q, k, v, lengths, keys, heads, groups, scale);
 }
 
 Tensor attend_cached(const Tensor& q, const Tensor& k, const Tensor& v, const std::vector<int64_t>& lengths,
@@ -239,8 +248,7 @@ Tensor attend_cached(const Tensor& q, const Tensor& k, const Tensor& v, const st
   Tensor out = at::empty_like(q);
   const Heads shape{heads, heads / groups, q.size(1) / heads, static_cast<float>(scale), type_of(q)};
   std::vector<Segment> segments;
-  std::vector<int64_t> starts(lengths.size() + 1, 0);
-  std::partial_sum(lengths.begin(), lengths.end(), starts.begin() + 1);
+  const auto starts = starts_of(lengths);
   TORCH_CHECK(starts.back() == q.size(0), "attend: ", q.size(0), " tokens for rows of ", starts.back());
   for (size_t i = 0; i < lengths.size(); i++) {
     TORCH_CHECK(rows[i] >= 0 && rows[i] < k.size(0) && filled[i] <= k.size(1) && lengths[i] <= filled[i],

@@ -126,10 +126,11 @@ int levain_rope(Tensor** out, const Tensor* x, const Tensor* cos, const Tensor* 
   return guarded([&] { *out = fresh(levain::rope_op(*x, *cos, *sin, *positions, heads)); });
 }
 
-int levain_attend(Tensor** out, const Tensor* q, const Tensor* k, const Tensor* v, const int64_t* lengths, size_t rows,
-                  int64_t heads, int64_t groups, double scale) {
-  return guarded(
-      [&] { *out = fresh(levain::attend_op(*q, *k, *v, numbers(lengths, rows), heads, groups, scale)); });
+int levain_attend(Tensor** out, const Tensor* q, const Tensor* k, const Tensor* v, const int64_t* lengths,
+                  const int64_t* keys, size_t rows, int64_t heads, int64_t groups, double scale) {
+  return guarded([&] {
+    *out = fresh(levain::attend_op(*q, *k, *v, numbers(lengths, rows), numbers(keys, rows), heads, groups, scale));
+  });
 }
 
 int levain_attend_cached(Tensor** out, const Tensor* q, const Tensor* k, const Tensor* v, const int64_t* lengths,

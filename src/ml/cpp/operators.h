@@ -62,9 +62,10 @@ Tensor dropout_op(const Tensor& x, double probability, int64_t seed, int64_t fir
 Tensor rms_norm_op(const Tensor& x, const Tensor& weight, double eps);
 Tensor silu_mul_op(const Tensor& gate, const Tensor& up);
 Tensor rope_op(const Tensor& x, const Tensor& cos, const Tensor& sin, const Tensor& positions, int64_t heads);
-// q (tokens, heads * size), k and v (tokens, groups * size), rows of `lengths` tokens one after the other.
-Tensor attend_op(const Tensor& q, const Tensor& k, const Tensor& v, const std::vector<int64_t>& lengths, int64_t heads,
-                 int64_t groups, double scale);
+// q (tokens, heads * size), rows of `lengths` tokens one after the other; k and v (tokens, groups * size) of what each row
+// sees, `keys` tokens, of which the last are its own.
+Tensor attend_op(const Tensor& q, const Tensor& k, const Tensor& v, const std::vector<int64_t>& lengths,
+                 const std::vector<int64_t>& keys, int64_t heads, int64_t groups, double scale);
 // The same without gradient, keys and values in caches (rows, capacity, groups * size) filled to `filled`.
 Tensor attend_cached(const Tensor& q, const Tensor& k, const Tensor& v, const std::vector<int64_t>& lengths,
                      const std::vector<int64_t>& rows, const std::vector<int64_t>& filled, int64_t heads,

@@ -22,7 +22,8 @@ impl Heads {
     }
 }
 
-/// `q [tokens, query · size]`, `k` and `v [tokens, key · size]` → `[tokens, query · size]`; each row sees itself only.
+/// `q [tokens, query · size]`, `k` and `v [tokens, key · size]` → `[tokens, query · size]`; each row sees itself, and the tokens of
+/// another that its segment says, only.
 pub fn attend(
     heads: Heads,
     q: &Tensor,
@@ -31,8 +32,10 @@ pub fn attend(
     segments: &Segments,
 ) -> Result<Tensor> {
     if torch::fused(q) {
+        let (k, v) = (segments.seen(k)?, segments.seen(v)?);
         let shape = (heads.query, heads.key);
-        return torch::attend(q, k, v, &segments.lengths, shape, heads.scale());
+        let lengths = (segments.lengths.as_slice(), segments.filled.as_slice());
+        return torch::attend(q, (&k, &v), lengths, shape, heads.scale());
     }
     attend_plain(heads, q, k, v, segments)
 }
@@ -45,12 +48,15 @@ pub fn attend_plain(
     v: &Tensor,
     segments: &Segments,
 ) -> Result<Tensor> {
-    let mut start = 0;
+    let (k, v) = (segments.seen(k)?, segments.seen(v)?);
+    let (mut start, mut first) = (0, 0);
     let mut results = Vec::with_capacity(segments.lengths.len());
-    for &length in &segments.lengths {
-        let part = |tensor: &Tensor| tensor.narrow(0, start, length);
-        results.push(one_row(heads, &part(q), &part(k), &part(v)));
+    for (&length, &keys) in segments.lengths.iter().zip(&segments.filled) {
+        let part = |tensor: &Tensor| tensor.narrow(0, first, keys);
+        let own = q.narrow(0, start, length);
+        results.push(one_row(heads, &own, &part(&k), &part(&v)));
         start += length;
+        first += keys;
     }
     Ok(Tensor::f_cat(&results, 0)?)
 }

@@ -1,7 +1,7 @@
 //! Rows of a prompt and its completion, and the log-probabilities of the completions' tokens: what preference losses and
 //! policy gradients are made of.
 
-use crate::kv_cache::Segments;
+use crate::kv_cache::{Segments, Span};
 use crate::linear::Pass;
 use crate::llama::{Inputs, Llama};
 use crate::loss::{self, TokenValues};
@@ -24,7 +24,7 @@ impl Row {
     }
 }
 
-/// Rows one after the other, without padding.
+/// Rows one after the other, without padding; what the rows of a group begin with alike may be there once.
 #[derive(Debug)]
 pub struct Batch {
     tokens: Tensor,
@@ -37,32 +37,75 @@ pub struct Batch {
     counts: Vec<usize>,
 }
 
+/// How many tokens these rows begin with alike. One of each is left, so that every row has a token of its own.
+fn shared(rows: &[Row]) -> usize {
+    let Some((first, others)) = rows.split_first().filter(|(_, others)| !others.is_empty()) else {
+        return 0;
+    };
+    let common = |row: &Row| {
+        let pairs = first.tokens.iter().zip(&row.tokens);
+        let alike = pairs.take_while(|(a, b)| a == b).count();
+        alike.min(row.tokens.len().saturating_sub(1))
+    };
+    let least = others.iter().map(common).min().unwrap_or(0);
+    least.min(first.tokens.len().saturating_sub(1))
+}
+
 impl Batch {
     /// Joins rows for this model. A row without a completion, one that is longer than the model's
     /// positions, and an unknown token are errors.
     pub fn new(model: &Llama, rows: &[Row]) -> Result<Batch> {
-        let (mut tokens, mut lengths, mut counts) = (Vec::new(), Vec::new(), Vec::new());
+        Batch::of_groups(model, rows, &vec![1; rows.len()])
+    }
+
+    /// The same of rows in groups of these sizes, one group after the other. The tokens that all rows of a group begin with, the
+    /// prompt and whatever else is alike, are computed once: their states depend on nothing that follows, so that values and gradients
+    /// are those of the rows alone, to tolerance. Dropout of an adapter draws one mask for them.
+    pub fn of_groups(model: &Llama, rows: &[Row], sizes: &[usize]) -> Result<Batch> {
+        ensure!(
+            sizes.iter().sum::<usize>() == rows.len() && !sizes.contains(&0),
+            "{} rows in groups of {sizes:?}",
+            rows.len()
+        );
+        let (mut tokens, mut spans, mut counts) = (Vec::new(), Vec::new(), Vec::new());
         let (mut places, mut targets, mut row_of) = (Vec::new(), Vec::new(), Vec::new());
-        for (index, row) in rows.iter().enumerate() {
-            ensure!(
-                row.completion() > 0,
-                "row {index} has {} tokens, {} of them the prompt's: there is no completion",
-                row.tokens.len(),
-                row.prompt
-            );
-            for at in row.prompt.max(1)..row.tokens.len() {
-                places.push((tokens.len() + at - 1) as i64);
-                targets.push(row.tokens[at]);
-                row_of.push(index as i64);
+        let mut rest = rows;
+        for &size in sizes {
+            let (group, after) = rest.split_at(size);
+            rest = after;
+            let (once, start) = (shared(group), tokens.len());
+            for (place, row) in group.iter().enumerate() {
+                let index = counts.len();
+                ensure!(
+                    row.completion() > 0,
+                    "row {index} has {} tokens, {} of them the prompt's: there is no completion",
+                    row.tokens.len(),
+                    row.prompt
+                );
+                let skipped = if place == 0 { 0 } else { once };
+                let own = tokens.len();
+                for at in row.prompt.max(1)..row.tokens.len() {
+                    // Of the beginning that is there once, the tokens lie in the group's first row.
+                    let before = match at - 1 < skipped {
+                        true => start + at - 1,
+                        false => own + at - 1 - skipped,
+                    };
+                    places.push(before as i64);
+                    targets.push(row.tokens[at]);
+                    row_of.push(index as i64);
+                }
+                tokens.extend_from_slice(&row.tokens[skipped..]);
+                spans.push(Span {
+                    length: row.tokens.len() - skipped,
+                    prefix: (skipped > 0).then_some((start, skipped)),
+                });
+                counts.push(row.completion());
             }
-            tokens.extend_from_slice(&row.tokens);
-            lengths.push(row.tokens.len());
-            counts.push(row.completion());
         }
         let place = |numbers: &[i64]| Tensor::from_slice(numbers).to_device(model.place.device);
         Ok(Batch {
             tokens: model.tokens(&tokens)?,
-            segments: Segments::new(&lengths, model.place)?,
+            segments: Segments::sharing(&spans, model.place)?,
             places: place(&places),
             targets: place(&targets),
             row_of: place(&row_of),
@@ -70,7 +113,7 @@ impl Batch {
         })
     }
 
-    /// The number of tokens.
+    /// The number of tokens that a forward reads: what is there once counts once.
     pub fn tokens(&self) -> usize {
         self.tokens.numel()
     }
@@ -144,8 +187,8 @@ impl Batch {
             .to_device(like.device())
     }
 
-    /// The cross entropy of the prompts' tokens of some rows: what a loss over whole rows adds. None where no prompt has a second
-    /// token.
+    /// The cross entropy of the prompts' tokens of some rows, each the first of its group: what a loss over whole rows adds. None
+    /// where no prompt has a second token.
     pub fn prompt_cross_entropy(
         &self,
         model: &Llama,
@@ -158,6 +201,10 @@ impl Batch {
         for (index, length) in self.segments.lengths.iter().enumerate() {
             let prompt = length - self.counts[index] as i64;
             if rows.contains(&index) {
+                ensure!(
+                    *length == self.segments.filled[index],
+                    "BUG: row {index} does not hold its own prompt"
+                );
                 for at in start + 1..start + prompt {
                     places.push(at - 1);
                     targets.push(tokens[at as usize]);

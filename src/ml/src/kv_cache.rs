@@ -1,23 +1,38 @@
 //! Keys and values of tokens seen before, and the rows of tokens that a forward gets.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Result, ensure};
 use tch::{Kind, Tensor};
 
 use crate::place::Place;
 
-/// The rows of one forward: their tokens lie one after the other, without padding, and attend only to their own row.
+/// The rows of one forward: their tokens lie one after the other, without padding, and attend only to their own row, which may
+/// begin with tokens that lie in another.
 #[derive(Debug)]
 pub struct Segments {
     /// New tokens of each row.
     pub lengths: Vec<i64>,
     /// The cache row of each row (0, 1, 2.. without a cache).
     pub rows: Vec<i64>,
-    /// Tokens of each row after this forward: those in the cache and the new ones.
+    /// Tokens of each row after this forward: those in the cache or in another row, and the new ones.
     pub filled: Vec<i64>,
     /// The position of each token in its row: `[tokens]`.
     pub positions: Tensor,
     /// Where each new token goes in a cache layer seen as `[rows · capacity, width]`; empty without a cache.
     slots: Option<Tensor>,
+    /// Where rows begin with tokens of others: the lengths of the pieces that all tokens are cut into, and the pieces that
+    /// each row sees, row by row.
+    pieces: Option<(Vec<i64>, Vec<usize>)>,
+}
+
+/// A row of a forward that may begin with tokens of an earlier one, which are then there once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Tokens of its own, at least one.
+    pub length: usize,
+    /// Where the tokens before them begin among all, and how many they are: the beginning of an earlier row.
+    pub prefix: Option<(usize, usize)>,
 }
 
 impl Segments {
@@ -43,7 +58,64 @@ impl Segments {
             positions: Tensor::from_slice(&positions).to_device(place.device),
             lengths,
             slots: None,
+            pieces: None,
         })
+    }
+
+    /// Rows of which some begin with tokens of earlier ones; their positions go on from there. A prefix that does not end before
+    /// its row begins is an error.
+    pub fn sharing(spans: &[Span], place: Place) -> Result<Segments> {
+        let lengths: Vec<usize> = spans.iter().map(|span| span.length).collect();
+        let before = |span: &Span| span.prefix.map_or(0, |(_, count)| count as i64);
+        let starts: Vec<i64> = spans.iter().map(before).collect();
+        let mut segments = Segments::starting(&lengths, &starts, place)?;
+        if spans.iter().all(|span| span.prefix.is_none()) {
+            return Ok(segments);
+        }
+        let (mut cuts, mut end) = (BTreeSet::from([0]), 0);
+        for span in spans {
+            if let Some((start, count)) = span.prefix {
+                ensure!(
+                    start + count <= end && count > 0,
+                    "a row that begins with {count} tokens from {start} on can't lie at {end}"
+                );
+                cuts.extend([start, start + count]);
+            }
+            end += span.length;
+            cuts.insert(end);
+        }
+        let cuts: Vec<usize> = cuts.into_iter().collect();
+        let lengths = cuts.windows(2).map(|cut| (cut[1] - cut[0]) as i64);
+        let mut seen = Vec::new();
+        let mut look = |start: usize, length: usize| {
+            let pieces = cuts.iter().enumerate().take(cuts.len() - 1);
+            let inside = |cut: usize| (start..start + length).contains(&cut);
+            seen.extend(
+                pieces
+                    .filter(|(_, cut)| inside(**cut))
+                    .map(|(piece, _)| piece),
+            );
+        };
+        let mut start = 0;
+        for span in spans {
+            if let Some((first, count)) = span.prefix {
+                look(first, count);
+            }
+            look(start, span.length);
+            start += span.length;
+        }
+        segments.pieces = Some((lengths.collect(), seen));
+        Ok(segments)
+    }
+
+    /// Keys or values of all tokens, `[tokens, width]`, as the rows see them: `filled[i]` for row i, one row after the other.
+    pub fn seen(&self, values: &Tensor) -> Result<Tensor> {
+        let Some((lengths, order)) = &self.pieces else {
+            return Ok(values.shallow_clone());
+        };
+        let pieces = values.f_split_with_sizes(lengths, 0)?;
+        let order: Vec<&Tensor> = order.iter().map(|&piece| &pieces[piece]).collect();
+        Ok(Tensor::f_cat(&order, 0)?)
     }
 
     /// The number of new tokens.

@@ -13,13 +13,14 @@ use crate::ranking;
 use anyhow::{Context, Result, ensure};
 use free::{CpoLoss, Kto};
 use pair::{PairLoss, Settings, Side};
+use std::ops::Range;
 use tch::{Kind, Tensor, no_grad};
 
 /// Completions of one prompt that are compared.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Group {
-    /// A pair: chosen, rejected. A ranking: best first. Unpaired: the row and, for KTO's baseline, the prompt with another row's
-    /// completion.
+    /// A pair: chosen, rejected. A ranking: best first. Unpaired: the row and, where KTO has a baseline, the prompt with another
+    /// row's completion.
     pub rows: Vec<Row>,
     /// The reference's log-probability of each completion token, for each row; empty where no reference is needed.
     pub reference: Vec<Vec<f32>>,
@@ -75,6 +76,8 @@ pub struct Batch {
     sizes: Vec<usize>,
     /// Of each completion token.
     reference: Option<Tensor>,
+    /// The mismatched rows of KTO's baseline, with their reference.
+    mismatched: Option<(completions::Batch, Tensor)>,
     values: Vec<f64>,
     /// Tokens of the first rows of the groups: of the completion, of the whole row without its first.
     chosen: (usize, usize),
@@ -86,6 +89,7 @@ struct Whole {
     groups: f64,
     chosen: f64,
     chosen_rows: f64,
+    desirable: f64,
     baseline: f64,
 }
 
@@ -135,6 +139,7 @@ impl Objective for Preference<'_> {
         for group in &groups {
             let wanted = match self.method {
                 Method::Ranking { .. } => group.rows.len() >= 2,
+                Method::Kto(settings) if settings.apo_zero => (1..=2).contains(&group.rows.len()),
                 _ => group.rows.len() == 2,
             };
             ensure!(
@@ -143,24 +148,27 @@ impl Objective for Preference<'_> {
                 group.rows.len()
             );
         }
-        let all: Vec<Row> = groups.iter().flat_map(|g| g.rows.iter().cloned()).collect();
-        let reference: Vec<f32> = groups
-            .iter()
-            .flat_map(|g| g.reference.iter().flatten().copied())
-            .collect();
-        let completion_tokens: usize = all.iter().map(Row::completion).sum();
-        ensure!(
-            reference.is_empty() || reference.len() == completion_tokens,
-            "the reference has {} log-probabilities for {completion_tokens} tokens",
-            reference.len()
-        );
-        let rows = completions::Batch::new(self.model, &all)?;
+        // The loss of KTO is one of single rows; the second ones are for the baseline only.
+        let (own, mismatched) = match self.method {
+            Method::Kto(settings) => {
+                let mismatched = (!settings.apo_zero)
+                    .then(|| self.joined(&groups, 1..2))
+                    .transpose()?;
+                (0..1, mismatched)
+            }
+            _ => (0..usize::MAX, None),
+        };
+        let (rows, reference) = self.joined(&groups, own)?;
+        let mismatched = match mismatched {
+            Some((rows, reference)) => Some((rows, reference.context("KTO needs a reference")?)),
+            None => None,
+        };
         let first = groups.iter().filter_map(|g| g.rows.first());
         Ok(Batch {
             rows,
             sizes: groups.iter().map(|g| g.rows.len()).collect(),
-            reference: (!reference.is_empty())
-                .then(|| Tensor::from_slice(&reference).to_device(self.model.place.device)),
+            reference,
+            mismatched,
             values: groups.iter().map(|g| g.value).collect(),
             chosen: first.fold((0, 0), |(completion, row), r| {
                 (completion + r.completion(), row + r.tokens.len() - 1)
@@ -177,22 +185,21 @@ impl Objective for Preference<'_> {
     }
 
     fn begin(&mut self, batches: &[Batch]) -> Result<()> {
-        let mut baseline = 0.0;
-        if let Method::Kto(Kto {
-            apo_zero: false, ..
-        }) = self.method
-        {
-            let (mut sum, mut count) = (0.0, 0);
-            for batch in batches {
-                let values = no_grad(|| batch.rows.values(self.model, Pass::eval(), 1.0, false))?;
-                let reference = batch.reference.as_ref().context("KTO needs a reference")?;
-                let ratios = batch.rows.sums(&(values.log_probabilities - reference))?;
-                sum += side(&ratios, 1, 2).sum(Kind::Double).double_value(&[]);
-                count += batch.sizes.len();
-            }
-            baseline = (sum / count.max(1) as f64).max(0.0);
+        let (mut sum, mut count) = (0.0, 0.0f64);
+        for batch in batches {
+            let Some((rows, reference)) = &batch.mismatched else {
+                continue;
+            };
+            let values = no_grad(|| rows.values(self.model, Pass::eval(), 1.0, false))?;
+            sum += total(&(values.log_probabilities - reference));
+            count += batch.sizes.len() as f64;
         }
-        self.count(batches, baseline);
+        // Checked here, since the maximum of zero and what is no number is zero.
+        ensure!(
+            f64::is_finite(sum),
+            "the log-ratios of the mismatched rows come to {sum}: the model's weights are damaged, or the training diverged"
+        );
+        self.count(batches, (sum / count.max(1.0)).max(0.0));
         Ok(())
     }
 
@@ -237,6 +244,40 @@ fn pair_metrics(chosen: &Tensor, rejected: &Tensor) -> Vec<(&'static str, f64)> 
 }
 
 impl Preference<'_> {
+    /// The rows at these places of each group, and the reference's log-probability of each completion token, where it is known.
+    fn joined(
+        &self,
+        groups: &[Group],
+        places: Range<usize>,
+    ) -> Result<(completions::Batch, Option<Tensor>)> {
+        let (mut rows, mut sizes) = (Vec::new(), Vec::new());
+        let mut reference: Vec<f32> = Vec::new();
+        for group in groups {
+            let end = places.end.min(group.rows.len());
+            rows.extend_from_slice(&group.rows[places.start..end]);
+            sizes.push(end - places.start);
+            if !group.reference.is_empty() {
+                ensure!(
+                    group.reference.len() == group.rows.len(),
+                    "the reference knows {} completions of {}",
+                    group.reference.len(),
+                    group.rows.len()
+                );
+                reference.extend(group.reference[places.start..end].iter().flatten());
+            }
+        }
+        let tokens: usize = rows.iter().map(Row::completion).sum();
+        ensure!(
+            reference.is_empty() || reference.len() == tokens,
+            "the reference has {} log-probabilities for {tokens} tokens",
+            reference.len()
+        );
+        let reference: Option<Tensor> = (!reference.is_empty())
+            .then(|| Tensor::from_slice(&reference).to_device(self.model.place.device));
+        let rows = completions::Batch::of_groups(self.model, &rows, &sizes)?;
+        Ok((rows, reference))
+    }
+
     /// The loss of a batch of which the model says this of the completions' tokens; `prompts` is the cross entropy of the chosen
     /// rows' prompts, for ORPO.
     pub fn loss_of(
@@ -268,6 +309,10 @@ impl Preference<'_> {
             whole.groups += batch.sizes.len() as f64;
             whole.chosen += batch.chosen.0 as f64;
             whole.chosen_rows += batch.chosen.1 as f64;
+            if matches!(self.method, Method::Kto(_)) {
+                let good = batch.values.iter().filter(|value| **value > 0.5);
+                whole.desirable += good.count() as f64;
+            }
         }
         self.whole = whole;
     }
@@ -406,20 +451,37 @@ impl Preference<'_> {
     fn kto(&self, batch: &Batch, sums: &Tensor, settings: &Kto) -> Result<Loss> {
         let reference = batch.reference.as_ref().context("KTO needs a reference")?;
         let reference = batch.rows.sums(&reference.to_kind(sums.kind()))?;
-        let ratios = side(&(sums - reference), 0, 2);
+        let ratios = sums - reference;
         let desirable: Vec<bool> = batch.values.iter().map(|value| *value > 0.5).collect();
         let each = free::kto(&ratios, &desirable, self.whole.baseline, settings)?;
-        let rewards = ratios.detach() * settings.beta;
-        let good = Tensor::from_slice(&desirable).to_device(rewards.device());
-        let part = |mask: &Tensor| total(&(&rewards * mask.to_kind(rewards.kind())));
+        let good = Tensor::from_slice(&desirable).to_device(ratios.device());
+        let (rewards, logps) = (ratios.detach() * settings.beta, sums.detach());
+        let groups = self.whole.groups;
+        let mut sums = vec![("kl", self.whole.baseline * batch.sizes.len() as f64)];
+        // Means over the rows of one kind in the whole step, which `fit` divides by all of its rows.
+        for (names, kind, count) in [
+            (
+                ["rewards/chosen", "logps/chosen"],
+                &good,
+                self.whole.desirable,
+            ),
+            (
+                ["rewards/rejected", "logps/rejected"],
+                &good.logical_not(),
+                groups - self.whole.desirable,
+            ),
+        ] {
+            for (name, values) in names.into_iter().zip([&rewards, &logps]) {
+                if count > 0.0 {
+                    let part = values * kind.to_kind(values.kind());
+                    sums.push((name, total(&part) * groups / count));
+                }
+            }
+        }
         Ok(Loss {
             sum: each.sum(None::<Kind>),
             weight: 0.0,
-            sums: vec![
-                ("rewards/chosen", part(&good)),
-                ("rewards/rejected", part(&good.logical_not())),
-                ("kl", self.whole.baseline * batch.sizes.len() as f64),
-            ],
+            sums,
         })
     }
 }

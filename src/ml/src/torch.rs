@@ -58,6 +58,7 @@ unsafe extern "C" {
         k: *const C_tensor,
         v: *const C_tensor,
         lengths: *const i64,
+        keys: *const i64,
         rows: usize,
         heads: i64,
         groups: i64,
@@ -302,16 +303,22 @@ pub fn rope(
     })
 }
 
-/// Causal attention within rows of these lengths that lie one after the other.
+/// Causal attention of rows of these lengths that lie one after the other; k and v are of the tokens that each row sees,
+/// `keys[i]` for row i, of which the last are its own.
 pub fn attend(
     q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    lengths: &[i64],
+    (k, v): (&Tensor, &Tensor),
+    (lengths, keys): (&[i64], &[i64]),
     (heads, groups): (i64, i64),
     scale: f64,
 ) -> Result<Tensor> {
-    // SAFETY: the tensors and the slice live through the call.
+    anyhow::ensure!(
+        lengths.len() == keys.len(),
+        "attend: {} lengths, {} of what is seen",
+        lengths.len(),
+        keys.len()
+    );
+    // SAFETY: the tensors and the slices live through the call and have equal lengths.
     one("attend", |out| unsafe {
         levain_attend(
             out,
@@ -319,6 +326,7 @@ pub fn attend(
             k.as_ptr(),
             v.as_ptr(),
             lengths.as_ptr(),
+            keys.as_ptr(),
             lengths.len(),
             heads,
             groups,

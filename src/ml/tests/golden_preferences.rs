@@ -245,6 +245,7 @@ fn kto() {
     let of =
         |name: &str, rows: &[Row]| lists(&values(inputs.get(name), rows, &order), rows, &order);
     let reference = of("reference_logits", &all);
+    let kl_reference = of("kl_reference_logits", &mismatched);
     let kl: [Vec<f64>; 2] = ["kl_policy_logits", "kl_reference_logits"].map(|name| {
         let found = of(name, &mismatched);
         found
@@ -262,8 +263,8 @@ fn kto() {
         }
         let read = |row: usize| {
             Ok(Group {
-                rows: vec![all[row].clone(), all[row].clone()],
-                reference: vec![reference[row].clone(); 2],
+                rows: vec![all[row].clone(), mismatched[row].clone()],
+                reference: vec![reference[row].clone(), kl_reference[row].clone()],
                 value: f64::from(u8::from(labels[row])),
             })
         };
@@ -275,11 +276,10 @@ fn kto() {
         });
         let mut objective = Preference::new(&model, 8, Box::new(read), method);
         let batches = [objective.batch(&order).unwrap()];
-        objective.count(&batches, difference.max(0.0));
+        let apo_zero = text(&settings, "loss_type", "kto") == "apo_zero_unpaired";
+        objective.count(&batches, if apo_zero { 0.0 } else { difference.max(0.0) });
         let logits = inputs.get("policy_logits").copy().set_requires_grad(true);
-        // The second row of each group is the mismatched one, whose tokens the loss itself does not see.
-        let doubled: Vec<usize> = order.iter().flat_map(|&row| [row, row]).collect();
-        let found = values(&logits, &all, &doubled);
+        let found = values(&logits, &all, &order);
         let loss = objective.loss_of(&batches[0], &found, None).unwrap();
         let mean = &loss.sum / loss.weight;
         mean.backward();
@@ -287,6 +287,15 @@ fn kto() {
         near(&[mean.double_value(&[])], &[wanted], REFERENCE, &case);
         let gradient = golden.get(&format!("gradient/{case}"));
         close(&logits.grad(), gradient, 4.0 * REFERENCE, &case);
+        for (metric, sum) in &loss.sums {
+            let (ours, wanted) = (
+                sum / loss.weight,
+                line["metrics"][*metric].as_f64().unwrap(),
+            );
+            near(&[ours], &[wanted], REFERENCE, &format!("{case}: {metric}"));
+        }
+        let mixed = labels.contains(&true) && labels.contains(&false);
+        assert_eq!(loss.sums.len(), if mixed { 5 } else { 3 }, "{case}");
     }
 }
 

@@ -3,7 +3,7 @@
 mod tiny;
 
 use ml::attend::{Heads, attend_plain};
-use ml::kv_cache::Segments;
+use ml::kv_cache::{Segments, Span};
 use ml::norm::Norm;
 use ml::rope::Rope;
 use ml::torch::Way;
@@ -210,6 +210,45 @@ fn attention() {
         ];
         compare(
             &format!("attention of {lengths:?}"),
+            &inputs,
+            |t| vec![ml::attend::attend(heads, &t[0], &t[1], &t[2], &segments).unwrap()],
+            |t| vec![attend_plain(heads, &t[0], &t[1], &t[2], &segments).unwrap()],
+        );
+    }
+}
+
+#[test]
+fn attention_behind_a_shared_beginning() {
+    if !available() {
+        return;
+    }
+    let span = |length: usize, prefix: Option<(usize, usize)>| Span { length, prefix };
+    let cases = [
+        // The second and third row begin as the first does, the last as the fourth; one query alone behind 70 keys.
+        vec![
+            span(7, None),
+            span(3, Some((0, 4))),
+            span(1, Some((0, 4))),
+            span(75, None),
+            span(1, Some((11, 70))),
+        ],
+        vec![span(130, None), span(64, Some((0, 67))), span(5, None)],
+    ];
+    for spans in cases {
+        let heads = Heads {
+            query: 6,
+            key: 2,
+            size: 12,
+        };
+        let tokens = spans.iter().map(|span| span.length).sum::<usize>() as i64;
+        let segments = Segments::sharing(&spans, Place::cpu(Kind::Float)).unwrap();
+        let inputs = [
+            numbers("q", &[tokens, heads.query * heads.size], 1.5),
+            numbers("k", &[tokens, heads.key * heads.size], 1.5),
+            numbers("v", &[tokens, heads.key * heads.size], 1.0),
+        ];
+        compare(
+            &format!("attention of {spans:?}"),
             &inputs,
             |t| vec![ml::attend::attend(heads, &t[0], &t[1], &t[2], &segments).unwrap()],
             |t| vec![attend_plain(heads, &t[0], &t[1], &t[2], &segments).unwrap()],

@@ -2,6 +2,7 @@
 
 mod ask;
 mod chart;
+mod contrast;
 mod cut;
 mod gate;
 mod init_model;
@@ -10,6 +11,7 @@ mod load_dataset;
 mod load_model;
 mod load_reward_model;
 mod lora;
+mod mismatch;
 mod overoptimization;
 mod rule;
 mod select;
@@ -54,6 +56,10 @@ pub fn implementations() -> &'static [Implementation] {
             run: cut::run,
         },
         Implementation {
+            kind: "contrast",
+            run: contrast::run,
+        },
+        Implementation {
             kind: "init_model",
             run: init_model::run,
         },
@@ -84,6 +90,10 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "tokenize_completions",
             run: tokenize_completions::run,
+        },
+        Implementation {
+            kind: "mismatch",
+            run: mismatch::run,
         },
     ]
 }

@@ -16,7 +16,8 @@ use serde_json::Value;
 /// A file of completions with its groups.
 pub(crate) struct Groups {
     pub completions: Completions,
-    ranges: Vec<Range<usize>>,
+    /// The place of each group's rows.
+    pub ranges: Vec<Range<usize>>,
 }
 
 impl Groups {
@@ -86,33 +87,42 @@ fn row(ids: &[i32], prompt: usize) -> Row {
     }
 }
 
-/// log π of every token of every row's completion, in the order of the rows; says how far it is in `unit`.
+/// log π of every token of every row's completion, in the order of the rows; says how far it is in `unit`. What the rows of one of
+/// `groups`, places in `rows`, begin with alike is computed once.
 pub(crate) fn log_probabilities(
     model: &Llama,
     rows: &[Row],
+    groups: &[Range<usize>],
     micro_batch: usize,
     unit: &str,
     cx: &dyn Reporter,
 ) -> Result<Vec<Vec<f32>>> {
-    // Rows of like length go together; the result is in the order of the rows.
-    let mut order: Vec<usize> = (0..rows.len()).collect();
-    order.sort_by_key(|&index| rows[index].tokens.len());
+    // Groups of like length go together; the result is in the order of the rows.
+    let mut order: Vec<&Range<usize>> = groups.iter().collect();
+    order.sort_by_key(|group| {
+        rows[(*group).clone()]
+            .iter()
+            .map(|row| row.tokens.len())
+            .max()
+    });
     let mut all: Vec<Vec<f32>> = vec![Vec::new(); rows.len()];
     let (start, mut done, mut tokens) = (Instant::now(), 0, 0);
     for chosen in order.chunks(micro_batch) {
         cx.check()?;
-        let own: Vec<Row> = chosen.iter().map(|&index| rows[index].clone()).collect();
+        let places: Vec<usize> = chosen.iter().flat_map(|group| (*group).clone()).collect();
+        let own: Vec<Row> = places.iter().map(|&index| rows[index].clone()).collect();
+        let sizes: Vec<usize> = chosen.iter().map(|group| group.len()).collect();
         let values: Vec<f32> = no_grad(|| -> Result<_> {
-            let batch = Batch::new(model, &own)?;
+            let batch = Batch::of_groups(model, &own, &sizes)?;
+            tokens += batch.tokens();
             let found = batch.values(model, Pass::eval(), 1.0, false)?;
             Ok(Vec::try_from(found.log_probabilities.to_kind(Kind::Float))?)
         })?;
         let mut values = values.into_iter();
-        for (&index, row) in chosen.iter().zip(&own) {
+        for (&index, row) in places.iter().zip(&own) {
             all[index] = values.by_ref().take(row.completion()).collect();
-            tokens += row.tokens.len();
         }
-        done += chosen.len();
+        done += own.len();
         let rate = tokens as f64 / start.elapsed().as_secs_f64().max(1e-9);
         cx.emit(What::Progress {
             done: done as u64,

@@ -89,7 +89,8 @@ fn measured(
         })
         .collect::<Result<Vec<_>>>()?;
     let unit = format!("completions of {port}");
-    let all = log_probabilities(&loaded.model, &rows, params.micro_batch, &unit, cx)?;
+    let alone: Vec<_> = (0..rows.len()).map(|at| at..at + 1).collect();
+    let all = log_probabilities(&loaded.model, &rows, &alone, params.micro_batch, &unit, cx)?;
     drop(loaded);
     ml::torch::release_memory();
     let of = |tokens: &Vec<f32>| {

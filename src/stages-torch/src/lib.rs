@@ -13,6 +13,7 @@ mod generate;
 mod group;
 mod grpo;
 mod judge;
+mod kto;
 mod model;
 mod orpo;
 mod ppo;
@@ -77,6 +78,10 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "cpo",
             run: cpo::run,
+        },
+        Implementation {
+            kind: "kto",
+            run: kto::run,
         },
         Implementation {
             kind: "orpo",

@@ -19,7 +19,14 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let groups = Groups::read(job.input("tokens")?)?;
     let loaded = load(job.input("model")?, job)?;
     let rows = groups.rows()?;
-    let all = log_probabilities(&loaded.model, &rows, params.micro_batch, "completions", cx)?;
+    let all = log_probabilities(
+        &loaded.model,
+        &rows,
+        &groups.ranges,
+        params.micro_batch,
+        "completions",
+        cx,
+    )?;
     let flat: Vec<f32> = all.concat();
     let path = job.out.join(FILE);
     let tensor = Tensor::from_slice(&flat);
