@@ -353,7 +353,7 @@ fn kitchen() -> Kitchen {
             i / 2,
             i + 1,
             " and bread".repeat(i % 3),
-            i % 3 > 0
+            !i.is_multiple_of(3)
         )
     };
     kitchen.write("likes.jsonl", &(0..8).map(like).collect::<String>());
