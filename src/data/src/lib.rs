@@ -9,6 +9,7 @@ pub mod completions;
 mod csv;
 pub mod cut;
 pub mod encode;
+pub mod exam;
 mod filter;
 mod format;
 mod ipc;

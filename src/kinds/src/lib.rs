@@ -5,6 +5,7 @@ pub mod cpo;
 pub mod cut;
 pub mod dpo;
 pub mod evaluate;
+pub mod exam;
 pub mod gate;
 pub mod generate;
 pub mod grpo;
@@ -15,6 +16,7 @@ pub mod lora;
 pub mod model;
 pub mod orpo;
 pub mod ppo;
+pub mod preference_accuracy;
 pub mod reference;
 pub mod reward_model;
 pub mod rloo;
@@ -43,6 +45,8 @@ pub fn contracts() -> Contracts {
             &lora::CONTRACT,
             &sft::CONTRACT,
             &evaluate::CONTRACT,
+            &preference_accuracy::CONTRACT,
+            &exam::CONTRACT,
             &generate::CONTRACT,
             &rule::CONTRACT,
             &annotate::CONTRACT,
@@ -121,6 +125,10 @@ mod tests {
         fits::<super::lora::Lora>(&super::lora::CONTRACT);
         fits::<super::sft::Sft>(&super::sft::CONTRACT);
         fits::<super::evaluate::Evaluate>(&super::evaluate::CONTRACT);
+        fits::<super::preference_accuracy::PreferenceAccuracy>(
+            &super::preference_accuracy::CONTRACT,
+        );
+        fits::<super::exam::Exam>(&super::exam::CONTRACT);
         fits::<super::generate::Generate>(&super::generate::CONTRACT);
         fits::<super::gate::Gate>(&super::gate::CONTRACT);
         fits::<super::select::Select>(&super::select::CONTRACT);

@@ -39,7 +39,7 @@ pub(crate) const COMPARED: &[&str] = &["preference", "ranking", "scored"];
 /// The contract.
 pub const CONTRACT: Contract = Contract {
     kind: "reward_model",
-    version: 1,
+    version: 2,
     about: "Trains a scalar head on a causal model to tell better completions from worse ones.",
     manual: "\
 The head is a linear map of the last token's state, r(x, y) = w·h; it starts normal with deviation 1/√(width + 1) (Stiennon et al.,
@@ -55,7 +55,8 @@ from the rows:
 
 After training the mean and the deviation of r over the training completions are kept: judges give (r − mean) / deviation, so that
 a KL coefficient means the same for every reward model. With `test`, accuracy, margin and calibration on held-out rows are measured:
-the expected calibration error compares σ(r_chosen − r_rejected) with how often the chosen one wins, in ten bins.
+the expected calibration error compares how sure σ(|r_chosen − r_rejected|) is with how often that order is right, in ten bins; ties count
+half.
 
 The files are those of transformers' `AutoModelForSequenceClassification` with one label (`score.weight`); with an adapter PEFT's with
 `modules_to_save: [score]`. transformers scores the last token that is not padding: where a model's end token is its padding as well, the

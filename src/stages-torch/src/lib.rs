@@ -7,6 +7,7 @@ mod completions;
 mod cpo;
 mod dpo;
 mod evaluate;
+mod exam;
 mod generate;
 mod group;
 mod grpo;
@@ -15,6 +16,7 @@ mod model;
 mod orpo;
 mod ppo;
 mod preference;
+mod preference_accuracy;
 mod reference;
 mod reward_model;
 mod rloo;
@@ -38,6 +40,14 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "evaluate",
             run: evaluate::run,
+        },
+        Implementation {
+            kind: "preference_accuracy",
+            run: preference_accuracy::run,
+        },
+        Implementation {
+            kind: "exam",
+            run: exam::run,
         },
         Implementation {
             kind: "generate",

@@ -12,7 +12,7 @@ use ml::completions::{Batch, Row};
 use ml::{Kind, Pass, Tensor, no_grad};
 
 use crate::completions::Groups;
-use crate::model::load;
+use crate::model::{Loaded, load};
 
 const NAME: &str = "log_probabilities";
 const FILE: &str = "log_probabilities.safetensors";
@@ -22,12 +22,40 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let groups = Groups::read(job.input("tokens")?)?;
     let loaded = load(job.input("model")?, job)?;
     let rows = groups.rows()?;
-    // Rows of like length go together; the result is in the order of the file.
+    let all = log_probabilities(&loaded, &rows, params.micro_batch, cx)?;
+    let flat: Vec<f32> = all.concat();
+    let path = job.out.join(FILE);
+    let tensor = Tensor::from_slice(&flat);
+    ml::tensors::write(&path, &[(NAME.to_owned(), tensor)], &[])?;
+    ml::torch::release_memory();
+    let mean = flat.iter().map(|x| f64::from(*x)).sum::<f64>() / flat.len().max(1) as f64;
+    let draft = Draft {
+        artifact: ArtifactType::LogProbabilities,
+        files: vec![(FILE.to_owned(), path)],
+        refs: BTreeMap::new(),
+        summary: [
+            ("tokens".to_owned(), flat.len().into()),
+            ("completions".to_owned(), rows.len().into()),
+            ("mean".to_owned(), mean.into()),
+        ]
+        .into(),
+    };
+    Ok([(NAME.to_owned(), draft)].into())
+}
+
+/// log π of each token of each completion, in the order of the rows.
+pub(crate) fn log_probabilities(
+    loaded: &Loaded,
+    rows: &[Row],
+    micro_batch: usize,
+    cx: &dyn Reporter,
+) -> Result<Vec<Vec<f32>>> {
+    // Rows of like length go together; the result is in the order of `rows`.
     let mut order: Vec<usize> = (0..rows.len()).collect();
     order.sort_by_key(|&index| rows[index].tokens.len());
     let mut all: Vec<Vec<f32>> = vec![Vec::new(); rows.len()];
     let (start, mut done, mut tokens) = (Instant::now(), 0, 0);
-    for chosen in order.chunks(params.micro_batch) {
+    for chosen in order.chunks(micro_batch) {
         cx.check()?;
         let own: Vec<Row> = chosen.iter().map(|&index| rows[index].clone()).collect();
         let values: Vec<f32> = no_grad(|| -> Result<_> {
@@ -49,24 +77,7 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
             rate: Some((rate, "tokens/s".to_owned())),
         });
     }
-    let flat: Vec<f32> = all.concat();
-    let path = job.out.join(FILE);
-    let tensor = Tensor::from_slice(&flat);
-    ml::tensors::write(&path, &[(NAME.to_owned(), tensor)], &[])?;
-    ml::torch::release_memory();
-    let mean = flat.iter().map(|x| f64::from(*x)).sum::<f64>() / flat.len().max(1) as f64;
-    let draft = Draft {
-        artifact: ArtifactType::LogProbabilities,
-        files: vec![(FILE.to_owned(), path)],
-        refs: BTreeMap::new(),
-        summary: [
-            ("tokens".to_owned(), flat.len().into()),
-            ("completions".to_owned(), rows.len().into()),
-            ("mean".to_owned(), mean.into()),
-        ]
-        .into(),
-    };
-    Ok([(NAME.to_owned(), draft)].into())
+    Ok(all)
 }
 
 /// The log-probabilities of each completion of `groups`.
