@@ -155,7 +155,7 @@ fn a_question_that_has_no_one_answer_is_named_by_its_line() {
             "the field `choices` is a string, expected a list of texts",
         ),
         (
-            row(json!(["2", "1"]), json!("1")),
+            row(json!(["1", "2"]), json!("1")),
             "may be the text of one choice or the place of another",
         ),
         (

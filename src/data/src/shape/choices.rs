@@ -170,7 +170,7 @@ fn place(
         None => Err(out(&format!("`{}`", excerpt(&text)))),
         Some(at) if meant.all(|other| other == at) => Ok(at as u32),
         Some(_) => Err(fault(format!(
-            "the field `{name}` is `{}`, which may be the text of one choice or the place of another; give its number, unquoted",
+            "the field `{name}` is `{}`, which may be the text of one choice or the place of another; give its letter, or its number without quotes",
             excerpt(&text)
         ))),
     }
