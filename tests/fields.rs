@@ -174,6 +174,46 @@ const ROWS: &[Row] = &[
     ),
     row("evaluate", "loss_on", ["completions", "all"]),
     row("evaluate", "micro_batch", ["4", "1"]),
+    with(
+        "exam",
+        "task",
+        ["multiple_choice", "exact_match"],
+        &[("max_new_tokens", "4")],
+    ),
+    row("exam", "answer_with", ["text", "letter"]),
+    row("exam", "template", ["", "\"Ask: {prompt}\\nSay:\""]),
+    row("exam", "instructions", ["", "Bake."]),
+    row("exam", "shots", ["0", "1"]),
+    with(
+        "exam",
+        "normalization",
+        ["squad", "none"],
+        &[
+            ("task", "exact_match"),
+            ("models", "parrot"),
+            ("data", "echoes"),
+            ("template", "\"{prompt}\""),
+        ],
+    ),
+    with(
+        "exam",
+        "until",
+        ["line", "end"],
+        &[
+            ("task", "exact_match"),
+            ("models", "parrot"),
+            ("data", "echoes"),
+            ("template", "\"{prompt}\""),
+        ],
+    ),
+    with(
+        "exam",
+        "max_new_tokens",
+        ["4", "8"],
+        &[("task", "exact_match")],
+    ),
+    with("exam", "seed", ["1", "2"], &[("shots", "2")]),
+    row("exam", "micro_batch", ["4", "1"]),
     row("generate", "n", ["1", "2"]),
     row("generate", "max_new_tokens", ["4", "8"]),
     row("generate", "temperature", ["0.0", "1.5"]),
@@ -229,6 +269,7 @@ fn usual(kind: &str) -> &'static [(&'static str, &'static str)] {
         // A preparation of this one.
         "tokenize" => &[("kind", "sft"), ("model", "thin"), ("data", "chats")],
         "evaluate" => &[("models", "base"), ("data", "chats")],
+        "exam" => &[("models", "base"), ("data", "quiz")],
         "generate" => &[
             ("model", "base"),
             ("prompts", "chats"),
@@ -357,6 +398,20 @@ fn kitchen() -> Kitchen {
         )
     };
     kitchen.write("likes.jsonl", &(0..8).map(like).collect::<String>());
+    // What a model learns to write by heart has two lines, and what is wanted is the first of them in other words.
+    let asked = |i: usize, answer: &str| {
+        format!("{{\"prompt\": \"How many is {i} + 1?\", \"completion\": \"{answer}\"}}\n")
+    };
+    let of_all = |answer: &str| (0..8).map(|i| asked(i, answer)).collect::<String>();
+    kitchen.write("lines.jsonl", &of_all("4\\nloaves"));
+    kitchen.write("echoes.jsonl", &of_all("The 4!"));
+    let quiz = |i: usize| {
+        format!(
+            "{{\"question\": \"Which {i}?\", \"choices\": [\"rye\", \"oat {i}\", \"a loaf\"], \"answer\": {}}}\n",
+            i % 3
+        )
+    };
+    kitchen.write("quiz.jsonl", &(0..6).map(quiz).collect::<String>());
     let lexicon = |sign: i32| -> String {
         let letter = |c: u8| format!("{}\t{}\n", c as char, sign * (i32::from(c % 7) - 3));
         (b'a'..=b'z').map(letter).collect::<String>() + "loaf\t2.5\n"
@@ -406,6 +461,10 @@ stages:
   prefs: { kind: load_dataset, source: prefs.jsonl, format: preference }
   ranks: { kind: load_dataset, source: ranks.jsonl, format: ranking }
   likes: { kind: load_dataset, source: likes.jsonl, format: unpaired }
+  quiz: { kind: load_dataset, source: quiz.jsonl }
+  lines: { kind: load_dataset, source: lines.jsonl }
+  echoes: { kind: load_dataset, source: echoes.jsonl }
+  parrot: { kind: sft, model: base, data: lines, learning_rate: 1.0e-2, batch: 4, epochs: 20 }
   words: { kind: rule, lexicon: lexicon.txt }
   brief: { kind: rule, length: 2 }
   tries: { kind: generate, model: base, prompts: sums, n: 4, temperature: 1.5, max_new_tokens: 12 }

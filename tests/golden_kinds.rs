@@ -28,6 +28,7 @@ seed: 17
 threads: 1
 stages:
   folder: { kind: load_model, source: model, dtype: f32 }
+  quiz: { kind: load_dataset, source: quiz.jsonl }
   gguf: { kind: load_model, source: tiny.gguf }
   chats: { kind: load_dataset, source: chats.jsonl }
   sums: { kind: load_dataset, source: rows.jsonl, replace: { much: many }, limit: 5 }
@@ -67,6 +68,10 @@ stages:
   prospect: { kind: kto, model: thin, data: liked, learning_rate: 1.0e-2, batch: 4, micro_batch: 3, max_steps: 4 }
   unlike: { kind: contrast, chosen: sums, rejected: tries }
   odds: { kind: orpo, model: thin, data: pairs, learning_rate: 1.0e-2, batch: 2, epochs: 2 }
+  weighed: { kind: evaluate, models: { before: folder, after: tuned }, data: sums, judge: { words: words, head: judge }, reference: folder, max_new_tokens: 8 }
+  agreed: { kind: preference_accuracy, policy: { before: folder, after: simple }, reference: folder, judge: judge, data: pairs }
+  quizzed: { kind: exam, models: { before: folder, after: tuned }, data: quiz, shots: 1 }
+  written: { kind: exam, models: whole, data: sums, task: exact_match, max_new_tokens: 12 }
   proximal: { kind: ppo, model: thin, reward: judge, prompts: sums, updates: 2, batch: 4, epochs: 2, max_new_tokens: 8, learning_rate: 1.0e-2 }
   left_out: { kind: rloo, model: thin, reward: words, prompts: sums, updates: 2, batch: 4, max_new_tokens: 8, learning_rate: 1.0e-2 }
   relative: { kind: grpo, model: thin, reward: words, prompts: sums, updates: 2, batch: 4, group: 2, max_new_tokens: 8, learning_rate: 1.0e-2, beta: 0.1 }
@@ -97,6 +102,7 @@ fn made() -> BTreeMap<String, Map<String, Value>> {
     .unwrap();
     kitchen.write("chats.jsonl", &tiny::chats(12));
     kitchen.write("pairs.jsonl", tiny::PAIRS);
+    kitchen.write("quiz.jsonl", tiny::QUIZ);
     kitchen.write("reviews.csv", tiny::REVIEWS);
     kitchen.write("rate.py", RATE);
     kitchen.write("kinds.yaml", RECIPE);
@@ -135,7 +141,8 @@ fn check_metrics(recipe: &Path, cache: &Path, answer: &Value) {
             };
             let named = |port: &str| match made.inputs.get(port) {
                 Some(Binding::Many(list)) => list.iter().map(|(name, _)| name.clone()).collect(),
-                Some(Binding::One(_)) | None => Vec::new(),
+                Some(Binding::One(_)) => vec![String::new()],
+                None => Vec::new(),
             };
             let mut said = names(&made.params, &named);
             said.sort();

@@ -447,6 +447,15 @@ pub const ROWS: &[Row] = &[
     row("revise", "limit", ["", "3"]),
     row("revise", "seed", ["1", "2"]),
     row("revise", "batch", ["16", "3"]),
+    row("preference_accuracy", "beta", ["0.1", "0.5"]),
+    row("preference_accuracy", "max_length", ["1024", "24"]),
+    with(
+        "preference_accuracy",
+        "truncation",
+        ["keep_start", "keep_end"],
+        &[("max_length", "24")],
+    ),
+    row("preference_accuracy", "micro_batch", ["4", "1"]),
     row("rule", "lexicon", ["lexicon.txt", "other.txt"]),
     with("rule", "pattern", ["a", "b"], &[("lexicon", "")]),
     with("rule", "length", ["3", "5"], &[("lexicon", "")]),
@@ -543,6 +552,12 @@ pub fn usual(kind: &str) -> Option<&'static [(&'static str, &'static str)]> {
             ("revision", "Better!"),
         ],
         "rule" => &[("lexicon", "lexicon.txt")],
+        "preference_accuracy" => &[
+            ("policy", "thin"),
+            ("reference", "other"),
+            ("judge", "words"),
+            ("data", "prefs"),
+        ],
         _ => return None,
     })
 }

@@ -117,3 +117,9 @@ I have waited for this loaf all week and it is flat.,0,oven
 A leaflet about bread,1,post
 \"Warm, \"\"round\"\" and gone within a minute\",1,shelf
 ";
+
+/// Questions with choices: a plain text with each kind of answer, and turns.
+pub const QUIZ: &str = r#"{"question": "What rises?", "choices": ["dough", "stone"], "answer": 0}
+{"question": "What is dry?", "choices": ["rain", "the sea", "old bread"], "answer": "C"}
+{"prompt": [{"role": "user", "content": "again"}], "choices": ["loaf", "7"], "answer": "loaf"}
+"#;

@@ -16,7 +16,7 @@ struct Metric {
     share: bool,
 }
 
-const METRICS: [Metric; 5] = [
+const METRICS: &[Metric] = &[
     Metric {
         key: "loss",
         words: "loss",
@@ -45,6 +45,48 @@ const METRICS: [Metric; 5] = [
         key: "rouge_l",
         words: "ROUGE-L",
         less: false,
+        share: false,
+    },
+    Metric {
+        key: "f1",
+        words: "F1",
+        less: false,
+        share: true,
+    },
+    Metric {
+        key: "accuracy",
+        words: "accuracy",
+        less: false,
+        share: true,
+    },
+    Metric {
+        key: "accuracy_normalized",
+        words: "accuracy (normalized)",
+        less: false,
+        share: true,
+    },
+    Metric {
+        key: "likelihood_accuracy",
+        words: "accuracy of likelihoods",
+        less: false,
+        share: true,
+    },
+    Metric {
+        key: "normalized_accuracy",
+        words: "accuracy per token",
+        less: false,
+        share: true,
+    },
+    Metric {
+        key: "margin",
+        words: "margin",
+        less: false,
+        share: false,
+    },
+    Metric {
+        key: "calibration_error",
+        words: "calibration error",
+        less: true,
         share: false,
     },
 ];
@@ -93,21 +135,35 @@ pub(crate) fn scores(metrics: &Value, style: Style) -> Option<String> {
     } else {
         many(models, &used, style)
     };
-    if models.values().any(|model| model.get("score").is_some()) {
+    for judge in judges(models) {
         text.push('\n');
-        text.push_str(&under_judge(models, style));
+        text.push_str(&under_judge(models, &judge, style));
     }
     Some(text)
 }
 
+/// What the numbers of each judge begin with: nothing of a judge without a name, else `gold_`.
+fn judges(models: &Map<String, Value>) -> Vec<String> {
+    let keys = models.values().next().and_then(Value::as_object);
+    let keys = keys.into_iter().flat_map(Map::keys);
+    keys.filter_map(|key| key.strip_suffix("score"))
+        .filter(|prefix| prefix.is_empty() || prefix.ends_with('_'))
+        .map(str::to_owned)
+        .collect()
+}
+
 /// What a judge found: a line for each model, the paired difference from the first with its 95% interval.
-fn under_judge(models: &Map<String, Value>, style: Style) -> String {
+fn under_judge(models: &Map<String, Value>, judge: &str, style: Style) -> String {
     let first = models.keys().next().map_or("", String::as_str);
     let against = format!("against {first} (95%)");
-    let words = ["", "score", &against, "won", "KL", "tokens", "diversity"];
+    let own = judge.trim_end_matches('_');
+    let words = [own, "score", &against, "won", "KL", "tokens", "diversity"];
     let mut rows = vec![words.map(|word| style.bold(word)).to_vec()];
     for (name, model) in models {
-        let number = |key: &str| model.get(key).and_then(Value::as_f64);
+        let number = |key: &str| {
+            let own = model.get(format!("{judge}{key}"));
+            own.or_else(|| model.get(key)).and_then(Value::as_f64)
+        };
         let text = |key: &str, digits: usize| {
             number(key).map_or_else(|| "–".to_owned(), |x| format!("{x:.digits$}"))
         };
@@ -244,10 +300,17 @@ fn one(sample: &Value, width: usize, style: Style) -> String {
     let Some(answers) = sample.get("answers").and_then(Value::as_object) else {
         return out;
     };
+    // Of an exam it is known which ones are right.
+    let mark = |name: &str| match sample["correct"][name].as_bool() {
+        Some(true) => " ✓",
+        Some(false) => " ✗",
+        None => "",
+    };
     let column = width.saturating_sub(2) / answers.len().max(1);
     if answers.len() < 2 || column < 34 {
         for (name, answer) in answers {
-            out.push_str(&labelled(name, Some(answer), 6));
+            let answer = Value::String(words(answer) + mark(name));
+            out.push_str(&labelled(name, Some(&answer), 6));
         }
         return out;
     }
@@ -258,7 +321,7 @@ fn one(sample: &Value, width: usize, style: Style) -> String {
         .collect();
     let head: Vec<String> = answers
         .keys()
-        .map(|name| table::pad(&style.bold(name), column))
+        .map(|name| table::pad(&(style.bold(name) + mark(name)), column))
         .collect();
     out.push_str(&format!("  {}\n", head.join(" │ ").trim_end()));
     for row in 0..cells.iter().map(Vec::len).max().unwrap_or(0) {
@@ -359,6 +422,28 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn each_judge_has_a_table_and_answers_of_an_exam_are_marked() {
+        let own = |score: f64| json!({ "loss": 1.0, "gold_score": score, "proxy_score": 2.0, "gold_win_rate": 0.75, "kl": 3.5 });
+        let metrics = json!({ "models": { "sft": own(0.25), "ppo": own(0.5) } });
+        let text = scores(&metrics, Style::default()).unwrap();
+        let lines: Vec<Vec<&str>> = text
+            .lines()
+            .map(|line| line.split_whitespace().collect())
+            .collect();
+        let of = |judge: &str| lines.iter().position(|line| line.first() == Some(&judge));
+        let (gold, proxy) = (of("gold").unwrap(), of("proxy").unwrap());
+        assert!(gold < proxy, "{text}");
+        assert_eq!(
+            lines[gold + 2],
+            ["ppo", "0.500", "75.0", "%", "3.50", "–", "–"]
+        );
+        assert_eq!(lines[proxy + 1][..2], ["sft", "2.000"]);
+        let sample = json!({ "prompt": "1+1", "reference": "2", "answers": { "a": "2" }, "correct": { "a": true } });
+        let shown = one(&sample, 80, Style::default());
+        assert!(shown.contains("2 ✓"), "{shown}");
+    }
 
     #[test]
     fn two_models_are_told_as_before_and_after() {

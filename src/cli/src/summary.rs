@@ -137,6 +137,9 @@ fn counts(outcome: &Outcome, context: &Context) -> String {
     )
 }
 
+/// The kinds whose numbers are shown at the end of a run.
+const EVALUATIONS: [&str; 3] = ["evaluate", "preference_accuracy", "exam"];
+
 /// Every evaluation of the run: stage, `metrics.json`, and where its samples are.
 fn metrics(
     session: &Session,
@@ -147,7 +150,7 @@ fn metrics(
         let Some(contract) = session
             .contracts
             .kind(&stage.kind)
-            .filter(|c| c.kind == "evaluate")
+            .filter(|c| EVALUATIONS.contains(&c.kind))
         else {
             continue;
         };

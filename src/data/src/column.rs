@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use arrow::array::{
     Array, ArrayRef, BooleanArray, BooleanBuilder, Float64Array, Float64Builder, ListArray,
-    StringArray, StringBuilder, StructArray,
+    StringArray, StringBuilder, StructArray, UInt32Array, UInt32Builder,
 };
 use arrow::buffer::{OffsetBuffer, ScalarBuffer};
 
@@ -28,6 +28,7 @@ pub(crate) enum Column {
     Bool(BooleanBuilder),
     /// Numbers, of which some may be missing.
     Number(Float64Builder),
+    Index(UInt32Builder),
 }
 
 impl Column {
@@ -47,6 +48,7 @@ impl Column {
             ColumnKind::Number | ColumnKind::OptionalNumber => {
                 Column::Number(Float64Builder::new())
             }
+            ColumnKind::Index => Column::Index(UInt32Builder::new()),
         }
     }
 
@@ -76,6 +78,7 @@ impl Column {
             (Column::Number(builder), Cell::OptionalNumber(number)) => {
                 builder.append_option(number)
             }
+            (Column::Index(builder), Cell::Index(index)) => builder.append_value(index),
             _ => bail!("a value does not fit its column"),
         }
         Ok(())
@@ -98,6 +101,7 @@ impl Column {
             }
             Column::Bool(builder) => Arc::new(builder.finish()),
             Column::Number(builder) => Arc::new(builder.finish()),
+            Column::Index(builder) => Arc::new(builder.finish()),
         })
     }
 }
@@ -147,6 +151,11 @@ pub(crate) fn read_cell(kind: ColumnKind, column: &ArrayRef, place: usize) -> Op
             } else {
                 Some(number_at(column, place)?)
             })
+        }
+        ColumnKind::Index => {
+            let values = column.as_any().downcast_ref::<UInt32Array>()?;
+            has(values, place)?;
+            Cell::Index(values.value(place))
         }
     })
 }

@@ -6,6 +6,7 @@
 //! two renderings of the beginning of the conversation: up to the turn with a generation prompt, and with the turn. So the
 //! end-of-turn token that the template writes is trained.
 
+mod continuation;
 mod group;
 
 use std::collections::HashSet;

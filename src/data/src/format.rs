@@ -31,6 +31,8 @@ pub enum Format {
     Scored,
     /// `{text, label}`.
     Labelled,
+    /// `{question, choices, answer}`, or a column for each choice, `{question, A, B, answer}`.
+    Choices,
 }
 
 /// Where the question of a row with completions may stand.
@@ -44,6 +46,9 @@ const ASKED: &[&str] = &[
     "history",
 ];
 
+/// The columns of a table's choices, a letter each.
+pub(crate) const CHOICE_COLUMNS: &[&str] = &["A", "B", "C", "D", "E", "F", "G", "H", "I", "J"];
+
 impl Format {
     /// Every format that a source may have.
     pub const ALL: &[Format] = &[
@@ -56,6 +61,7 @@ impl Format {
         Format::Unpaired,
         Format::Scored,
         Format::Labelled,
+        Format::Choices,
     ];
 
     /// The name in recipes and messages.
@@ -71,6 +77,7 @@ impl Format {
             Format::Unpaired => "unpaired",
             Format::Scored => "scored",
             Format::Labelled => "labelled",
+            Format::Choices => "choices",
         }
     }
 
@@ -92,6 +99,7 @@ impl Format {
             Format::Unpaired => Some(Layout::Unpaired),
             Format::Scored => Some(Layout::Scored),
             Format::Labelled => Some(Layout::Labelled),
+            Format::Choices => Some(Layout::Choices),
         }
     }
 
@@ -111,6 +119,17 @@ impl Format {
                 &["score"],
             ],
             Format::Labelled => &[&["text"], &["label"]],
+            Format::Choices => &[
+                &[
+                    "question",
+                    "prompt",
+                    "messages",
+                    "conversations",
+                    "instruction",
+                ],
+                &["choices", "A"],
+                &["answer", "answerKey"],
+            ],
         }
     }
 
@@ -130,6 +149,7 @@ impl Format {
             ),
             Format::Ranking => (true, &["ranks", "scores"]),
             Format::Unpaired | Format::Scored => (true, &[]),
+            Format::Choices => (true, CHOICE_COLUMNS),
             _ => (false, &[]),
         };
         let asked = if asked { ASKED } else { &[] };
@@ -160,10 +180,16 @@ impl std::fmt::Display for Format {
 
 /// The one format of those that fit which is meant, or all that may be.
 ///
-/// Nothing but a preference has a chosen and a rejected side, and nothing but a ranking has completions; a label that is
+/// Nothing but a preference has a chosen and a rejected side, nothing but a ranking has completions, and nothing but a question has
+/// choices with an answer; a label that is
 /// true or false (`yes_or_no`) is that of a completion. A score or another label may be meant or not.
 pub(crate) fn choose(mut fitting: Vec<Format>, yes_or_no: bool) -> Result<Format, Vec<Format>> {
-    let sure = |format: &Format| matches!(format, Format::Preference | Format::Ranking);
+    let sure = |format: &Format| {
+        matches!(
+            format,
+            Format::Preference | Format::Ranking | Format::Choices
+        )
+    };
     if fitting.iter().any(sure) {
         fitting.retain(sure);
     } else if !yes_or_no {

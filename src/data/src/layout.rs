@@ -30,6 +30,8 @@ pub enum Layout {
     Scored,
     /// `text` and its `label`.
     Labelled,
+    /// `prompt`, `choices` of which one is right, and its place among them as the `answer`, from 0.
+    Choices,
 }
 
 /// What a column holds.
@@ -47,6 +49,8 @@ pub enum ColumnKind {
     Number,
     /// `Float64` or null.
     OptionalNumber,
+    /// `UInt32`.
+    Index,
 }
 
 impl Layout {
@@ -60,6 +64,7 @@ impl Layout {
         Layout::Unpaired,
         Layout::Scored,
         Layout::Labelled,
+        Layout::Choices,
     ];
 
     /// The name in recipes and summaries.
@@ -73,6 +78,7 @@ impl Layout {
             Layout::Unpaired => "unpaired",
             Layout::Scored => "scored",
             Layout::Labelled => "labelled",
+            Layout::Choices => "choices",
         }
     }
 
@@ -114,6 +120,11 @@ impl Layout {
                 ("score", ColumnKind::Number),
             ],
             Layout::Labelled => &[("text", ColumnKind::Text), ("label", ColumnKind::Text)],
+            Layout::Choices => &[
+                ("prompt", ColumnKind::Messages),
+                ("choices", ColumnKind::Texts),
+                ("answer", ColumnKind::Index),
+            ],
         }
     }
 
@@ -164,6 +175,7 @@ impl ColumnKind {
             ColumnKind::Messages => DataType::List(item_field(DataType::Struct(message_fields()))),
             ColumnKind::Bool => DataType::Boolean,
             ColumnKind::Number | ColumnKind::OptionalNumber => DataType::Float64,
+            ColumnKind::Index => DataType::UInt32,
         }
     }
 }

@@ -13,6 +13,7 @@ pub mod contrast;
 mod csv;
 pub mod cut;
 pub mod encode;
+pub mod exam;
 pub mod fill;
 mod filter;
 mod format;

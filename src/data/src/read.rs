@@ -381,19 +381,23 @@ fn check(row: &Row) -> Result<(), String> {
         } if chosen == rejected => {
             Err("`chosen` and `rejected` are the same text, so neither is better".to_owned())
         }
-        Row::Ranking { completions, .. } => {
-            let same = (1..completions.len()).find_map(|at| {
-                Some((
-                    completions[..at]
-                        .iter()
-                        .position(|c| *c == completions[at])?,
-                    at,
-                ))
-            });
-            match same {
+        Row::Ranking { completions, .. } => match same(completions) {
+            None => Ok(()),
+            Some((first, second)) => Err(format!(
+                "the completions {} and {} (from the best on) are the same text, so neither is better",
+                first + 1,
+                second + 1
+            )),
+        },
+        Row::Choices { choices, .. } => {
+            if let Some(empty) = choices.iter().position(|c| c.trim().is_empty()) {
+                return Err(format!("choice {} is empty", empty + 1));
+            }
+            let bare: Vec<&str> = choices.iter().map(|choice| choice.trim()).collect();
+            match same(&bare) {
                 None => Ok(()),
                 Some((first, second)) => Err(format!(
-                    "the completions {} and {} (from the best on) are the same text, so neither is better",
+                    "the choices {} and {} are the same text, so they can't be told apart",
                     first + 1,
                     second + 1
                 )),
@@ -401,4 +405,12 @@ fn check(row: &Row) -> Result<(), String> {
         }
         _ => Ok(()),
     }
+}
+
+/// The places of two texts that are the same.
+fn same<T: PartialEq>(texts: &[T]) -> Option<(usize, usize)> {
+    (1..texts.len()).find_map(|at| {
+        let first = texts[..at].iter().position(|text| *text == texts[at])?;
+        Some((first, at))
+    })
 }

@@ -29,6 +29,15 @@ pub enum Row {
         /// Two or more, the best one first.
         completions: Vec<String>,
     },
+    /// A row of [`Layout::Choices`].
+    Choices {
+        /// The question.
+        prompt: Prompt,
+        /// Two or more different answers.
+        choices: Vec<String>,
+        /// The place of the right one, from 0.
+        answer: u32,
+    },
     /// A row of [`Layout::Unpaired`].
     Unpaired {
         /// What the completion answers.
@@ -88,6 +97,8 @@ pub enum Cell<'a> {
     Number(f64),
     /// A value of [`ColumnKind::OptionalNumber`](crate::layout::ColumnKind::OptionalNumber).
     OptionalNumber(Option<f64>),
+    /// A value of [`ColumnKind::Index`](crate::layout::ColumnKind::Index).
+    Index(u32),
 }
 
 impl Row {
@@ -102,6 +113,7 @@ impl Row {
             Row::Unpaired { .. } => Layout::Unpaired,
             Row::Scored { .. } => Layout::Scored,
             Row::Labelled { .. } => Layout::Labelled,
+            Row::Choices { .. } => Layout::Choices,
         }
     }
 
@@ -152,6 +164,15 @@ impl Row {
             Row::Labelled { text, label } => {
                 vec![Cell::Text(text.into()), Cell::Text(label.into())]
             }
+            Row::Choices {
+                prompt,
+                choices,
+                answer,
+            } => vec![
+                Cell::Messages(prompt.to_messages()),
+                Cell::Texts(choices.into()),
+                Cell::Index(*answer),
+            ],
         }
     }
 
@@ -181,10 +202,7 @@ impl Row {
             },
             Layout::Ranking => Row::Ranking {
                 prompt: next()?.into_prompt()?,
-                completions: match next()? {
-                    Cell::Texts(texts) => texts.into_owned(),
-                    _ => return None,
-                },
+                completions: next()?.into_texts()?,
             },
             Layout::Unpaired => Row::Unpaired {
                 prompt: next()?.into_prompt()?,
@@ -205,6 +223,14 @@ impl Row {
             Layout::Labelled => Row::Labelled {
                 text: next()?.into_text()?,
                 label: next()?.into_text()?,
+            },
+            Layout::Choices => Row::Choices {
+                prompt: next()?.into_prompt()?,
+                choices: next()?.into_texts()?,
+                answer: match next()? {
+                    Cell::Index(index) => index,
+                    _ => return None,
+                },
             },
         };
         cells.next().is_none().then_some(row)
@@ -241,6 +267,14 @@ impl Row {
                 desirable,
             } => (prompt.clone(), desirable.then_some(completion)),
             Row::Scored { prompt, .. } => (prompt.clone(), None),
+            Row::Choices {
+                prompt,
+                choices,
+                answer,
+            } => {
+                let right = choices.get(*answer as usize);
+                (prompt.clone(), right.map(String::as_str))
+            }
         }
     }
 
@@ -258,8 +292,13 @@ impl Row {
             } => (prompt, vec![chosen, rejected]),
             Row::Ranking {
                 prompt,
-                completions,
-            } => (prompt, completions.iter().map(String::as_str).collect()),
+                completions: texts,
+            }
+            | Row::Choices {
+                prompt,
+                choices: texts,
+                ..
+            } => (prompt, texts.iter().map(String::as_str).collect()),
             Row::Unpaired {
                 prompt, completion, ..
             }
@@ -287,8 +326,13 @@ impl Row {
             } => (prompt, vec![chosen, rejected]),
             Row::Ranking {
                 prompt,
-                completions,
-            } => (prompt, completions.iter_mut().collect()),
+                completions: texts,
+            }
+            | Row::Choices {
+                prompt,
+                choices: texts,
+                ..
+            } => (prompt, texts.iter_mut().collect()),
             Row::Unpaired {
                 prompt, completion, ..
             }
@@ -310,7 +354,8 @@ impl Row {
 
     /// Whether a file can hold the row; the error says what is wrong with it.
     ///
-    /// Numbers are finite, a ranking has two completions at least, and a conversation as a prompt has turns.
+    /// Numbers are finite, a ranking has two completions at least, a question two choices of which one is right, and a conversation as
+    /// a prompt has turns.
     pub fn check(&self) -> Result<(), String> {
         let (prompt, number) = match self {
             Row::Text { .. }
@@ -318,7 +363,9 @@ impl Row {
             | Row::Messages { .. }
             | Row::Labelled { .. } => return Ok(()),
             Row::Preference { prompt, margin, .. } => (prompt, *margin),
-            Row::Ranking { prompt, .. } | Row::Unpaired { prompt, .. } => (prompt, None),
+            Row::Ranking { prompt, .. }
+            | Row::Unpaired { prompt, .. }
+            | Row::Choices { prompt, .. } => (prompt, None),
             Row::Scored { prompt, score, .. } => (prompt, Some(*score)),
         };
         if let Some(number) = number.filter(|number| !number.is_finite()) {
@@ -336,11 +383,35 @@ impl Row {
                 "a ranking has two completions or more, this one has {found}"
             ));
         }
+        if let Row::Choices {
+            choices, answer, ..
+        } = self
+        {
+            let count = choices.len();
+            enough(count)?;
+            if *answer as usize >= count {
+                return Err(format!(
+                    "the answer is choice {answer}, counted from 0, and there are {count}"
+                ));
+            }
+        }
         if prompt.is_ambiguous() {
             return Err("a conversation as a prompt has a turn of a known role".to_owned());
         }
         Ok(())
     }
+}
+
+/// Whether there is something to choose from.
+pub(crate) fn enough(choices: usize) -> Result<(), String> {
+    let found = match choices {
+        0 => "none",
+        1 => "one",
+        _ => return Ok(()),
+    };
+    Err(format!(
+        "a question has two choices or more, this one has {found}"
+    ))
 }
 
 fn turns(messages: &[Message]) -> impl Iterator<Item = &str> {
@@ -363,12 +434,20 @@ impl Cell<'_> {
                 .sum(),
             Cell::Bool(_) => 1,
             Cell::Number(_) | Cell::OptionalNumber(_) => 8,
+            Cell::Index(_) => 4,
         }
     }
 
     fn into_text(self) -> Option<String> {
         match self {
             Cell::Text(text) => Some(text.into_owned()),
+            _ => None,
+        }
+    }
+
+    fn into_texts(self) -> Option<Vec<String>> {
+        match self {
+            Cell::Texts(texts) => Some(texts.into_owned()),
             _ => None,
         }
     }

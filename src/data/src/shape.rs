@@ -1,5 +1,6 @@
 //! Records to rows: what the columns of each format mean.
 
+mod choices;
 mod judged;
 mod turns;
 
@@ -30,6 +31,7 @@ pub(crate) fn shape(format: Format, fields: Fields) -> Result<Row, Fault> {
         Format::Unpaired => judged::unpaired(record),
         Format::Scored => judged::scored(record),
         Format::Labelled => judged::labelled(record),
+        Format::Choices => choices::choices(record),
     }
 }
 

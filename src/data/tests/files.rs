@@ -1,8 +1,9 @@
-//! Parquet files and text metrics against their Python packages (tests/golden/make/data_files.py).
+//! Parquet files and text metrics against their Python packages (tests/golden/make/data_files.py) and SQuAD's evaluation
+//! (tests/golden/make/evaluation.py).
 
 use std::path::{Path, PathBuf};
 
-use levain_data::metrics::{exact_match, rouge_l};
+use levain_data::metrics::{Normalization, exact_match, rouge_l};
 use levain_data::{Dataset, Format, Message, Prompt, ReadOptions, Row, read_into};
 use serde::Deserialize;
 
@@ -170,4 +171,33 @@ fn rouge_l_is_that_of_google() {
         );
     }
     assert!(exact_match(" 42\n", "42") && !exact_match("42", "43"));
+}
+
+#[derive(Deserialize)]
+struct Compared {
+    answer: String,
+    known: String,
+    normalized: String,
+    #[serde(rename = "match")]
+    matches: bool,
+    f1: f64,
+}
+
+#[test]
+fn answers_are_compared_as_squad_does() {
+    let text = std::fs::read_to_string(golden("../evaluation/answers.json")).unwrap();
+    let all: Vec<Compared> = serde_json::from_str(&text).unwrap();
+    assert!(all.len() > 20 && all.iter().any(|one| one.matches));
+    let squad = Normalization::Squad;
+    for one in &all {
+        let Compared { answer, known, .. } = one;
+        let made = squad.apply(answer);
+        assert_eq!(made, one.normalized, "{answer:?}");
+        assert_eq!(made == squad.apply(known), one.matches, "{answer:?}");
+        let f1 = squad.token_f1(answer, known);
+        assert!((f1 - one.f1).abs() < 1e-12, "{answer:?}, {known:?}: {f1}");
+    }
+    let bare = Normalization::Trimmed;
+    assert_eq!(bare.apply(" The Loaf.\n"), "The Loaf.");
+    assert_eq!(bare.token_f1("The loaf", "the loaf"), 0.5);
 }

@@ -58,6 +58,15 @@ fn rows() -> impl Strategy<Value = (Layout, Vec<Row>)> {
         });
     let labelled =
         any::<(String, String)>().prop_map(|(text, label)| Row::Labelled { text, label });
+    let texts = prop::collection::vec(any::<String>(), 2..5);
+    let choices = (prompt(), texts, any::<u32>()).prop_map(|(prompt, choices, answer)| {
+        let answer = answer % choices.len() as u32;
+        Row::Choices {
+            prompt,
+            choices,
+            answer,
+        }
+    });
     let some = |row: BoxedStrategy<Row>| prop::collection::vec(row, 0..20);
     prop_oneof![
         some(text.boxed()).prop_map(|rows| (Layout::Text, rows)),
@@ -68,6 +77,7 @@ fn rows() -> impl Strategy<Value = (Layout, Vec<Row>)> {
         some(unpaired.boxed()).prop_map(|rows| (Layout::Unpaired, rows)),
         some(scored.boxed()).prop_map(|rows| (Layout::Scored, rows)),
         some(labelled.boxed()).prop_map(|rows| (Layout::Labelled, rows)),
+        some(choices.boxed()).prop_map(|rows| (Layout::Choices, rows)),
     ]
 }
 

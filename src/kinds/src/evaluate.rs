@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::words::{
     LOSS_ON, MAX_LENGTH, MAX_NEW_TOKENS, MICRO_BATCH, TEMPERATURE, TOKENIZE_FIELDS, TRUNCATION,
-    count, each, field,
+    count, each, field, words,
 };
 
 /// The parameters.
@@ -35,31 +35,44 @@ pub struct Evaluate {
     pub micro_batch: usize,
 }
 
-/// What is measured of each model; more of it under a judge, and with a reference.
+/// What a judge's scores say of a model.
+const JUDGED: [&str; 5] = [
+    "score",
+    "win_rate",
+    "difference",
+    "difference_low",
+    "difference_high",
+];
+
+/// The name of a number under a judge: a lone judge has no name, and of several each has its own, `gold_score`.
+pub fn under(judge: &str, measure: &str) -> String {
+    match judge {
+        "" => measure.to_owned(),
+        name => format!("{name}_{measure}"),
+    }
+}
+
+/// What is measured of each model; more of it under judges, and with a reference.
 fn names(_: &Map<String, Value>, named: &dyn Fn(&str) -> Vec<String>) -> Vec<String> {
-    let mut all = vec!["loss", "perplexity", "token_accuracy", "tokens"];
-    if !named("judge").is_empty() {
-        all.extend([
-            "score",
-            "win_rate",
-            "difference",
-            "difference_low",
-            "difference_high",
-            "length",
-            "finished",
-            "diversity",
-        ]);
+    let mut all = words(&["loss", "perplexity", "token_accuracy", "tokens"]);
+    let judges = named("judge");
+    if !judges.is_empty() {
+        for judge in &judges {
+            all.extend(JUDGED.map(|measure| under(judge, measure)));
+        }
+        all.extend(words(&["length", "finished", "diversity"]));
         if !named("reference").is_empty() {
-            all.push("kl");
+            all.extend(words(&["kl", "kl_error"]));
         }
     }
+    let all: Vec<&str> = all.iter().map(String::as_str).collect();
     each(&named("models"), &all)
 }
 
 /// The contract.
 pub const CONTRACT: Contract = Contract {
     kind: "evaluate",
-    version: 1,
+    version: 2,
     about: "Measures models on rows: loss, perplexity, token accuracy, and answers side by side.",
     manual: "\
 Over the counted tokens of all rows: *loss* is the mean of −log p(token | what comes before) in nats, *perplexity* its exponential,
@@ -68,8 +81,13 @@ every model from their prompt (what comes before the last answer), and the answe
 
 With a `judge` every model answers the prompts of all rows, and the judge scores the answers: *score* is its mean, *win_rate* how often a
 model's answer scores higher than that of the first model (ties count half), *difference* the mean of the paired differences with its 95%
-interval, *length* the tokens of an answer, *finished* how many came to their end, *diversity* the different pairs of words over all pairs
-(distinct-2). With a `reference`, *kl* is the mean over answers of log π − log π_ref of the whole answer.",
+interval (*difference_low*, *difference_high*), *length* the tokens of an answer, *finished* how many came to their end, *diversity* the
+different pairs of words over all pairs (distinct-2). With a `reference`, *kl* is the mean over answers of log π − log π_ref of the whole
+answer, and *kl_error* its standard error, deviation / √n.
+
+Several judges score the same answers, each for itself. Their numbers then bear their names: with `judge: { gold: words, proxy: judge }` the
+model `policy` has `policy.gold_score`, `policy.proxy_score`, `policy.gold_win_rate`, `policy.gold_difference`,
+`policy.gold_difference_low` and so on; with one judge it is `policy.score`.",
     example: "scores: { kind: evaluate, models: { base: base, tuned: tuned }, data: halves.test, samples: 3 }",
     pool: Pool::Torch,
     repeatable: Repeatable::Deterministic,
@@ -101,9 +119,9 @@ interval, *length* the tokens of an answer, *finished* how many came to their en
         Port {
             name: "judge",
             accepts: &[ArtifactType::RewardModel, ArtifactType::Judge],
-            arity: Arity::Optional,
+            arity: Arity::Any,
             layouts: &[],
-            doc: "Who scores the models' answers to the rows' prompts.",
+            doc: "Who scores the models' answers to the rows' prompts: a reward model or a rule, or several by name.",
         },
         Port {
             name: "reference",

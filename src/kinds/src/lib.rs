@@ -9,6 +9,7 @@ pub mod cut;
 pub mod density_ratio;
 pub mod dpo;
 pub mod evaluate;
+pub mod exam;
 pub mod gate;
 pub mod generate;
 pub mod grpo;
@@ -24,6 +25,7 @@ pub mod model;
 pub mod orpo;
 pub mod overoptimization;
 pub mod ppo;
+pub mod preference_accuracy;
 pub mod reference;
 pub mod revise;
 pub mod reward_model;
@@ -55,6 +57,8 @@ pub fn contracts() -> Contracts {
             &lora::CONTRACT,
             &sft::CONTRACT,
             &evaluate::CONTRACT,
+            &preference_accuracy::CONTRACT,
+            &exam::CONTRACT,
             &generate::CONTRACT,
             &rule::CONTRACT,
             &annotate::CONTRACT,
@@ -143,6 +147,10 @@ mod tests {
         fits::<super::lora::Lora>(&super::lora::CONTRACT);
         fits::<super::sft::Sft>(&super::sft::CONTRACT);
         fits::<super::evaluate::Evaluate>(&super::evaluate::CONTRACT);
+        fits::<super::preference_accuracy::PreferenceAccuracy>(
+            &super::preference_accuracy::CONTRACT,
+        );
+        fits::<super::exam::Exam>(&super::exam::CONTRACT);
         fits::<super::generate::Generate>(&super::generate::CONTRACT);
         fits::<super::gate::Gate>(&super::gate::CONTRACT);
         fits::<super::select::Select>(&super::select::CONTRACT);

@@ -32,10 +32,10 @@ pub struct LoadDataset {
 /// The contract.
 pub const CONTRACT: Contract = Contract {
     kind: "load_dataset",
-    version: 2,
+    version: 3,
     about: "Reads rows from JSON, JSONL, CSV or Parquet files.",
     manual: "\
-Every row becomes one of eight layouts, whatever the file calls it:
+Every row becomes one of nine layouts, whatever the file calls it:
 
 | format | a row in the file | layout |
 |---|---|---|
@@ -48,8 +48,12 @@ Every row becomes one of eight layouts, whatever the file calls it:
 | `unpaired` | `{\"prompt\": …, \"completion\": …, \"label\": true}`, or `messages` with a `label` | `unpaired` |
 | `scored` | `{\"prompt\": …, \"completion\": …, \"score\": …}`, `messages` with a `score`, or `text` with a `score` | `scored` |
 | `labelled` | `{\"text\": …, \"label\": …}` | `labelled` |
+| `choices` | `{\"question\": …, \"choices\": […], \"answer\": 1}`; in tables a column for each choice, `question,A,B,C,D,answer` | `choices` |
 
-In the last five a prompt is a text or a list of turns; instead of `prompt` there may be `messages`, `conversations`, or `instruction`
+Of a question with `choices` the answer is the place of the right one as a number from 0, its letter, or its text; what could mean two of them is
+an error. ARC's `choices: {\"text\": […], \"label\": […]}` with `answerKey` is read as well. `question` may be a `prompt` as below.
+
+In those with completions or choices a prompt is a text or a list of turns; instead of `prompt` there may be `messages`, `conversations`, or `instruction`
 with `input`. A completion is a text, a turn of the assistant, or a list of turns that repeats those of the prompt. A preference
 without any prompt has the one that `chosen` and `rejected` share as their beginning. Equal completions are broken rows. The
 margin is by how much the chosen completion is better.
@@ -83,6 +87,7 @@ their number is said. Rows are streamed: a file may be larger than memory.",
                 Choice { word: "unpaired", doc: "a completion that is desirable or not" },
                 Choice { word: "scored", doc: "a completion or a text with a score" },
                 Choice { word: "labelled", doc: "a text with a label" },
+                Choice { word: "choices", doc: "a question with choices, of which one is right" },
             ]),
             Need::Default(Literal::Text("auto")),
             "What a row looks like. It depends on the file's content alone.",

@@ -56,7 +56,8 @@ from the rows:
 After training the mean and the deviation of r over the training completions are kept: judges give (r − mean) / deviation, so that
 a KL coefficient means the same for every reward model. In the configuration of a whole model they stand as `reward_mean` and
 `reward_deviation`, where `load_reward_model` finds them. With `test`, accuracy, margin and calibration on held-out rows are measured:
-the expected calibration error compares σ(r_chosen − r_rejected) with how often the chosen one wins, in ten bins.
+the expected calibration error compares how sure σ(|r_chosen − r_rejected|) is with how often that order is right, in ten bins; ties count
+half.
 
 The files are those of transformers' `AutoModelForSequenceClassification` with one label (`score.weight`); with an adapter PEFT's with
 `modules_to_save: [score]`. transformers scores the last token that is not padding: where a model's end token is its padding as well, the

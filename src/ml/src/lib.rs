@@ -11,6 +11,7 @@ pub mod lora;
 pub mod loss;
 pub mod norm;
 pub mod optimizer;
+pub mod pairwise;
 pub mod params;
 pub mod place;
 pub mod preference;

@@ -1,13 +1,14 @@
-//! `evaluate` under a judge: what models answer, how good the judge finds it, and how far they are from a reference.
+//! `evaluate` under judges: what models answer, how good each judge finds it, and how far they are from a reference.
 
 use std::collections::HashSet;
 
 use anyhow::{Context, Result};
-use engine::job::{Job, Reporter};
-use kinds::evaluate::Evaluate;
+use engine::job::{Input, Job, Reporter};
+use kinds::evaluate::{Evaluate, under};
 use ml::Pass;
 use ml::generate::Generated;
-use ml::rl::{Episode, check_scores, log_probabilities};
+use ml::pairwise::Z95;
+use ml::rl::{Episode, log_probabilities};
 use serde_json::{Map, Value, json};
 
 use crate::answers::{Question, text};
@@ -17,13 +18,15 @@ use crate::model::{Loaded, load};
 /// Who judges, and what models are held to.
 pub(crate) struct Bench {
     judges: Judges,
+    /// Their names in metrics: none for a judge that is alone without a name.
+    names: Vec<String>,
     reference: Option<Loaded>,
 }
 
 /// A model's answers in numbers.
 pub(crate) struct Measured {
-    /// Of each prompt.
-    pub scores: Vec<f64>,
+    /// Of each judge a score for each prompt.
+    pub scores: Vec<Vec<f64>>,
     pub values: Map<String, Value>,
 }
 
@@ -37,8 +40,14 @@ impl Bench {
             true => Some(load(job.input("reference")?, job)?),
             false => None,
         };
+        let judges = Judges::load(job, "judge", &Map::new(), params.micro_batch)?;
+        let names = match job.inputs.get("judge") {
+            Some(Input::One(_)) => vec![String::new()],
+            _ => judges.names().into_iter().map(str::to_owned).collect(),
+        };
         Ok(Some(Bench {
-            judges: Judges::load(job, "judge", &Map::new(), params.micro_batch)?,
+            judges,
+            names,
             reference,
         }))
     }
@@ -62,11 +71,12 @@ impl Bench {
                 })
             })
             .collect::<Result<Vec<_>>>()?;
-        let scores = self.judges.score(&answers, &mut || cx.check())?;
-        check_scores(&scores, answers.len())?;
+        let scores = self.judges.score_each(&answers, &mut || cx.check())?;
         let n = answers.len() as f64;
         let mut values = Map::new();
-        values.insert("score".to_owned(), json!(mean(&scores)));
+        for (judge, own) in self.names.iter().zip(&scores) {
+            values.insert(under(judge, "score"), json!(mean(own)));
+        }
         if let Some(reference) = &self.reference {
             let pairs = questions.iter().zip(generated).enumerate();
             let episodes: Vec<Episode> = pairs
@@ -74,8 +84,9 @@ impl Bench {
                     Episode::new(index, question.tokens.clone(), generated.clone())
                 })
                 .collect();
-            let kl = self.divergence(loaded, reference, &episodes, params)?;
+            let (kl, error) = self.divergence(loaded, reference, &episodes, params)?;
             values.insert("kl".to_owned(), json!(kl));
+            values.insert("kl_error".to_owned(), json!(error));
         }
         let tokens: usize = generated.iter().map(|g| g.tokens.len()).sum();
         let finished = generated.iter().filter(|g| g.finished).count();
@@ -86,14 +97,30 @@ impl Bench {
         Ok(Measured { scores, values })
     }
 
-    /// The mean over completions of log π − log π_ref of the whole completion: an estimate of KL(π‖π_ref), at temperature 1.
+    /// How the models fared against the first one under each judge.
+    pub(crate) fn against(
+        &self,
+        first: &[Vec<f64>],
+        own: &[Vec<f64>],
+    ) -> Result<Map<String, Value>> {
+        let mut all = Map::new();
+        for ((judge, first), own) in self.names.iter().zip(first).zip(own) {
+            for (measure, value) in against(first, own)? {
+                all.insert(under(judge, &measure), value);
+            }
+        }
+        Ok(all)
+    }
+
+    /// The mean over completions of log π − log π_ref of the whole completion, an estimate of KL(π‖π_ref) at temperature 1, and its
+    /// standard error.
     fn divergence(
         &self,
         loaded: &Loaded,
         reference: &Loaded,
         episodes: &[Episode],
         params: &Evaluate,
-    ) -> Result<f64> {
+    ) -> Result<(f64, f64)> {
         let of = |model| log_probabilities(model, Pass::eval(), episodes, 1.0, params.micro_batch);
         let (policy, held) = (of(&loaded.model)?, of(&reference.model)?);
         let each: Vec<f64> = policy
@@ -101,12 +128,19 @@ impl Bench {
             .zip(&held)
             .map(|(p, r)| p.iter().sum::<f64>() - r.iter().sum::<f64>())
             .collect();
-        Ok(mean(&each))
+        Ok((mean(&each), standard_error(&each)))
     }
 }
 
 fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len().max(1) as f64
+}
+
+/// Of a mean: the deviation (over n − 1) by √n.
+fn standard_error(values: &[f64]) -> f64 {
+    let (n, middle) = (values.len() as f64, mean(values));
+    let squares: f64 = values.iter().map(|x| (x - middle).powi(2)).sum();
+    (squares / (n - 1.0).max(1.0) / n.max(1.0)).sqrt()
 }
 
 /// Different pairs of words over all pairs of words (distinct-2, Li et al., arXiv 1510.03055).
@@ -124,7 +158,7 @@ fn distinct_pairs(texts: &[&str]) -> f64 {
 
 /// How a model fares against the first one, prompt by prompt: won (ties count half), the mean difference of scores and its 95%
 /// interval (normal, from the deviation of the differences).
-pub(crate) fn against(first: &[f64], own: &[f64]) -> Result<Map<String, Value>> {
+fn against(first: &[f64], own: &[f64]) -> Result<Map<String, Value>> {
     let n = own.len() as f64;
     let differences: Vec<f64> = own.iter().zip(first).map(|(a, b)| a - b).collect();
     let won: f64 = differences
@@ -140,8 +174,7 @@ pub(crate) fn against(first: &[f64], own: &[f64]) -> Result<Map<String, Value>> 
         })
         .sum();
     let middle = mean(&differences);
-    let squares: f64 = differences.iter().map(|d| (d - middle).powi(2)).sum();
-    let half = 1.959_964 * (squares / (n - 1.0).max(1.0) / n).sqrt();
+    let half = Z95 * standard_error(&differences);
     let values = json!({
         "win_rate": won / n,
         "difference": middle,
@@ -165,7 +198,7 @@ mod tests {
         assert_eq!(found["difference"], 0.5);
         // Deviation of (1, 0, -1, 2) is 1.2910; half the interval 1.96 · 1.2910 / 2.
         let low = found["difference_low"].as_f64().unwrap();
-        assert!((low - (0.5 - 1.959_964 * (5.0f64 / 3.0 / 4.0).sqrt())).abs() < 1e-9);
+        assert!((low - (0.5 - Z95 * (5.0f64 / 3.0 / 4.0).sqrt())).abs() < 1e-9);
     }
 
     #[test]

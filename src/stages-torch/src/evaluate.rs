@@ -13,7 +13,7 @@ use ml::Pass;
 use ml::generate::{Generated, Prompt};
 use serde_json::{Map, Value, json};
 
-use crate::alignment::{Bench, against};
+use crate::alignment::Bench;
 use crate::answers::{Manner, Question, answer, questions, text};
 use crate::model::{Loaded, load};
 use crate::sft::row;
@@ -27,7 +27,7 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         .collect();
     let dataset = Dataset::open(job.input("data")?.file("rows.arrow")?)?;
     let bench = Bench::open(job, &params)?;
-    let mut first: Option<Vec<f64>> = None;
+    let mut first: Option<Vec<Vec<f64>>> = None;
     let mut models = Map::new();
     let mut samples: Vec<Map<String, Value>> = Vec::new();
     for (name, view) in job.inputs_of("models")? {
@@ -52,7 +52,7 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
             .into(),
         });
         let mut own = json!({"loss": scores.0, "perplexity": scores.0.exp(), "token_accuracy": scores.1, "tokens": scores.2});
-        // A judge hears all answers; the samples are the first of them.
+        // Judges hear all answers; the samples are the first of them.
         let asked = match bench {
             Some(_) => dataset.len(),
             None => params.samples.min(dataset.len()),
@@ -62,7 +62,7 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         if let (Some(bench), Value::Object(own)) = (&bench, &mut own) {
             let judged = bench.measure(&loaded, &questions, &answers, &params, cx)?;
             let before = first.get_or_insert_with(|| judged.scores.clone());
-            let fared = against(before, &judged.scores)?;
+            let fared = bench.against(before, &judged.scores)?;
             for (measure, value) in judged.values.into_iter().chain(fared) {
                 if let Some(value) = value.as_f64() {
                     let values = [(format!("{name}/{measure}"), value)].into();

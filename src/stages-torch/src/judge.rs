@@ -79,14 +79,27 @@ impl Judges {
         answers: &[Answer],
         watch: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Vec<Vec<f64>>> {
+        let mut all = self.rewards_each(answers, watch)?;
+        for ((_, judge, _), rewards) in self.judges.iter().zip(&mut all) {
+            judge.standardize(rewards);
+        }
+        Ok(all)
+    }
+
+    /// The same on each judge's own scale: r of a reward model, of which σ(r_i − r_j) is the probability that i is preferred.
+    pub(crate) fn rewards_each(
+        &self,
+        answers: &[Answer],
+        watch: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Vec<Vec<f64>>> {
         self.judges
             .iter()
             .map(|(name, judge, _)| {
                 let place = || format!("the judge `{name}`");
-                let scores = judge.score(answers, self.batch, watch);
-                let scores = scores.with_context(place)?;
-                check_scores(&scores, answers.len()).with_context(place)?;
-                Ok(scores)
+                let rewards = judge.rewards(answers, self.batch, watch);
+                let rewards = rewards.with_context(place)?;
+                check_scores(&rewards, answers.len()).with_context(place)?;
+                Ok(rewards)
             })
             .collect()
     }
@@ -132,7 +145,19 @@ fn judge(view: &ArtifactView, job: &Job) -> Result<Judge> {
 }
 
 impl Judge {
-    fn score(
+    /// The scores of a reward model as judges give them: (r − mean) / deviation.
+    fn standardize(&self, rewards: &mut [f64]) {
+        if let Judge::Model {
+            mean, deviation, ..
+        } = self
+        {
+            rewards
+                .iter_mut()
+                .for_each(|r| *r = (*r - mean) / deviation);
+        }
+    }
+
+    fn rewards(
         &self,
         answers: &[Answer],
         batch: usize,
@@ -140,19 +165,14 @@ impl Judge {
     ) -> Result<Vec<f64>> {
         match self {
             Judge::Rule(rule) => Ok(answers.iter().map(|a| rule.score(&a.text)).collect()),
-            Judge::Model {
-                loaded,
-                mean,
-                deviation,
-            } => {
+            Judge::Model { loaded, .. } => {
                 let longest = loaded.model.config.max_position_embeddings;
                 let rows = answers
                     .iter()
                     .map(|answer| row(loaded, answer, longest))
                     .collect::<Result<Vec<_>>>()?;
                 let head = loaded.head.as_ref().context("BUG: it has a head")?;
-                let scores = score_all(&loaded.model, head, &rows, batch, &mut |_| watch())?;
-                Ok(scores.into_iter().map(|r| (r - mean) / deviation).collect())
+                score_all(&loaded.model, head, &rows, batch, &mut |_| watch())
             }
         }
     }

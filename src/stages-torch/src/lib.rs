@@ -9,6 +9,7 @@ mod cpo;
 mod density_ratio;
 mod dpo;
 mod evaluate;
+mod exam;
 mod generate;
 mod group;
 mod grpo;
@@ -18,6 +19,7 @@ mod model;
 mod orpo;
 mod ppo;
 mod preference;
+mod preference_accuracy;
 mod reference;
 mod revise;
 mod reward_model;
@@ -42,6 +44,14 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "evaluate",
             run: evaluate::run,
+        },
+        Implementation {
+            kind: "preference_accuracy",
+            run: preference_accuracy::run,
+        },
+        Implementation {
+            kind: "exam",
+            run: exam::run,
         },
         Implementation {
             kind: "generate",

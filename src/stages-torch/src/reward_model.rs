@@ -11,6 +11,7 @@ use formats::AdapterConfig;
 use kinds::load_reward_model::{DEVIATION, MEAN};
 use kinds::model::adapter_draft;
 use kinds::reward_model::{CONTRACT, RewardModel};
+use ml::pairwise::Pairwise;
 use ml::reward::{Group, HEAD, Head, Reward, RewardLoss, score_all};
 use serde_json::{Map, Value, json};
 
@@ -138,36 +139,21 @@ fn measure(groups: &Groups, scores: &[f64], loss: RewardLoss) -> Result<Map<Stri
         found.insert("correlation".to_owned(), json!(correlation(scores, &known)));
         return Ok(found);
     }
-    let (mut right, mut margin, mut surprise, mut pairs) = (0.0, 0.0, 0.0, 0.0f64);
-    let mut bins = [(0.0f64, 0.0f64, 0.0f64); 10];
+    let mut all = Pairwise::default();
     for index in 0..groups.len() {
         let own = &scores[groups.range(index)];
         for (i, better) in own.iter().enumerate() {
-            for worse in &own[i + 1..] {
-                let difference = better - worse;
-                right += f64::from(u8::from(difference > 0.0));
-                margin += difference;
-                surprise += (-difference).exp().ln_1p();
-                pairs += 1.0;
-                // The side that the model prefers, how sure it is, and whether that is right.
-                let sure = 1.0 / (1.0 + (-difference.abs()).exp());
-                let bin = (((sure - 0.5) * 20.0) as usize).min(9);
-                bins[bin].0 += sure;
-                bins[bin].1 += f64::from(u8::from(difference > 0.0));
-                bins[bin].2 += 1.0;
-            }
+            own[i + 1..]
+                .iter()
+                .for_each(|worse| all.add(better - worse));
         }
     }
-    let calibration: f64 = bins
-        .iter()
-        .map(|(sure, right, _)| (sure - right).abs())
-        .sum();
     for (name, value) in [
-        ("accuracy", right / pairs),
-        ("margin", margin / pairs),
-        ("loss", surprise / pairs),
-        ("calibration_error", calibration / pairs),
-        ("pairs", pairs),
+        ("accuracy", all.accuracy()),
+        ("margin", all.margin()),
+        ("loss", all.loss()),
+        ("calibration_error", all.calibration_error()),
+        ("pairs", all.pairs()),
     ] {
         found.insert(name.to_owned(), json!(value));
     }

@@ -102,7 +102,7 @@ impl Encoder {
                 .map(|text| (text, nothing))
                 .into_iter()
                 .collect(),
-            Row::Text { .. } | Row::Labelled { .. } => {
+            Row::Text { .. } | Row::Labelled { .. } | Row::Choices { .. } => {
                 bail!("rows of layout {} have no completions", row.layout())
             }
         };

@@ -184,7 +184,7 @@ fn answered(record: &mut Columns) -> Result<(Prompt, String), Fault> {
 }
 
 /// What a row asks, if it says so outside of its completions.
-fn asked(record: &mut Columns) -> Result<Option<Prompt>, Fault> {
+pub(super) fn asked(record: &mut Columns) -> Result<Option<Prompt>, Fault> {
     if record.holds("prompt") {
         let node = record.take("prompt")?;
         return Ok(Some(match node.value {

@@ -113,6 +113,7 @@ fn texts(row: &Row) -> Vec<(String, String)> {
                 say(name, number.to_string());
             }
             Cell::OptionalNumber(None) => {}
+            Cell::Index(index) => say(name, (index + 1).to_string()),
         }
     }
     texts
