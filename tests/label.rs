@@ -724,7 +724,7 @@ fn terminal() -> (fs::File, fs::File) {
             &mut program,
             std::ptr::null_mut(),
             std::ptr::null_mut(),
-            &mut size,
+            &size,
         );
         assert_eq!(made, 0);
         (

@@ -75,7 +75,12 @@ fn names(params: &Map<String, Value>, named: &dyn Fn(&str) -> Vec<String>) -> Ve
         all.extend(&NUMBERS[5..]);
     }
     let mut all = words(&all);
-    all.extend(each(&named("samples"), &["score", "win_rate"]));
+    // One set alone has no name.
+    let sets: Vec<String> = named("samples")
+        .into_iter()
+        .filter(|name| !name.is_empty())
+        .collect();
+    all.extend(each(&sets, &["score", "win_rate"]));
     all
 }
 
