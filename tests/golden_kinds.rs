@@ -59,7 +59,7 @@ stages:
   overdone: { kind: overoptimization, scores: [picks, swapped], law: best_of_n }
   spoilt: { kind: overoptimization, scores: { picks: picks, swapped: swapped }, law: none, separate: true }
   scorer: { kind: load_reward_model, source: rewards, dtype: f32, mean: 0.25 }
-  likelier: { kind: density_ratio, samples: tries, strong: whole, weak: folder, criteria: short, normalize: tokens }
+  likelier: { kind: density_ratio, samples: tries, strong: tuned, weak: folder, criteria: short }
   revised: { kind: revise, model: whole, prompts: sums, temperature: 1.0, max_new_tokens: 12, critique: Bad?, revision: Better! }
   straight: { kind: dpo, model: thin, data: pairs, learning_rate: 1.0e-2, batch: 2, epochs: 2 }
   lists: { kind: dpo, model: folder, data: ranked, learning_rate: 1.0e-3, batch: 2 }
