@@ -455,7 +455,12 @@ pub const ROWS: &[Row] = &[
         ["keep_start", "keep_end"],
         &[("max_length", "24")],
     ),
-    row("preference_accuracy", "micro_batch", ["4", "1"]),
+    with(
+        "preference_accuracy",
+        "micro_batch",
+        ["4", "1"],
+        &[("policy", "base")],
+    ),
     row("rule", "lexicon", ["lexicon.txt", "other.txt"]),
     with("rule", "pattern", ["a", "b"], &[("lexicon", "")]),
     with("rule", "length", ["3", "5"], &[("lexicon", "")]),
