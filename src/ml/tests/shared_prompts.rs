@@ -126,7 +126,7 @@ fn a_row_begins_with_tokens_that_lie_before_it() {
     assert_eq!(segments.filled, [5, 5]);
     let positions: Vec<i64> = Vec::try_from(&segments.positions).unwrap();
     assert_eq!(positions, [0, 1, 2, 3, 4, 3, 4]);
-    let seen = segments.seen(&Tensor::arange(7, (Kind::Double, place.device)).unsqueeze(1));
+    let seen = segments.seen(&Tensor::arange(7i64, (Kind::Double, place.device)).unsqueeze(1));
     let seen: Vec<f64> = Vec::try_from(seen.unwrap().flatten(0, -1)).unwrap();
     assert_eq!(seen, [0.0, 1.0, 2.0, 3.0, 4.0, 0.0, 1.0, 2.0, 5.0, 6.0]);
     assert!(Segments::sharing(&[span(5, None), span(2, Some((3, 3)))], place).is_err());
