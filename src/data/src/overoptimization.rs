@@ -3,6 +3,9 @@
 
 use anyhow::{Result, ensure};
 
+/// Distances that differ by less than this part of themselves are one: they can't tell α and β apart.
+const CLOSE: f64 = 1e-4;
+
 /// How the gain R follows the distance d = √KL; R(0) = 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Law {
@@ -56,17 +59,15 @@ impl Fit {
             .filter(|(d, _)| *d > 0.0)
             .map(|(d, gain)| (law.parts(*d), *gain))
             .collect();
-        let first = points.iter().map(|(d, _)| *d).find(|d| *d > 0.0);
-        let different = points
-            .iter()
-            .filter(|(d, _)| *d > 0.0)
-            .any(|(d, _)| Some(*d) != first);
+        let distances = points.iter().map(|(d, _)| *d).filter(|d| *d > 0.0);
+        let nearest = distances.clone().fold(f64::INFINITY, f64::min);
+        let farthest = distances.fold(0.0, f64::max);
         ensure!(
-            different,
+            farthest > nearest * (1.0 + CLOSE),
             "two coefficients need points at two different distances besides the start, and {}",
-            match first {
-                Some(d) => format!("all are at d = √KL = {d:.4}"),
-                None => "all are at d = 0".to_owned(),
+            match farthest > 0.0 {
+                true => format!("all are at d = √KL = {farthest:.4}"),
+                false => "all are at d = 0".to_owned(),
             }
         );
         let [mut aa, mut ab, mut bb, mut ay, mut by] = [0.0; 5];
@@ -78,10 +79,6 @@ impl Fit {
             by += b * y;
         }
         let determinant = aa * bb - ab * ab;
-        ensure!(
-            determinant > 1e-12 * aa * bb,
-            "the distances of the points differ too little to tell α and β apart"
-        );
         let alpha = (bb * ay - ab * by) / determinant;
         let beta = (aa * by - ab * ay) / determinant;
         let m = used.len() as f64;

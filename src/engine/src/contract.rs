@@ -212,7 +212,7 @@ pub enum FieldType {
         /// The port of the metrics.
         of: &'static str,
         /// The port to each of whose artifacts such a number belongs; none where there is one number. The port of the metrics itself where
-        /// each of them has such a number, or several below names: `tuned.score`.
+        /// each of them has such a number, or several below names (`tuned.score`), or one by the field's default.
         each: Option<&'static str>,
     },
 }

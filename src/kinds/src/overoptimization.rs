@@ -135,7 +135,7 @@ them (or not below −0.001, which rounding explains). What is lower is an error
             Need::Default(Literal::Bool(false)),
             "Whether every entry of `scores` is a curve of its own, under its name, in one chart; else all are points of one curve.",
         ),
-        number("proxy", "proxy_score", "The name of the score that was optimized; what is before it in the metrics names the point. Rows of `best_of_n` have names of their own."),
+        number("proxy", "proxy_score", "The name of the score that was optimized; what is before it in the metrics names the point. Points of `best_of_n` and `overoptimization` are known without names."),
         number("gold", "gold_score", "The name of the score that counts."),
         number("kl", "kl", "The name of the KL."),
     ],

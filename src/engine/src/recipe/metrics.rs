@@ -2,7 +2,7 @@
 
 use super::stop_if::Stop;
 use super::{Binding, Guard, Pick, Stage, Target};
-use crate::contract::FieldType;
+use crate::contract::{FieldType, Literal, Need};
 use crate::diagnostic::{Problem, Span};
 use crate::metric::{listed, places};
 
@@ -25,7 +25,13 @@ pub(super) fn check(stages: &[Stage], problems: &mut Vec<Problem>) {
             let metrics = listing(metrics);
             if each == Some(of) {
                 let below = format!(".{metric}");
-                let fits = |known: &String| known == metric || known.ends_with(&below);
+                // Kinds that hand such numbers on call them by their usual names.
+                let usual = match field.need {
+                    Need::Default(Literal::Text(name)) => name,
+                    _ => metric,
+                };
+                let fits =
+                    |known: &String| known == metric || known == usual || known.ends_with(&below);
                 for (_, pick) in metrics {
                     if missing(stages, pick, metric, &fits, span, problems) {
                         break;
