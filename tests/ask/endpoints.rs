@@ -37,11 +37,7 @@ const TWO: &str = "samples: { sft: sft, dpo: dpo }";
 fn two_models_are_compared() {
     let kitchen = kitchen();
     let endpoint = Endpoint::start(longer);
-    recipe(
-        &kitchen,
-        &words(&endpoint, TWO),
-        "  pairs: { kind: annotate, samples: asked }\n",
-    );
+    recipe(&kitchen, &words(&endpoint, TWO), "");
     let answer = kitchen.say("run asked.yaml --json").expect(0).json();
     // Five prompts have two texts; the sixth has one, which ties with itself.
     let found = numbers(&kitchen, &answer);
@@ -74,9 +70,6 @@ fn two_models_are_compared() {
         rows[10],
         ("How many is 5 + 1?".to_owned(), "loaf loaf".to_owned(), 0.5)
     );
-    // Scored rows need no other judge: four prompts have a better and a worse one.
-    let pairs = outputs(&kitchen.cache(), stage(&answer, "pairs"), 0);
-    assert_eq!(pairs["rows"]["summary"]["rows"], 4);
     // Every answer, in the order of the questions.
     let said = answers(&kitchen.cache(), &answer);
     assert_eq!(said.len(), 10);
@@ -111,17 +104,24 @@ fn two_models_are_compared() {
     // What was answered is not asked again: not by a second run, not under another name, only by force.
     kitchen.say("run asked.yaml").expect(0);
     let text = std::fs::read_to_string(kitchen.path().join("asked.yaml")).unwrap();
-    kitchen.write(
-        "renamed.yaml",
-        &text
-            .replace("asked:", "judged:")
-            .replace("samples: asked", "samples: judged"),
-    );
+    kitchen.write("renamed.yaml", &text.replace("asked:", "judged:"));
     kitchen.say("run renamed.yaml").expect(0);
     assert_eq!(endpoint.seen().len(), 10);
     kitchen.say("run asked.yaml --force asked").expect(0);
     assert_eq!(endpoint.seen().len(), 20);
     assert_eq!(kept(&kitchen), 0);
+}
+
+#[test]
+fn scored_rows_need_no_other_judge() {
+    let kitchen = kitchen();
+    let endpoint = Endpoint::start(longer);
+    let pairs = "  pairs: { kind: annotate, samples: asked }\n";
+    recipe(&kitchen, &words(&endpoint, TWO), pairs);
+    let answer = kitchen.say("run asked.yaml --json").expect(0).json();
+    // Four of the six prompts have a better and a worse completion.
+    let pairs = outputs(&kitchen.cache(), stage(&answer, "pairs"), 0);
+    assert_eq!(pairs["rows"]["summary"]["rows"], 4);
 }
 
 #[test]
@@ -215,12 +215,10 @@ fn what_fails_in_passing_is_asked_again() {
     assert_eq!(numbers[0], numbers[1]);
     assert_eq!(wild.seen().len(), 16);
     // The question whose answer could not be read was asked with another seed.
-    let seeds = wild
-        .seen()
-        .iter()
-        .filter(|asked| asked.body["seed"] == 18)
-        .count();
-    assert_eq!(seeds, 1);
+    let seen = wild.seen();
+    let again = seen.iter().filter(|asked| asked.body["seed"] == 18);
+    let again: std::collections::BTreeSet<&str> = again.map(Asked::prompt).collect();
+    assert_eq!(again.into_iter().collect::<Vec<_>>(), [seen[2].prompt()]);
     // The order of the answers is that of the questions.
     let ids = |answer| -> Vec<_> {
         answers(&kitchen.cache(), answer)

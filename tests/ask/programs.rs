@@ -118,7 +118,7 @@ fn a_program_runs_only_when_it_is_allowed_to() {
     let said = Said::of(&mut command(&kitchen, "run asked.yaml", "")).expect(2);
     for part in [
         "the stage `asked` runs the program `python3 judge.py`",
-        "asked.yaml:10",
+        "asked.yaml:9:61",
         "--allow-programs",
         "LEVAIN_ALLOW_PROGRAMS=1",
     ] {
