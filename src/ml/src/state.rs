@@ -9,7 +9,7 @@ use std::path::Path;
 use tch::no_grad;
 
 /// The version of a snapshot's files.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 const WEIGHTS: &str = "weights.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const CURSOR: &str = "state.json";
@@ -42,6 +42,15 @@ impl Cursor {
     }
 }
 
+/// The file of the cursor.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    #[serde(flatten)]
+    cursor: Cursor,
+    /// Steps of the optimizer, whose corrections depend on them: an update of reinforcement learning takes several, or none.
+    optimizer_steps: u64,
+}
+
 /// Writes a snapshot into the folder `folder`, which is made. Whoever calls it publishes the folder as a whole.
 pub fn save(folder: &Path, params: &Params, optimizer: &AdamW, cursor: &Cursor) -> Result<()> {
     std::fs::create_dir_all(folder)
@@ -53,28 +62,35 @@ pub fn save(folder: &Path, params: &Params, optimizer: &AdamW, cursor: &Cursor) 
     tensors::write(&folder.join(WEIGHTS), &weights, &[])?;
     tensors::write(&folder.join(OPTIMIZER), &optimizer.stored(), &[])?;
     let path = folder.join(CURSOR);
-    std::fs::write(&path, serde_json::to_vec_pretty(cursor)?)
+    let stored = Stored {
+        cursor: cursor.clone(),
+        optimizer_steps: optimizer.steps(),
+    };
+    std::fs::write(&path, serde_json::to_vec_pretty(&stored)?)
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Reads the cursor of a snapshot.
-pub fn cursor(folder: &Path) -> Result<Cursor> {
+/// Reads the cursor of a snapshot, and how many steps its optimizer has taken.
+fn stored(folder: &Path) -> Result<Stored> {
     let path = folder.join(CURSOR);
     let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let cursor: Cursor = serde_json::from_slice(&text)
+    let stored: Stored = serde_json::from_slice(&text)
         .with_context(|| format!("{} is not the cursor of a snapshot", path.display()))?;
     ensure!(
-        cursor.version == VERSION,
+        stored.cursor.version == VERSION,
         "{} has the version {}, this program writes {VERSION}; delete the snapshot to begin anew",
         path.display(),
-        cursor.version
+        stored.cursor.version
     );
-    Ok(cursor)
+    Ok(stored)
 }
 
 /// Puts a snapshot's weights and optimizer states back. Its trained parameters must be those of `params`, with their shapes.
 pub fn restore(folder: &Path, params: &Params, optimizer: &mut AdamW) -> Result<Cursor> {
-    let cursor = cursor(folder)?;
+    let Stored {
+        cursor,
+        optimizer_steps,
+    } = stored(folder)?;
     let path = folder.join(WEIGHTS);
     let stored = tensors::read_file(&path)?;
     let trained = params.trained().count();
@@ -111,6 +127,6 @@ pub fn restore(folder: &Path, params: &Params, optimizer: &mut AdamW) -> Result<
             None => Ok((name, tensor)),
         })
         .collect::<Result<Vec<_>>>()?;
-    optimizer.restore(cursor.steps as u64, states)?;
+    optimizer.restore(optimizer_steps, states)?;
     Ok(cursor)
 }

@@ -162,8 +162,8 @@ fn data<'a>() -> Data<'a> {
 /// How the algorithms are called: (actor, seed, β).
 type Algorithm = fn(&mut Actor<'_>, u64, f64);
 
-const UPDATES: usize = 150;
-const RATE: f64 = 4e-3;
+const UPDATES: usize = 200;
+const RATE: f64 = 2e-3;
 
 fn learn_by_ppo(actor: &mut Actor<'_>, seed: u64, beta: f64) {
     let mut params = Params::new();
@@ -216,8 +216,8 @@ fn grouped(actor: &mut Actor<'_>, seed: u64, objective: Objective, advantages: A
     let options = group::Options {
         sampler: sampler(seed),
         updates: UPDATES,
-        batch: 64,
-        group: 8,
+        batch: 128,
+        group: 16,
         minibatches: 1,
         epochs: 2,
         micro_batch: 64,

@@ -221,6 +221,11 @@ impl<'a> Updates<'a> {
             });
             self.ended = step.index == step.of;
         }
+        if let Moment::Interrupted(done) = moment {
+            let text =
+                format!("stopped while completions were sampled: goes on after update {done}");
+            self.cx.note(Level::Info, &text);
+        }
         self.stopped = self.cx.cancelled() && !self.ended;
         let done = self.rows.len();
         let due = self.stopped || self.last.elapsed() >= self.every;
