@@ -1,10 +1,12 @@
-//! Gives the worker the place of libtorch, so that it starts in a plain shell.
+//! Gives both programs the digest of what they are built from, and the worker the place of libtorch, so that it starts in a plain
+//! shell.
 //!
 //! A `-sys` crate's rpath does not reach the programs that depend on it; this script adds it to `levain-worker` alone,
 //! and `levain` stays free of libtorch. Without the feature `torch` there is nothing to do.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
-use std::{env, process};
+use std::{env, fs, process};
 
 /// Said where libtorch is wanted and is not there.
 const MISSING: &str = "libtorch is not set up in this checkout: run `make setup` (once per machine), \
@@ -12,6 +14,14 @@ const MISSING: &str = "libtorch is not set up in this checkout: run `make setup`
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=src");
+    println!("cargo:rerun-if-changed=Cargo.lock");
+    let mut sources = DefaultHasher::new();
+    fs::read("Cargo.lock")
+        .unwrap_or_default()
+        .hash(&mut sources);
+    digest(Path::new("src"), &mut sources);
+    println!("cargo:rustc-env=LEVAIN_BUILD={:016x}", sources.finish());
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     println!("cargo:rerun-if-env-changed=LIBTORCH_LIB");
     if env::var_os("CARGO_FEATURE_TORCH").is_none() {
@@ -35,6 +45,20 @@ fn main() {
         say(&format!("-Wl,-rpath,{}", folder.display()));
     }
     keep_cuda(&resolved);
+}
+
+/// Adds the files below a folder, in order: programs of other sources do not work together.
+fn digest(folder: &Path, hasher: &mut DefaultHasher) {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    paths.sort();
+    for path in paths {
+        if path.is_dir() {
+            digest(&path, hasher);
+        } else {
+            (&path, fs::read(&path).unwrap_or_default()).hash(hasher);
+        }
+    }
 }
 
 /// The folder of libtorch: what LIBTORCH_LIB or LIBTORCH name (`.cargo/config.toml` sets the latter), else the link.

@@ -139,7 +139,8 @@ fn the_outputs_folder_is_restored() {
     fs::remove_dir_all(kitchen.path().join("out")).unwrap();
     let answer = kitchen.say("run tour.yaml --json").expect(0).json();
     assert_eq!(answer["counts"]["ran"], 0);
-    fs::write(&kept[0], "edited").unwrap();
+    let rows = kept.iter().find(|f| f.ends_with("rows.arrow")).unwrap();
+    fs::write(rows, "edited").unwrap();
     kitchen.say("run tour.yaml").expect(0);
     assert_eq!(
         kept.iter()

@@ -711,7 +711,7 @@ fn bad_names_and_nothing_to_compare_are_found() {
 fn terminal() -> (fs::File, fs::File) {
     use std::os::fd::FromRawFd as _;
     let (mut person, mut program) = (0, 0);
-    let mut size = libc::winsize {
+    let size = libc::winsize {
         ws_row: 40,
         ws_col: 90,
         ws_xpixel: 0,

@@ -61,6 +61,9 @@ fn shown(kitchen: &Kitchen, name: &str) -> Value {
         .json()
 }
 
+/// Completions of a prompt, with what proxy and gold say of each.
+type Pool = [(f64, f64)];
+
 /// −|words − wanted| / wanted.
 fn by_length(completion: &str, wanted: f64) -> f64 {
     -(completion.split_whitespace().count() as f64 - wanted).abs() / wanted
@@ -90,14 +93,14 @@ fn best_of_n_is_what_the_rows_say_and_the_chart_comes_out() {
         pools.entry(prompt).or_default().push(scores);
     }
     assert!(pools.len() == 8 && pools.values().all(|pool| pool.len() == 8));
-    let over_prompts = |of: &dyn Fn(&[(f64, f64)]) -> f64| {
+    let over_prompts = |of: &dyn Fn(&Pool) -> f64| {
         pools.values().map(|pool| of(pool)).sum::<f64>() / pools.len() as f64
     };
     let mean = |of: fn(&(f64, f64)) -> f64| {
         over_prompts(&|pool| pool.iter().map(of).sum::<f64>() / pool.len() as f64)
     };
-    let best = |pool: &[(f64, f64)]| pool.iter().map(|s| s.0).fold(f64::MIN, f64::max);
-    let gold_of_best = |pool: &[(f64, f64)]| {
+    let best = |pool: &Pool| pool.iter().map(|s| s.0).fold(f64::MIN, f64::max);
+    let gold_of_best = |pool: &Pool| {
         let tied: Vec<f64> = pool
             .iter()
             .filter(|s| s.0 == best(pool))
@@ -106,7 +109,7 @@ fn best_of_n_is_what_the_rows_say_and_the_chart_comes_out() {
         tied.iter().sum::<f64>() / tied.len() as f64
     };
     // The best of two: over all 28 pairs.
-    let pairs = |pool: &[(f64, f64)]| {
+    let pairs = |pool: &Pool| {
         let mut sum = 0.0;
         for i in 0..pool.len() {
             sum += pool[i + 1..]

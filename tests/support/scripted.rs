@@ -11,6 +11,7 @@ use super::Kitchen;
 
 /// The first line that a worker of this build says.
 pub fn hello() -> Hello {
+    engine::worker::name_build(env!("LEVAIN_BUILD"));
     Hello {
         protocol: PROTOCOL,
         build: build_id(),

@@ -1,10 +1,15 @@
 //! Artifacts written into folders of the user: `outputs` of a recipe and `levain export`.
+//!
+//! A folder of `outputs` belongs to the recipe: a file in it, [`MARK`], lists what was written there. Nothing else in it is ever touched,
+//! and a folder with files and without the list is somebody else's.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
 
 use crate::artifact::{ArtifactType, ArtifactView};
 use crate::cache::Cache;
@@ -33,6 +38,138 @@ pub fn files(view: &ArtifactView, format: Format) -> Result<BTreeMap<String, std
         files.extend(tokenizer.files.iter().cloned());
     }
     Ok(files)
+}
+
+/// The list of what was written into a folder of `outputs`.
+pub const MARK: &str = ".levain-output.json";
+
+/// What was written: name → content.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    files: BTreeMap<String, Digest>,
+}
+
+impl Written {
+    /// The list in a folder; an empty one where there are no files yet.
+    fn read(folder: &Path) -> Result<Written> {
+        let path = folder.join(MARK);
+        match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| {
+                format!(
+                    "{} is no list of an output's files: remove it",
+                    path.display()
+                )
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                ensure!(
+                    !has_files(folder)?,
+                    "{} has files that no output of a recipe wrote: name another folder, or move them away",
+                    folder.display()
+                );
+                Ok(Written::default())
+            }
+            Err(error) => Err(error).with_context(|| format!("{} can't be read", path.display())),
+        }
+    }
+
+    fn write(&self, folder: &Path) -> Result<()> {
+        crate::lock::write_whole(
+            &folder.join(MARK),
+            &format!("{}\n", serde_json::to_string_pretty(self)?),
+        )
+    }
+}
+
+/// Whether anything but folders lies in it.
+fn has_files(folder: &Path) -> Result<bool> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => {
+            return Err(error).with_context(|| format!("{} can't be read", folder.display()));
+        }
+    };
+    for entry in entries {
+        if !entry?.file_type()?.is_dir() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Refuses a folder that a link takes out of `root`.
+fn check_inside(root: &Path, folder: &Path) -> Result<()> {
+    let mut there: PathBuf = folder.to_owned();
+    while fs::symlink_metadata(&there).is_err() && there.pop() {}
+    let real = there
+        .canonicalize()
+        .with_context(|| format!("{} leads nowhere", there.display()))?;
+    let root = root
+        .canonicalize()
+        .with_context(|| format!("{} can't be read", root.display()))?;
+    ensure!(
+        real.starts_with(&root),
+        "{} leads out of the recipe's folder, to {}: `levain export` writes anywhere",
+        folder.display(),
+        real.display()
+    );
+    Ok(())
+}
+
+/// Brings the folder `to` of an output, relative to `root`, up to date: writes what is missing or was changed, removes what an earlier
+/// artifact left there unchanged, and touches nothing else. Returns how many files were written.
+///
+/// Errors when the folder holds files of somebody else, and when a link takes it out of `root`.
+pub fn restore_output(
+    cache: &Cache,
+    artifact: Digest,
+    format: Format,
+    root: &Path,
+    to: &str,
+) -> Result<usize> {
+    let folder = root.join(to);
+    check_inside(root, &folder)?;
+    let before = Written::read(&folder)?;
+    let view = cache.view(artifact)?;
+    let mut now = Written::default();
+    for (name, blob) in files(&view, format)? {
+        let (digest, _) =
+            Digest::of_file(&blob).with_context(|| format!("{} can't be read", blob.display()))?;
+        let path = folder.join(&name);
+        let foreign = !before.files.contains_key(&name) && fs::symlink_metadata(&path).is_ok();
+        ensure!(
+            !foreign,
+            "{} was not written by this recipe: move it away, or name another folder",
+            path.display()
+        );
+        now.files.insert(name, digest);
+    }
+    // Before the files: whatever a killed run leaves is known to be its own.
+    let mut both = before.clone();
+    both.files
+        .extend(now.files.iter().map(|(n, d)| (n.clone(), *d)));
+    if both != before {
+        fs::create_dir_all(&folder)
+            .with_context(|| format!("{} can't be made", folder.display()))?;
+        both.write(&folder)?;
+    }
+    let written = restore(cache, artifact, format, &folder)?;
+    for (name, digest) in before
+        .files
+        .iter()
+        .filter(|(name, _)| !now.files.contains_key(*name))
+    {
+        let path = folder.join(name);
+        if Digest::of_file(&path).is_ok_and(|(found, _)| found == *digest) {
+            fs::remove_file(&path)
+                .with_context(|| format!("{} can't be removed", path.display()))?;
+        }
+    }
+    if both != now {
+        now.write(&folder)?;
+    }
+    Ok(written)
 }
 
 /// Writes `artifact` to `folder`, whole files only, touching none that is already right. Returns how many were written.

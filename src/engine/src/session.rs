@@ -123,10 +123,14 @@ impl Session {
         let mut found = self.sources.clone();
         let mut lock = self.lock.clone();
         for (index, field, spec) in self.wanted() {
-            if found.contains_key(&(index, field)) {
+            let text = spec_text(&spec);
+            if let Some(known) = found.get(&(index, field)) {
+                // The cache knows it from another recipe, or the lock was removed.
+                if spec.pin.is_none() && known.remote {
+                    lock.sources.entry(text).or_insert(known.digest);
+                }
                 continue;
             }
-            let text = spec_text(&spec);
             let resolved = match fetched.get(&text) {
                 Some(resolved) => resolved.clone(),
                 None => resolver

@@ -295,6 +295,9 @@ impl Cache {
         fs::create_dir_all(folder)?;
         let mut file = tempfile::NamedTempFile::new_in(self.root.join("tmp"))?;
         file.write_all(&serde_json::to_vec(entry)?)?;
+        // For whoever shares the cache, as blobs are.
+        file.as_file()
+            .set_permissions(fs::Permissions::from_mode(0o644))?;
         file.as_file().sync_all()?;
         match fs::hard_link(file.path(), &to) {
             Ok(()) => {}

@@ -350,7 +350,8 @@ fn restore_outputs<'a>(
             Err(_) => continue,
         };
         let folder = session.recipe.folder().join(&export.to);
-        match crate::export::restore(&session.cache, artifact, export.format, &folder) {
+        let (root, to) = (session.recipe.folder(), &export.to);
+        match crate::export::restore_output(&session.cache, artifact, export.format, root, to) {
             Ok(written) => exports.push(Exported {
                 name: export.name.clone(),
                 folder,

@@ -85,11 +85,15 @@ pub enum Reply {
     Said,
 }
 
+static BUILD: std::sync::OnceLock<&str> = std::sync::OnceLock::new();
+
+/// Says, once and first of all, what this program was built from.
+pub fn name_build(digest: &'static str) {
+    let _ = BUILD.set(digest);
+}
+
 /// The build of this program: a worker of another build is refused.
 pub fn build_id() -> String {
-    format!(
-        "{} ({})",
-        env!("CARGO_PKG_VERSION"),
-        option_env!("LEVAIN_BUILD").unwrap_or("source")
-    )
+    let digest = BUILD.get().copied().unwrap_or("library");
+    format!("{} ({digest})", env!("CARGO_PKG_VERSION"))
 }
