@@ -149,13 +149,29 @@ fn check_metrics(recipe: &Path, cache: &Path, answer: &Value) {
             let digest = stage(answer, &made.name)["outputs"][output.name].clone();
             let digest = serde_json::from_value(digest).unwrap();
             let manifest = Cache::open(cache).unwrap().manifest(digest).unwrap();
-            let mut found = engine::metric::names(&manifest.summary);
+            let numbers = manifest.summary.clone().into_iter();
+            let numbers = numbers.map(|(name, value)| (name, without_nulls(value)));
+            let mut found = engine::metric::names(&numbers.collect());
             found.sort();
             assert_eq!(said, found, "{}", made.name);
             looked += 1;
         }
     }
     assert!(looked > 2);
+}
+
+/// With 0 in the place of a number that is not one: it has a name as well.
+fn without_nulls(value: Value) -> Value {
+    match value {
+        Value::Null => json!(0),
+        Value::Object(map) => {
+            let all = map
+                .into_iter()
+                .map(|(name, value)| (name, without_nulls(value)));
+            Value::Object(all.collect())
+        }
+        other => other,
+    }
 }
 
 #[test]

@@ -33,7 +33,7 @@ stages:
       before: { first: start, then: far }
     stop_if: { metrics: far, metric: hacked, above: 0 }
     stages:
-      tuned: { kind: sft, model: policy, data: sums, learning_rate: 1.0e-2, batch: 4, epochs: 4 }
+      tuned: { kind: sft, model: policy, data: sums, learning_rate: 1.0e-2, batch: 4, epochs: 12 }
       scores: { kind: evaluate, models: { policy: tuned }, data: sums, judge: nine, reference: base, temperature: 1.0, max_new_tokens: 12, seed: 1 }
       far: { kind: overoptimization, scores: [before, scores], law: none, proxy: finished, gold: score }
 outputs:

@@ -187,7 +187,7 @@ stages:
     // Scores are of text: the same rows as a file that no tokenizer of the policy's has seen have the same ones.
     let rows = show(&kitchen, "recipe.yaml", "scores")["rows"].clone();
     let line = |row: &Value| {
-        let prompt = &row["prompt"][0]["content"];
+        let prompt = &row["prompt"];
         json!({ "prompt": prompt, "completion": row["completion"] }).to_string() + "\n"
     };
     let lines: String = rows.as_array().unwrap().iter().map(line).collect();

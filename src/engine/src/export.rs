@@ -69,6 +69,9 @@ impl Written {
                 );
                 Ok(Written::default())
             }
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+                Err(error).with_context(|| format!("{} can't be written", folder.display()))
+            }
             Err(error) => Err(error).with_context(|| format!("{} can't be read", path.display())),
         }
     }

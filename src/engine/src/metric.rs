@@ -33,11 +33,11 @@ pub fn number(summary: &Summary, wanted: &[String]) -> Result<f64> {
     bail!("there is no metric `{name}`: {}", listed(name, &known));
 }
 
-/// The name of every number; JSON has `null` for one that is not a number.
+/// The name of every number.
 pub fn names(summary: &Summary) -> Vec<String> {
     fn walk(prefix: &str, value: &Value, names: &mut Vec<String>) {
         match value {
-            Value::Number(_) | Value::Null => names.push(prefix.to_owned()),
+            Value::Number(_) => names.push(prefix.to_owned()),
             Value::Object(map) => {
                 for (key, value) in map {
                     walk(&format!("{prefix}.{key}"), value, names);
