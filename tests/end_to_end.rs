@@ -115,6 +115,9 @@ fn a_first_day_with_levain() {
     }
     let schema = kitchen.say("schema").expect(0).json();
     assert_eq!(schema["type"], "object");
+    assert_eq!(kitchen.say("schema --json").expect(0).json(), schema);
+    let completions = kitchen.say("completions fish --json").expect(0).json();
+    assert!(text(&completions["script"]).contains("levain"));
     for shell in ["bash", "zsh", "fish"] {
         assert!(
             kitchen

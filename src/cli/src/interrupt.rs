@@ -2,11 +2,24 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use engine::event::{Event, Sink, What};
+
 /// Set by the first SIGINT or SIGTERM. Whoever reacted to it may clear it again.
 pub(crate) static STOP: AtomicBool = AtomicBool::new(false);
 
 /// Set while the program waits for a person: then nothing needs to be brought to an end first.
 pub(crate) static AT_REST: AtomicBool = AtomicBool::new(false);
+
+/// Work begins with the plan: until then sources are looked at and fetched, which may end at any moment and goes on from there.
+pub(crate) struct WorkBegins;
+
+impl Sink for WorkBegins {
+    fn emit(&mut self, event: &Event) {
+        if matches!(event.what, What::Planned { .. }) {
+            AT_REST.store(false, Ordering::SeqCst);
+        }
+    }
+}
 
 /// From now on SIGINT and SIGTERM set [`STOP`]; a second one while it is set, or one while
 /// [`AT_REST`] is, ends the program with 130.

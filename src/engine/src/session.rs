@@ -115,7 +115,18 @@ impl Session {
         list
     }
 
-    /// Fetches what is missing and pins it in the recipe's lock.
+    /// Whether the cache knows a remote source that neither the recipe nor its lock pins: it came with another recipe, or the lock was
+    /// removed.
+    pub fn has_unpinned(&self) -> bool {
+        self.wanted().into_iter().any(|(index, field, spec)| {
+            let remote = |found: &Resolved| found.remote;
+            spec.pin.is_none()
+                && self.sources.get(&(index, field)).is_some_and(remote)
+                && !self.lock.sources.contains_key(&spec_text(&spec))
+        })
+    }
+
+    /// Fetches what is missing, and pins it and what is not pinned yet in the recipe's lock.
     pub fn fetch(&mut self, network: &Network, progress: &dyn Fn(Progress)) -> Result<()> {
         let resolver = Resolver::new(self.recipe.folder(), &self.cache, &self.memo, network)
             .progress(progress);

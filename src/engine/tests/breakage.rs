@@ -313,6 +313,59 @@ fn outputs_are_restored_and_only_where_they_differ() {
 }
 
 #[test]
+fn outputs_touch_nothing_that_is_not_theirs() {
+    let kitchen = Kitchen::new();
+    let recipe = |text: &str, of: &str| {
+        format!(
+            "levain: 1\nstages:\n  a: {{ kind: say, text: {text} }}\n  b: {{ kind: halves, data: a }}\n\
+             outputs:\n  kept: {{ from: {of}, to: mine }}\n"
+        )
+    };
+    let refused = |ran: &Ran, why: &str| {
+        let [(name, error)] = &ran.outcome.failures[..] else {
+            panic!("{:?}", ran.outcome.failures)
+        };
+        assert!(name == "outputs.kept" && error.contains(why), "{error}");
+    };
+    let mine = kitchen.path().join("mine");
+    // Somebody's folder.
+    fs::create_dir(&mine).unwrap();
+    kitchen.write("mine/text.txt", "the only copy");
+    refused(
+        &kitchen.run(&recipe("Flour", "a"), &Told::default()),
+        "no output of a recipe wrote",
+    );
+    assert_eq!(
+        fs::read_to_string(mine.join("text.txt")).unwrap(),
+        "the only copy"
+    );
+    // One of its own, with somebody's file beside it, which stays.
+    fs::remove_dir_all(&mine).unwrap();
+    kitchen.run(&recipe("Flour", "a"), &Told::default());
+    kitchen.write("mine/notes.txt", "rye");
+    kitchen.run(&recipe("Water", "a"), &Told::default());
+    assert_eq!(fs::read_to_string(mine.join("text.txt")).unwrap(), "Water");
+    assert_eq!(fs::read_to_string(mine.join("notes.txt")).unwrap(), "rye");
+    // A file in the way of a new name.
+    let list = mine.join(engine::export::MARK);
+    fs::write(&list, "{ \"files\": {} }").unwrap();
+    refused(
+        &kitchen.run(&recipe("Flour", "a"), &Told::default()),
+        "was not written by this recipe",
+    );
+    assert_eq!(fs::read_to_string(mine.join("text.txt")).unwrap(), "Water");
+    // A link that leads out.
+    fs::remove_dir_all(&mine).unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(elsewhere.path(), &mine).unwrap();
+    refused(
+        &kitchen.run(&recipe("Flour", "a"), &Told::default()),
+        "leads out of the recipe's folder",
+    );
+    assert_eq!(fs::read_dir(elsewhere.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn a_lease_is_held_by_one_and_given_back() {
     let kitchen = Kitchen::new();
     let cache = kitchen.cache();

@@ -73,10 +73,9 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     Ok(Status::Done)
 }
 
-/// Fetches what is missing, with bars on a terminal and a line now and then elsewhere.
+/// Fetches what is missing and pins what is not pinned yet, with bars on a terminal and a line now and then elsewhere.
 pub(crate) fn fetch(session: &mut Session, context: &Context, plain: bool) -> Result<()> {
-    let missing = session.missing();
-    if missing.is_empty() {
+    if session.missing().is_empty() && !session.has_unpinned() {
         return Ok(());
     }
     let meter = Meter::new(context, plain);

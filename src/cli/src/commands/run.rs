@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use anyhow::Result;
@@ -14,7 +15,7 @@ use super::fetch::fetch;
 use super::why::find;
 use crate::context::Context;
 use crate::failure::{Failure, Status};
-use crate::interrupt::{self, STOP};
+use crate::interrupt::{self, AT_REST, STOP, WorkBegins};
 use crate::options::{RecipeArgs, device};
 use crate::summary;
 use crate::tensorboard::TensorBoard;
@@ -65,6 +66,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     let allow_programs = args.allow_programs || allowed_by_environment()?;
     session.about(&args.stages);
     interrupt::watch();
+    AT_REST.store(true, Ordering::SeqCst);
     prepare_sources(&mut session, args, context)?;
     let kinds: HashMap<String, String> = session
         .plan
@@ -92,12 +94,10 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
         _ => Detail::More,
     };
     let sinks = |folder: Option<&Path>| -> Vec<Box<dyn Sink>> {
-        let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(Terminal::new(
-            kinds,
-            context.err,
-            detail,
-            args.plain,
-        ))];
+        let mut sinks: Vec<Box<dyn Sink>> = vec![
+            Box::new(WorkBegins),
+            Box::new(Terminal::new(kinds, context.err, detail, args.plain)),
+        ];
         sinks
             .extend(folder.map(|f| {
                 Box::new(TensorBoard::new(f.join("tensorboard"), begun)) as Box<dyn Sink>

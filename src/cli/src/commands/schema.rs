@@ -18,6 +18,9 @@ pub(crate) struct Args {
     /// Write `recipe.schema.json` into this folder instead
     #[arg(long, value_name = "DIR")]
     write: Option<PathBuf>,
+    /// Print JSON, which the schema is in any case
+    #[arg(long = "json", conflicts_with = "write")]
+    _json: bool,
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {

@@ -120,7 +120,7 @@ pub fn run(
             .context("the run's folder can't be written")?;
     }
     let hub = Hub::new(all);
-    if !session.missing().is_empty() {
+    if !session.missing().is_empty() || session.has_unpinned() {
         let last = Mutex::new(std::time::Instant::now() - Duration::from_secs(1));
         session.fetch(&options.network, &|p| {
             let mut last = last
