@@ -65,8 +65,9 @@ def padded_scores(model, tokenizer, pad):
 
 
 def our_scores(recipe, stage):
-    """Rewards out of the scores that a judge gave."""
-    return [row["score"] for row in recipe.show(stage)["rows"]]
+    """Rewards out of the scores that a judge gave, in the order of the samples: of a prompt the best completion comes first."""
+    scores = {row["completion"]: row["score"] for row in recipe.show(stage)["rows"]}
+    return [scores[row["completion"]] for row in SAMPLES]
 
 
 def compare(report, ours, theirs, text):
