@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -76,15 +76,23 @@ impl Written {
         }
     }
 
+    /// Replaces the list as a whole. What a kill leaves of it begins with its name, and so is known to be ours.
     fn write(&self, folder: &Path) -> Result<()> {
-        crate::lock::write_whole(
-            &folder.join(MARK),
-            &format!("{}\n", serde_json::to_string_pretty(self)?),
-        )
+        let fail = || format!("{} can't be written", folder.join(MARK).display());
+        let mut file = tempfile::Builder::new()
+            .prefix(MARK)
+            .tempfile_in(folder)
+            .with_context(fail)?;
+        writeln!(file, "{}", serde_json::to_string_pretty(self)?).with_context(fail)?;
+        file.as_file()
+            .set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
+            .with_context(fail)?;
+        let kept = file.persist(folder.join(MARK)).map_err(|e| e.error);
+        kept.map(drop).with_context(fail)
     }
 }
 
-/// Whether anything but folders lies in it.
+/// Whether anything but folders and our own list lies in it.
 fn has_files(folder: &Path) -> Result<bool> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -94,7 +102,9 @@ fn has_files(folder: &Path) -> Result<bool> {
         }
     };
     for entry in entries {
-        if !entry?.file_type()?.is_dir() {
+        let entry = entry?;
+        let ours = entry.file_name().to_string_lossy().starts_with(MARK);
+        if !ours && !entry.file_type()?.is_dir() {
             return Ok(true);
         }
     }

@@ -341,7 +341,15 @@ fn outputs_touch_nothing_that_is_not_theirs() {
     );
     // One of its own, with somebody's file beside it, which stays.
     fs::remove_dir_all(&mine).unwrap();
-    kitchen.run(&recipe("Flour", "a"), &Told::default());
+    // What a kill left of a first list does not make the folder somebody's.
+    fs::create_dir(&mine).unwrap();
+    fs::write(mine.join(format!("{}x7Qa", engine::export::MARK)), "{").unwrap();
+    let ran = kitchen.run(&recipe("Flour", "a"), &Told::default());
+    assert!(
+        ran.outcome.failures.is_empty(),
+        "{:?}",
+        ran.outcome.failures
+    );
     kitchen.write("mine/notes.txt", "rye");
     kitchen.run(&recipe("Water", "a"), &Told::default());
     assert_eq!(fs::read_to_string(mine.join("text.txt")).unwrap(), "Water");
