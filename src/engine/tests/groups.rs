@@ -134,7 +134,10 @@ fn every_round_has_a_seed_of_its_own_and_every_cell_the_recipes() {
     let recipe = "  \
         top: { kind: say, text: x }\n  \
         r: { repeat: 2, stages: { s: { kind: say, text: x }, own: { kind: say, text: x, seed: 5 } } }\n  \
-        m: { matrix: { a: [1, 2] }, stages: { s: { kind: say, text: x }, t: { kind: say, text: \"t${matrix.a}\" } } }\n";
+        m: { matrix: { a: [1, 2] }, stages: { s: { kind: say, text: x }, t: { kind: say, text: \"t${matrix.a}\" } } }\n  \
+        c: { matrix: { a: [1, 2] }, seed: \"${matrix.a}\", stages: {\n    \
+          s: { kind: say, text: x }, r: { repeat: 1, stages: { s: { kind: say, text: x } } } } }\n  \
+        d: { repeat: 1, seed: 7, stages: { s: { kind: say, text: x } } }\n";
     let session = kitchen.open(recipe, &Told::default());
     let seed = |name: &str| {
         session.plan.nodes[session.plan.find(name).unwrap()].params["seed"]
@@ -151,6 +154,10 @@ fn every_round_has_a_seed_of_its_own_and_every_cell_the_recipes() {
         ]
     );
     assert_eq!([seed("r[1].own"), seed("r[2].own")], [5; 2]);
+    // Where the group has a seed, that of the recipe counts for nothing.
+    assert_eq!([seed("c[a=1].s"), seed("c[a=2].s")], [1, 2]);
+    assert_eq!(seed("c[a=2].r[1].s"), engine::recipe::derive(2, 1));
+    assert_eq!(seed("d[1].s"), engine::recipe::derive(7, 1));
 }
 
 #[test]

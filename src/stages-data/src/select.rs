@@ -7,7 +7,12 @@ use engine::metric::{number, places};
 use kinds::select::Select;
 
 pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
-    let Select { metric, goal } = job.params()?;
+    let Select {
+        metric,
+        goal,
+        at_least,
+        at_most,
+    } = job.params()?;
     let (candidates, metrics) = (job.inputs_of("candidates")?, job.inputs_of("metrics")?);
     let names = |list: &'_ [(String, engine::artifact::ArtifactView)]| -> Vec<String> {
         list.iter().map(|(name, _)| name.clone()).collect()
@@ -22,27 +27,31 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
             .with_context(|| format!("`{name}` can't be compared"))?;
         values.push(value);
     }
-    let better = |new: f64, old: f64| match goal.as_str() {
-        "min" => new < old,
-        _ => new > old,
-    };
-    let mut best = 0;
-    for (index, value) in values.iter().enumerate() {
-        if better(*value, values[best]) {
-            best = index;
-        }
-    }
-    let (Some((name, view)), Some(value)) = (candidates.get(best), values.get(best)) else {
-        bail!("there is nothing to pick from");
-    };
     let all: Vec<String> = own
         .iter()
         .zip(&values)
         .map(|(n, v)| format!("{n} {v}"))
         .collect();
+    let all = all.join(", ");
+    let within =
+        |value: f64| at_least.is_none_or(|l| value >= l) && at_most.is_none_or(|m| value <= m);
+    let better = |new: f64, old: f64| match goal.as_str() {
+        "min" => new < old,
+        _ => new > old,
+    };
+    let mut best: Option<(usize, f64)> = None;
+    for (index, value) in values.into_iter().enumerate() {
+        if within(value) && best.is_none_or(|(_, old)| better(value, old)) {
+            best = Some((index, value));
+        }
+    }
+    let Some((index, value)) = best else {
+        bail!("none of the candidates is within the limits; `{metric}`: {all}");
+    };
+    let (name, view) = &candidates[index];
     cx.note(
         Level::Info,
-        &format!("`{name}` wins with {value}; `{metric}`: {}", all.join(", ")),
+        &format!("`{name}` wins with {value}; `{metric}`: {all}"),
     );
     Ok([("best".to_owned(), Draft::of(view))].into())
 }
@@ -59,9 +68,12 @@ mod tests {
 
     /// What is said of three candidates, the last word being which one came out.
     fn select(metric: &str, goal: &str, metrics: &[Named<'_>]) -> Result<String, String> {
+        within(json!({ "metric": metric, "goal": goal }), metrics)
+    }
+
+    fn within(params: Value, metrics: &[Named<'_>]) -> Result<String, String> {
         let candidates =
             ["a", "b", "c"].map(|name| (name, artifact("dataset", json!({ "rows": name }))));
-        let params = json!({ "metric": metric, "goal": goal });
         let many = [("candidates", candidates.as_slice()), ("metrics", metrics)];
         let ear = Ear::default();
         let drafts =
@@ -87,6 +99,26 @@ mod tests {
         );
         assert_eq!(of("loss", "max"), format!("`a` wins with 2; {losses} → a"));
         assert!(of("acc", "max").ends_with("→ b"));
+    }
+
+    #[test]
+    fn who_is_outside_of_the_limits_cannot_win() {
+        let all = json!({ "a": { "kl": 1 }, "b": { "kl": 2.5 }, "c": { "kl": 4 } });
+        let all = [("scores", scores(all))];
+        let of = |limits: Value| {
+            let mut params = json!({ "metric": "kl", "goal": "max" });
+            let own = limits.as_object().expect("limits").clone();
+            params.as_object_mut().expect("a mapping").extend(own);
+            within(params, &all)
+        };
+        let kls = "`kl`: a 1, b 2.5, c 4";
+        let b = Ok(format!("`b` wins with 2.5; {kls} → b"));
+        assert_eq!(of(json!({ "at_most": 3.0 })), b);
+        assert_eq!(of(json!({ "at_most": 2.5, "at_least": 2.5 })), b);
+        let none = "none of the candidates is within the limits; `kl`: a 1, b 2.5, c 4";
+        assert_eq!(of(json!({ "at_most": 0.5 })), Err(none.to_owned()));
+        let least = json!({ "goal": "min", "at_least": 2.0 });
+        assert_eq!(of(least), b);
     }
 
     #[test]

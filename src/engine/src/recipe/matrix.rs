@@ -6,7 +6,7 @@ use super::unroll::{Place, Unroll};
 use super::yaml::{Key, Node, NodeKind};
 use crate::diagnostic::Problem;
 
-const MATRIX: [&str; 4] = ["matrix", "exclude", "stages", "when"];
+const MATRIX: [&str; 5] = ["matrix", "exclude", "seed", "stages", "when"];
 
 impl<'a> Unroll<'a, '_> {
     pub(super) fn matrix(
@@ -72,13 +72,14 @@ impl<'a> Unroll<'a, '_> {
                     .into_iter()
                     .map(|(name, value)| (format!("matrix.{name}"), value)),
             );
-            let inner = Place {
+            let mut inner = Place {
                 scope,
                 prefix: format!("{}{}[{}].", place.prefix, key.name, cell.label()),
                 seed: place.seed,
                 values: &values,
                 guards: place.guards,
             };
+            inner.seed = self.seed(body, &inner);
             self.stages(stages, &inner);
             made.push(cell);
         }

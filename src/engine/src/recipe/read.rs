@@ -367,7 +367,16 @@ fn top_integer(
     max: i64,
     problems: &mut Vec<Problem>,
 ) -> Option<i64> {
-    let node = root.get(name)?;
+    whole(name, root.get(name)?, (min, max), problems)
+}
+
+/// The whole number that `node` holds, when it lies within the limits.
+pub(super) fn whole(
+    name: &str,
+    node: &Node,
+    (min, max): (i64, i64),
+    problems: &mut Vec<Problem>,
+) -> Option<i64> {
     match node.kind {
         NodeKind::Integer(i) if (min..=max).contains(&i) => Some(i),
         NodeKind::Integer(_) => {

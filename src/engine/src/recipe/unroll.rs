@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use super::fields;
 use super::names::{Carried, Item, Named, Names, Scope};
 use super::params::{self, Values};
-use super::read::{check_name, wrong_type};
+use super::read::{check_name, whole, wrong_type};
 use super::stop_if::Stop;
 use super::yaml::{Key, Node, NodeKind};
 use crate::contract::{Contract, Contracts, Output};
@@ -18,7 +18,7 @@ use crate::digest::Digest;
 /// The most stages that a recipe may come to.
 const MAX_STAGES: usize = 100_000;
 const MAX_ROUNDS: i64 = 10_000;
-const REPEAT: [&str; 5] = ["repeat", "carry", "stop_if", "stages", "when"];
+const REPEAT: [&str; 6] = ["repeat", "carry", "stop_if", "seed", "stages", "when"];
 
 /// A stage before its words are read.
 pub(super) struct Declared<'a> {
@@ -184,6 +184,19 @@ impl<'a, 'p> Unroll<'a, 'p> {
         None
     }
 
+    /// Where the random streams of a group's stages start: its own `seed`, or that of the place where it stands.
+    pub(super) fn seed(&mut self, body: &'a Node, place: &Place<'_>) -> u64 {
+        let given = body
+            .get("seed")
+            .filter(|n| !matches!(n.kind, NodeKind::Null));
+        let Some(node) = given else {
+            return place.seed;
+        };
+        let node = self.filled(node, place);
+        let seed = whole("seed", &node, (0, i64::MAX), self.problems);
+        seed.map_or(place.seed, |seed| seed as u64)
+    }
+
     fn repeat(
         &mut self,
         key: &'a Key,
@@ -217,6 +230,7 @@ impl<'a, 'p> Unroll<'a, 'p> {
             .get("stop_if")
             .filter(|n| !matches!(n.kind, NodeKind::Null));
         let stops = stop.is_some();
+        let seed = self.seed(body, place);
         let mut guards = place.guards.to_vec();
         let mut scopes: Vec<usize> = Vec::new();
         for round in 1..=rounds {
@@ -250,7 +264,7 @@ impl<'a, 'p> Unroll<'a, 'p> {
             let inner = Place {
                 scope,
                 prefix: format!("{}{}[{round}].", place.prefix, key.name),
-                seed: derive(place.seed, round as u64),
+                seed: derive(seed, round as u64),
                 values: &values,
                 guards: &guards,
             };
