@@ -71,9 +71,7 @@ pub(crate) fn status_of(error: &anyhow::Error) -> Status {
 
 /// The error as a person reads it.
 pub(crate) fn text_of(error: &anyhow::Error, color: bool) -> String {
-    let inner = error
-        .downcast_ref::<Failure>()
-        .map_or(error, |failure| &failure.error);
+    let inner = cause(error);
     match inner.downcast_ref::<Problems>() {
         Some(problems) => problems.render(color),
         None if color => format!("\x1b[1;31merror\x1b[0m: {inner:#}\n"),
@@ -81,10 +79,26 @@ pub(crate) fn text_of(error: &anyhow::Error, color: bool) -> String {
     }
 }
 
-/// Says what went wrong and gives the exit code.
-pub(crate) fn report(error: &anyhow::Error, context: &Context) -> ExitCode {
-    crate::terminal::say(&text_of(error, context.err.color));
+/// The mistakes of a recipe as a command with `--json` tells them; none for other errors.
+pub(crate) fn for_programs(error: &anyhow::Error) -> Option<serde_json::Value> {
+    let problems = cause(error).downcast_ref::<Problems>()?;
+    Some(problems.to_json())
+}
+
+/// Says what went wrong and gives the exit code. With `json` the mistakes of a recipe go to standard output, and nothing is said.
+pub(crate) fn report(error: &anyhow::Error, json: bool, context: &Context) -> ExitCode {
+    let answer = for_programs(error).filter(|_| json);
+    if answer.is_none_or(|answer| context.print_json(&answer).is_err()) {
+        crate::terminal::say(&text_of(error, context.err.color));
+    }
     status_of(error).into()
+}
+
+/// The error under its exit code.
+fn cause(error: &anyhow::Error) -> &anyhow::Error {
+    error
+        .downcast_ref::<Failure>()
+        .map_or(error, |failure| &failure.error)
 }
 
 #[cfg(test)]

@@ -34,6 +34,6 @@ pub fn main() -> ExitCode {
     diagnostics::start(options.global.verbose);
     match commands::run(&options.command, &context) {
         Ok(status) => status.into(),
-        Err(error) => failure::report(&error, &context),
+        Err(error) => failure::report(&error, options.command.json(), &context),
     }
 }

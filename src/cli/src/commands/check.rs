@@ -4,7 +4,7 @@ use anyhow::Result;
 use serde_json::json;
 
 use crate::context::Context;
-use crate::failure::{Status, status_of};
+use crate::failure::Status;
 use crate::options::RecipeArgs;
 use crate::units;
 
@@ -17,18 +17,12 @@ pub(crate) struct Args {
     recipe: RecipeArgs,
     /// Print the mistakes as JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
-    let session = match context.open(&args.recipe) {
-        Ok(session) => session,
-        Err(error) => return mistakes(error, args, context),
-    };
-    let seen = match engine::peek::look(&session, &session.standings(), stages_data::peeks()) {
-        Ok(seen) => seen,
-        Err(error) => return mistakes(error, args, context),
-    };
+    let session = context.open(&args.recipe)?;
+    let seen = engine::peek::look(&session, &session.standings(), stages_data::peeks())?;
     let missing = session.missing();
     let stages = session.recipe.stages.len();
     let preparations = session.plan.nodes.len() - stages;
@@ -99,14 +93,4 @@ fn programs(session: &engine::session::Session) -> serde_json::Map<String, serde
     programs
         .map(|(index, program)| (session.plan.nodes[index].name.clone(), program.into()))
         .collect()
-}
-
-/// Mistakes as the option asks for them.
-fn mistakes(error: anyhow::Error, args: &Args, context: &Context) -> Result<Status> {
-    let problems = error.downcast_ref::<engine::diagnostic::Problems>();
-    let Some(problems) = problems.filter(|_| args.json) else {
-        return Err(error);
-    };
-    context.print_json(&problems.to_json())?;
-    Ok(status_of(&error))
 }

@@ -30,7 +30,7 @@ pub(crate) struct Args {
     force: bool,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 /// The form of an exported artifact.

@@ -24,7 +24,7 @@ pub(crate) struct Args {
     recipe: RecipeArgs,
     /// Print the sources with their digests as JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {

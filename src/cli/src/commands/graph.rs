@@ -28,7 +28,7 @@ pub(crate) struct Args {
     preparations: bool,
     /// Print nodes and edges as JSON
     #[arg(long, conflicts_with = "format")]
-    json: bool,
+    pub(super) json: bool,
 }
 
 /// The graph's language.

@@ -46,7 +46,7 @@ pub(crate) struct Args {
     status: bool,
     /// Print JSON; alone it is about the status
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 /// A stage that asks.

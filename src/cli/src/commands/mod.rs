@@ -71,3 +71,21 @@ pub(crate) fn run(command: &Command, context: &Context) -> Result<Status> {
         Command::Completions(args) => completions::run(args, context),
     }
 }
+
+impl Command {
+    /// Whether its answer is for programs: then mistakes in a recipe are told as JSON as well.
+    pub(crate) fn json(&self) -> bool {
+        match self {
+            Command::Check(args) => args.json,
+            Command::Plan(args) => args.json,
+            Command::Run(args) => args.json,
+            Command::Label(args) => args.json,
+            Command::Why(args) => args.json,
+            Command::Show(args) => args.json,
+            Command::Export(args) => args.json,
+            Command::Graph(args) => args.json,
+            Command::Fetch(args) => args.json,
+            _ => false,
+        }
+    }
+}

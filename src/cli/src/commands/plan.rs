@@ -22,7 +22,7 @@ pub(crate) struct Args {
     resolved: bool,
     /// Print every stage with verdict, key and output digests as JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {

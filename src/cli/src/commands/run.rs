@@ -54,7 +54,7 @@ pub(crate) struct Args {
     plain: bool,
     /// Print one JSON object at the end, and nothing else, on standard output
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {

@@ -34,7 +34,7 @@ pub(crate) struct Args {
     tokens: bool,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {

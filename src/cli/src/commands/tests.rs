@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use clap::{CommandFactory, Parser as _};
 
 use crate::context::Context;
-use crate::failure::{Status, status_of, text_of};
+use crate::failure::{Status, for_programs, status_of, text_of};
 use crate::options::Options;
 
 /// A folder with a recipe, its rows and its cache.
@@ -77,7 +77,11 @@ impl Kitchen {
         context.printed = Some(Mutex::new(String::new()));
         let (status, mut text) = match super::run(&options.command, &context) {
             Ok(status) => (status, String::new()),
-            Err(error) => (status_of(&error), text_of(&error, false)),
+            Err(error) => {
+                let json = for_programs(&error).filter(|_| options.command.json());
+                let text = json.map_or_else(|| text_of(&error, false), |j| format!("{j:#}\n"));
+                (status_of(&error), text)
+            }
         };
         text.insert_str(0, &context.printed.unwrap().into_inner().unwrap());
         (status, self.tidy(&text))
@@ -290,9 +294,12 @@ fn mistakes_end_with_2_and_leave_no_cache_behind() {
         text.contains("tour.yaml:7:38") && text.contains("did you mean `test`?"),
         "{text}"
     );
-    let (status, text) = kitchen.levain("check tour.yaml --json");
-    assert_eq!(status, Status::Mistake);
-    assert!(text.contains("\"code\": \"unknown-key\""), "{text}");
+    for command in ["check", "plan", "run", "graph", "fetch"] {
+        let (status, text) = kitchen.levain(&format!("{command} tour.yaml --json"));
+        assert_eq!(status, Status::Mistake);
+        let answer: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(answer["problems"][0]["code"], "unknown-key", "{command}");
+    }
     assert!(!kitchen.path().join("cache").exists());
     let (status, text) = kitchen.levain("run nothing.yaml");
     assert_eq!(status, Status::Mistake);

@@ -215,3 +215,12 @@ fn many_hits_are_one_line() {
     events.push((2, "", ended()));
     assert_eq!(told(Detail::Usual, events), "= 1,000 stages in the cache\n");
 }
+
+#[test]
+fn the_last_line_has_the_mean_speed() {
+    let mut track = super::track::Track::new("sft", "sft", 0, 8);
+    let tokens = |rate: f64| Some((rate, "tokens/s".to_owned()));
+    track.progress(1000, 1, 3, "steps", tokens(300.0));
+    track.progress(4000, 2, 3, "steps", tokens(100.0));
+    assert_eq!(track.last_words().as_deref(), Some("150 tokens/s"));
+}

@@ -23,6 +23,10 @@ pub(crate) struct Track {
     pub total: u64,
     unit: String,
     rate: Option<(f64, String)>,
+    /// Rates times the milliseconds for which they held, and these milliseconds.
+    paced: (f64, f64),
+    /// The last report, in milliseconds of the run.
+    told: u64,
     /// The first report: a resumed stage does not begin at 0.
     first: Option<(u64, u64)>,
     /// The number that says how it goes, with its name: the loss of a training, the score of a policy.
@@ -40,6 +44,8 @@ impl Track {
             total: 0,
             unit: String::new(),
             rate: None,
+            paced: (0.0, 0.0),
+            told: at,
             first: None,
             headline: None,
         }
@@ -56,10 +62,18 @@ impl Track {
         // A stage with several parts (load, train) counts each anew.
         if unit != self.unit || done < self.done {
             self.first = None;
+            self.paced = (0.0, 0.0);
         }
         self.first.get_or_insert((at, done));
         (self.done, self.total) = (done, total);
         unit.clone_into(&mut self.unit);
+        if let Some((rate, _)) = &rate {
+            // At least something, for stages that are done within a millisecond.
+            let spent = at.saturating_sub(self.told).max(1) as f64;
+            self.paced.0 += rate * spent;
+            self.paced.1 += spent;
+        }
+        self.told = at;
         self.rate = rate;
     }
 
@@ -93,12 +107,12 @@ impl Track {
         parts.join(", ")
     }
 
-    /// What is worth keeping in its last line: the speed and the headline.
+    /// What is worth keeping in its last line: the mean speed and the headline.
     pub fn last_words(&self) -> Option<String> {
         let rate = self
             .rate
             .as_ref()
-            .map(|(rate, unit)| format!("{} {unit}", units::rate(*rate)));
+            .map(|(_, unit)| format!("{} {unit}", units::rate(self.paced.0 / self.paced.1)));
         let words: Vec<String> = rate.into_iter().chain(self.headline_words()).collect();
         (!words.is_empty()).then(|| words.join(", "))
     }
