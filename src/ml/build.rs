@@ -68,7 +68,7 @@ fn main() {
         kernels
             .flag("-mavx2")
             .flag("-mfma")
-            .files(["attend", "gemm", "rows"].map(|name| format!("cpp/{name}.cpp")));
+            .files(["adamw", "attend", "gemm", "rows"].map(|name| format!("cpp/{name}.cpp")));
     } else {
         kernels.file("cpp/absent.cpp");
     }

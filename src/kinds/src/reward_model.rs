@@ -39,7 +39,7 @@ pub(crate) const COMPARED: &[&str] = &["preference", "ranking", "scored"];
 /// The contract.
 pub const CONTRACT: Contract = Contract {
     kind: "reward_model",
-    version: 2,
+    version: 3,
     about: "Trains a scalar head on a causal model to tell better completions from worse ones.",
     manual: "\
 The head is a linear map of the last token's state, r(x, y) = w·h; it starts normal with deviation 1/√(width + 1) (Stiennon et al.,

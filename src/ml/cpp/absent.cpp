@@ -25,6 +25,7 @@ void silu_mul_backward(const void*, const void*, const void*, Type, int64_t, voi
 void rope(const void*, Type, int64_t, int64_t, int64_t, const float*, const float*, const int64_t*, bool, void*) {
   abort();
 }
+void adamw(const AdamW&, int64_t, const void*, Type, float*, float*, float*, uint16_t*) { abort(); }
 RowSummary summarize(const float*, int64_t) { abort(); }
 void probabilities(float*, int64_t, float) { abort(); }
 void attend(const Segment&, const Heads&, int64_t, void*, int64_t, float*) { abort(); }

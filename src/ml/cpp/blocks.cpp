@@ -6,6 +6,27 @@
 
 namespace levain {
 
+void adamw_op(const Tensor& stored, const Tensor& weight, const Tensor& gradient, const Tensor& mean, const Tensor& square,
+              const AdamW& settings) {
+  const int64_t count = stored.numel();
+  for (const Tensor* t : {&stored, &weight, &mean, &square})
+    TORCH_CHECK(t->is_contiguous() && t->numel() == count && t->device().is_cpu(), "adamw: ", t->sizes(), " for a weight of ",
+                stored.sizes());
+  TORCH_CHECK(gradient.sizes() == stored.sizes(), "adamw: a gradient of ", gradient.sizes(), " for a weight of ", stored.sizes());
+  const Tensor g = gradient.contiguous();
+  const Type type = type_of(g);
+  const bool narrow = type_of(stored) == Type::bf16;
+  TORCH_CHECK(narrow || stored.is_alias_of(weight), "adamw: a weight in f32 is its own master");
+  const char* from = bytes(g);
+  const int64_t size = g.element_size();
+  float *w = weight.data_ptr<float>(), *m = mean.data_ptr<float>(), *s = square.data_ptr<float>();
+  auto* half = narrow ? static_cast<uint16_t*>(stored.data_ptr()) : nullptr;
+  ranges(count, 16384, [&](int64_t begin, int64_t end) {
+    adamw(settings, end - begin, from + begin * size, type, m + begin, s + begin, w + begin,
+          half == nullptr ? nullptr : half + begin);
+  });
+}
+
 std::pair<Tensor, Tensor> norm_forward(const Tensor& x, const Tensor& weight, double eps) {
   const int64_t width = x.size(-1), rows = x.numel() / width, size = x.element_size() * width;
   TORCH_CHECK(x.is_contiguous() && weight.numel() == width && weight.scalar_type() == x.scalar_type(),

@@ -113,6 +113,16 @@ int levain_dropout(Tensor** out, const Tensor* x, double probability, int64_t se
   return guarded([&] { *out = fresh(levain::dropout_op(*x, probability, seed, first)); });
 }
 
+// settings: keep, gain1, keep2, gain2, root, eps, rate.
+int levain_adamw(const Tensor* stored, const Tensor* weight, const Tensor* gradient, const Tensor* mean, const Tensor* square,
+                 const double* settings) {
+  return guarded([&] {
+    float s[7];
+    std::copy(settings, settings + 7, s);
+    levain::adamw_op(*stored, *weight, *gradient, *mean, *square, {s[0], s[1], s[2], s[3], s[4], s[5], s[6]});
+  });
+}
+
 int levain_rms_norm(Tensor** out, const Tensor* x, const Tensor* weight, double eps) {
   return guarded([&] { *out = fresh(levain::rms_norm_op(*x, *weight, eps)); });
 }

@@ -97,6 +97,15 @@ void silu_mul_backward(const void* gradient, const void* gate, const void* up, T
 void rope(const void* x, Type type, int64_t rows, int64_t heads, int64_t size, const float* cos, const float* sin,
           const int64_t* positions, bool backward, void* out);
 
+// A step of AdamW on `count` numbers: m <- m + gain1 (g - m), s <- keep2 s + gain2 g^2, w <- keep w + rate m / (sqrt(s) / root + eps).
+// The last bits are not libtorch's: here products and sums are fused.
+struct AdamW {
+  float keep, gain1, keep2, gain2, root, eps, rate;
+};
+// `stored`, if not null, gets the weight rounded to bf16.
+void adamw(const AdamW& settings, int64_t count, const void* gradient, Type gradient_type, float* mean, float* square,
+           float* weight, uint16_t* stored);
+
 // One row of logits: its largest value's index, log(sum(exp)), and, if asked, softmax in place times nothing.
 struct RowSummary {
   int64_t best;

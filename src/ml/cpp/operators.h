@@ -42,6 +42,10 @@ void ranges(int64_t count, int64_t grain, const F& f) {
 inline const char* bytes(const Tensor& t) { return static_cast<const char*>(t.const_data_ptr()); }
 inline char* bytes(Tensor& t) { return static_cast<char*>(t.data_ptr()); }
 
+// A step of AdamW in place: `weight`, f32, is `stored` itself or, where that is bf16, what it is rounded from.
+void adamw_op(const Tensor& stored, const Tensor& weight, const Tensor& gradient, const Tensor& mean, const Tensor& square,
+              const AdamW& settings);
+
 // The normed x and 1 / sqrt(mean(x^2) + eps) of each row; the gradients to x and to the weight.
 std::pair<Tensor, Tensor> norm_forward(const Tensor& x, const Tensor& weight, double eps);
 Tensor norm_backward(const Tensor& g, const Tensor& x, const Tensor& weight, const Tensor& inverse);

@@ -161,9 +161,10 @@ impl Objective for Reward<'_> {
             .map(|&row| (self.read)(row).with_context(|| format!("row {row} of the data")))
             .collect::<Result<Vec<_>>>()?;
         let all: Vec<Row> = groups.iter().flat_map(|g| g.rows.iter().cloned()).collect();
+        let sizes: Vec<usize> = groups.iter().map(|g| g.rows.len()).collect();
         Ok(Batch {
-            rows: completions::Batch::new(self.model, &all)?,
-            sizes: groups.iter().map(|g| g.rows.len()).collect(),
+            rows: completions::Batch::of_groups(self.model, &all, &sizes)?,
+            sizes,
             values: groups.iter().map(|g| g.value).collect(),
         })
     }

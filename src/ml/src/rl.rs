@@ -9,6 +9,7 @@ use crate::completions::{Batch, Row};
 use crate::generate::{Generated, Options, Prompt, generate};
 use crate::linear::Pass;
 use crate::llama::Llama;
+use crate::loss::TokenValues;
 use crate::params::Params;
 use crate::random::Stream;
 use crate::sample::Sampling;
@@ -200,6 +201,51 @@ pub fn log_probabilities(
         all.extend(by_row(&values, rows.iter().map(Row::completion)));
     }
     Ok(all)
+}
+
+/// What the policy says of its completions before it learns from them.
+#[derive(Debug)]
+pub struct Old {
+    /// log π_old of each token, for each episode.
+    pub log_probabilities: Vec<Vec<f64>>,
+    /// The forward that they come from, with its graph.
+    pub forward: Option<(Batch, TokenValues)>,
+}
+
+/// log π_old. Where the first epoch would make the very same forward again, because its one minibatch is one micro-batch, the forward is
+/// kept for it.
+pub fn old_log_probabilities(
+    model: &Llama,
+    episodes: &[Episode],
+    temperature: f64,
+    batch: usize,
+    keep: bool,
+    statistics: bool,
+) -> Result<Old> {
+    if !keep {
+        let pass = Pass::eval();
+        return Ok(Old {
+            log_probabilities: log_probabilities(model, pass, episodes, temperature, batch)?,
+            forward: None,
+        });
+    }
+    let rows: Vec<Row> = episodes.iter().map(|episode| episode.row.clone()).collect();
+    let all = Batch::new(model, &rows)?;
+    let values = all.values(model, Pass::eval(), temperature, statistics)?;
+    let old = values.log_probabilities.detach().to_kind(Kind::Double);
+    let lengths = rows.iter().map(Row::completion);
+    Ok(Old {
+        log_probabilities: by_row(&Vec::<f64>::try_from(old)?, lengths),
+        forward: Some((all, values)),
+    })
+}
+
+/// The order in which an epoch goes through `count` episodes. One minibatch has all of them, and leaves them as they are.
+pub fn order(seed: u64, name: &str, count: usize, minibatches: usize) -> Vec<usize> {
+    match minibatches {
+        1 => (0..count).collect(),
+        _ => Stream::new(seed, name).permutation(count),
+    }
 }
 
 /// The same under the reference of a policy.

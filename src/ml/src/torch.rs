@@ -33,6 +33,14 @@ unsafe extern "C" {
         seed: i64,
         first: i64,
     ) -> c_int;
+    fn levain_adamw(
+        stored: *const C_tensor,
+        weight: *const C_tensor,
+        gradient: *const C_tensor,
+        mean: *const C_tensor,
+        square: *const C_tensor,
+        settings: *const f64,
+    ) -> c_int;
     fn levain_rms_norm(
         out: *mut *mut C_tensor,
         x: *const C_tensor,
@@ -272,6 +280,34 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     one("rms_norm", |out| unsafe {
         levain_rms_norm(out, x.as_ptr(), weight.as_ptr(), eps)
     })
+}
+
+/// A step of AdamW in place, in one pass over the memory: with g the gradient, m the `mean` and s the `square`, m ← m + `gains[0]` (g − m),
+/// s ← (1 − `gains[1]`) s + `gains[1]` g², w ← `keep` w + `rate` m / (√s / `root` + `eps`). `weight` is f32: the parameter itself or, where that
+/// is bf16, the numbers that it is rounded from.
+pub fn adamw(
+    [stored, weight, gradient, mean, square]: [&Tensor; 5],
+    keep: f64,
+    gains: [f64; 2],
+    (root, eps): (f64, f64),
+    rate: f64,
+) -> Result<()> {
+    let settings = [keep, gains[0], 1.0 - gains[1], gains[1], root, eps, rate];
+    // SAFETY: the tensors live through the call, which checks their types and sizes; there are seven settings.
+    let code = unsafe {
+        levain_adamw(
+            stored.as_ptr(),
+            weight.as_ptr(),
+            gradient.as_ptr(),
+            mean.as_ptr(),
+            square.as_ptr(),
+            settings.as_ptr(),
+        )
+    };
+    if code != 0 {
+        return Err(failure("adamw"));
+    }
+    Ok(())
 }
 
 /// `silu(gate) · up`.

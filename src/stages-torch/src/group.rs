@@ -34,7 +34,7 @@ pub(crate) fn learn(
     let reference = reference(job, &policy, cx)?;
     let prompts = Dataset::open(job.input("prompts")?.file("rows.arrow")?)?;
     let questions = questions(&policy, &prompts, usize::MAX, rollout.max_new_tokens)?;
-    let judges = Judges::load(job, "reward", &rollout.weights, rollout.micro_batch)?;
+    let judges = Judges::load_beside(&policy, job, "reward", rollout)?;
     let mut updates = Updates::new(job, rollout, cx)?;
     let mut actor = actor(&policy, &reference, rollout)?;
     let mut data = outside(&policy, &questions, &judges, cx);

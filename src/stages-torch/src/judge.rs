@@ -5,12 +5,13 @@ use data::layout::Prompt;
 use data::rule::Rule;
 use engine::artifact::{ArtifactType, ArtifactView};
 use engine::job::Job;
+use kinds::rollout::Rollout;
 use ml::completions::Row;
 use ml::reward::score_all;
 use ml::rl::check_scores;
 use serde_json::{Map, Value};
 
-use crate::model::{Loaded, load};
+use crate::model::{Loaded, load, load_beside};
 
 /// A prompt with a completion, as text.
 #[derive(Clone, Debug)]
@@ -43,6 +44,26 @@ impl Judges {
         weights: &Map<String, Value>,
         batch: usize,
     ) -> Result<Judges> {
+        Judges::made(job, port, (weights, batch), &|view| load(view, job))
+    }
+
+    /// The judges of a policy's training: those that are adapters on its base share the base with it.
+    pub(crate) fn load_beside(
+        policy: &Loaded,
+        job: &Job,
+        port: &str,
+        rollout: &Rollout,
+    ) -> Result<Judges> {
+        let load = |view: &ArtifactView| load_beside(view, job, policy);
+        Judges::made(job, port, (&rollout.weights, rollout.micro_batch), &load)
+    }
+
+    fn made(
+        job: &Job,
+        port: &str,
+        (weights, batch): (&Map<String, Value>, usize),
+        load: &dyn Fn(&ArtifactView) -> Result<Loaded>,
+    ) -> Result<Judges> {
         let views = job.named(port)?;
         let names: Vec<&str> = views.iter().map(|(name, _)| *name).collect();
         for name in weights.keys() {
@@ -56,7 +77,7 @@ impl Judges {
             .iter()
             .map(|(name, view)| {
                 let weight = weights.get(*name).and_then(Value::as_f64).unwrap_or(1.0);
-                Ok(((*name).to_owned(), judge(view, job)?, weight))
+                Ok(((*name).to_owned(), judge(view, load)?, weight))
             })
             .collect::<Result<_>>()?;
         Ok(Judges { judges, batch })
@@ -115,14 +136,14 @@ impl Judges {
     }
 }
 
-fn judge(view: &ArtifactView, job: &Job) -> Result<Judge> {
+fn judge(view: &ArtifactView, load: &dyn Fn(&ArtifactView) -> Result<Loaded>) -> Result<Judge> {
     if view.artifact == ArtifactType::RewardModel {
         let number = |name: &str| {
             let value = view.summary.get(name).and_then(Value::as_f64);
             value.with_context(|| format!("the reward model does not say its {name}"))
         };
         let (mean, deviation) = (number("mean")?, number("deviation")?);
-        let loaded = Box::new(load(view, job)?);
+        let loaded = Box::new(load(view)?);
         ensure!(loaded.head.is_some(), "the reward model has no head");
         return Ok(Judge::Model {
             loaded,

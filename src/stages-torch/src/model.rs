@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use data::encode::Encoder;
 use engine::artifact::ArtifactView;
+use engine::digest::Digest;
 use engine::job::Job;
 use formats::{AdapterConfig, LlamaConfig, TokenizerFiles, Weights};
 use kinds::model::ModelParts;
@@ -19,6 +20,8 @@ pub(crate) struct Loaded {
     pub adapter: Option<AdapterConfig>,
     /// The head of a reward model.
     pub head: Option<Head>,
+    /// The artifact of the weights under the adapters.
+    base: Digest,
 }
 
 /// Loads `view` for `job`: everything frozen, adapters attached.
@@ -28,6 +31,20 @@ pub(crate) fn load(view: &ArtifactView, job: &Job) -> Result<Loaded> {
 
 /// The same with a device and a number of threads.
 pub(crate) fn load_on(view: &ArtifactView, device: &str, threads: usize) -> Result<Loaded> {
+    load_from(view, device, threads, None)
+}
+
+/// Loads `view` beside another model: where both are adapters on the same weights, which nothing trains then, the weights are held once.
+pub(crate) fn load_beside(view: &ArtifactView, job: &Job, other: &Loaded) -> Result<Loaded> {
+    load_from(view, &job.device, job.threads, Some(other))
+}
+
+fn load_from(
+    view: &ArtifactView,
+    device: &str,
+    threads: usize,
+    other: Option<&Loaded>,
+) -> Result<Loaded> {
     ml::place::set_threads(threads);
     let parts = ModelParts::of(view)?;
     let place = Place::parse(device, &parts.dtype)?;
@@ -37,7 +54,19 @@ pub(crate) fn load_on(view: &ArtifactView, device: &str, threads: usize) -> Resu
     let config = LlamaConfig::from_json(&text, config_path)?;
     let mut params = Params::new();
     let weights = Weights::open_files(parts.base_files())?;
-    let mut model = Llama::load(&config, &weights, place, &mut params)?;
+    let shared = other.filter(|other| {
+        let adapted = other.adapter.is_some() && !parts.adapters.is_empty();
+        adapted && other.base == parts.base.digest && other.model.place == place
+    });
+    let mut model = match shared {
+        Some(other) => Llama::build(&other.model.config, place, &mut params, &mut |name, _| {
+            let tensor = other.params.get(name);
+            Ok(tensor
+                .with_context(|| format!("BUG: no {name:?}"))?
+                .shallow_clone())
+        })?,
+        None => Llama::load(&config, &weights, place, &mut params)?,
+    };
     let mut head = stored_head(&weights, HEAD, &config)?;
     let mut adapter = None;
     for view in &parts.adapters {
@@ -65,6 +94,7 @@ pub(crate) fn load_on(view: &ArtifactView, device: &str, threads: usize) -> Resu
         encoder,
         adapter,
         head,
+        base: parts.base.digest,
     })
 }
 
@@ -82,6 +112,15 @@ fn stored_head(weights: &Weights, name: &str, config: &LlamaConfig) -> Result<Op
 }
 
 impl Loaded {
+    /// Whether this model holds the very weights that `other` holds.
+    pub(crate) fn shares_with(&self, other: &Loaded) -> bool {
+        let words = |model: &Loaded| {
+            let tensor = model.params.get("model.embed_tokens.weight");
+            tensor.map(Tensor::data_ptr)
+        };
+        words(self).is_some() && words(self) == words(other)
+    }
+
     /// Puts a head on a model that has none.
     pub(crate) fn attach_head(&mut self, weight: &Tensor) -> Result<()> {
         if self.head.is_none() {

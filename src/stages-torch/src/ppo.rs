@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use data::encode::LossOn;
 use data::{Dataset, Encoder};
 use engine::artifact::ArtifactType;
+use engine::event::Level;
 use engine::job::{Drafts, Job, Reporter};
 use kinds::ppo::Ppo;
 use ml::reward::Head;
@@ -13,7 +14,7 @@ use ml::sft::Row;
 
 use crate::answers::questions;
 use crate::judge::Judges;
-use crate::model::{Loaded, load};
+use crate::model::{Loaded, load, load_beside};
 use crate::reward_model;
 use crate::rollout::{Updates, actor, outside, reference, sampler, training};
 use crate::training::{choose_trained, trained_model, updater};
@@ -30,7 +31,10 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let rollout = &params.rollout;
     let prompts = Dataset::open(job.input("prompts")?.file("rows.arrow")?)?;
     let questions = questions(&policy, &prompts, usize::MAX, rollout.max_new_tokens)?;
-    let judges = Judges::load(job, "reward", &rollout.weights, rollout.micro_batch)?;
+    if critic.shares_with(&policy) {
+        cx.note(Level::Info, "critic and policy are adapters on one base");
+    }
+    let judges = Judges::load_beside(&policy, job, "reward", rollout)?;
     let mixed = mixed(job, &params, &policy.encoder)?;
     let mut updates = Updates::new(job, rollout, cx)?;
 
@@ -87,7 +91,7 @@ fn critic(job: &Job, policy: &Loaded) -> Result<Loaded> {
         true => job.input("critic")?,
         false => job.input("model")?,
     };
-    let mut critic = load(view, job)?;
+    let mut critic = load_beside(view, job, policy)?;
     anyhow::ensure!(
         critic.model.config.vocab_size == policy.model.config.vocab_size,
         "the critic reads the policy's tokens, but has {} words where the policy has {}: start it from the policy or a model of its \

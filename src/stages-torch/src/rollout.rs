@@ -18,7 +18,7 @@ use serde_json::json;
 
 use crate::answers::{Question, text};
 use crate::judge::{Answer, Judges};
-use crate::model::{Loaded, load};
+use crate::model::{Loaded, load_beside};
 use crate::snapshot::Snapshots;
 use crate::training::{circumstances, updater};
 
@@ -108,7 +108,7 @@ pub(crate) fn reference(job: &Job, policy: &Loaded, cx: &dyn Reporter) -> Result
         );
         return Ok(None);
     }
-    let reference = load(wanted, job)?;
+    let reference = load_beside(wanted, job, policy)?;
     ensure!(
         reference.model.config.vocab_size == policy.model.config.vocab_size,
         "the reference has {} words and the policy {}: they do not belong together",

@@ -1,5 +1,7 @@
-//! AdamW (Loshchilov and Hutter 2019) with torch's order of operations, states in f32 and named.
+//! AdamW (Loshchilov and Hutter 2019) with torch's order of operations, states in f32 and named. On the CPU the operations are one pass over
+//! the memory (`cpp/adamw.cpp`).
 
+use crate::torch;
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
 use tch::{Kind, Tensor, no_grad};
@@ -94,7 +96,6 @@ impl AdamW {
                     square: Tensor::zeros(param.size(), (kind, param.device())),
                     master: (param.kind() != kind).then(|| param.detach().to_kind(kind)),
                 });
-                let gradient = gradient.to_kind(kind);
                 let mut weight = match &state.master {
                     Some(master) => master.shallow_clone(),
                     None => param.detach(),
@@ -104,8 +105,26 @@ impl AdamW {
                 } else {
                     weight_decay
                 };
+                let keep = 1.0 - rate * decay;
+                if torch::fused(param) && torch::fused(&gradient) {
+                    torch::adamw(
+                        [
+                            &param.detach(),
+                            &weight,
+                            &gradient,
+                            &state.mean,
+                            &state.square,
+                        ],
+                        keep,
+                        [1.0 - beta1, 1.0 - beta2],
+                        (correction2.sqrt(), eps),
+                        -rate / correction1,
+                    )?;
+                    continue;
+                }
+                let gradient = gradient.to_kind(kind);
                 // The order of torch.optim.adamw's loop over single tensors.
-                let _ = weight.f_mul_scalar_(1.0 - rate * decay)?;
+                let _ = weight.f_mul_scalar_(keep)?;
                 let _ = state.mean.f_lerp_(&gradient, 1.0 - beta1)?;
                 let _ = state.square.f_mul_scalar_(beta2)?;
                 let squares = &gradient * &gradient;

@@ -3,13 +3,12 @@
 
 use super::advantage::{Estimator, GroupScale, leave_one_out, normalize, relative};
 use super::{
-    Actor, Data, Moment, Sampler, Step, check_scores, flat, log_probabilities, prompts_of,
-    reference_log_probabilities, sample,
+    Actor, Data, Moment, Sampler, Step, check_scores, flat, old_log_probabilities, order,
+    prompts_of, reference_log_probabilities, sample,
 };
 use crate::completions::{Batch, Row};
 use crate::fit::Next;
 use crate::linear::Pass;
-use crate::random::Stream;
 use crate::state::{self, Cursor};
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
@@ -278,7 +277,9 @@ fn update(
         })
         .collect();
     let temperature = sampler.temperature;
-    let old = log_probabilities(actor.model, Pass::eval(), &episodes, temperature, size)?;
+    let keep = options.minibatches == 1 && episodes.len() <= size;
+    let old = old_log_probabilities(actor.model, &episodes, temperature, size, keep, false)?;
+    let (old, mut forward) = (old.log_probabilities, old.forward);
     let reference =
         reference_log_probabilities(actor.model, actor.reference, &episodes, temperature, size)?;
     let kl: Vec<f64> = old
@@ -312,7 +313,7 @@ fn update(
     let (mut total, mut norms, mut rate, mut steps) = (0.0, 0.0, 0.0, 0.0);
     for epoch in 0..options.epochs {
         let name = format!("minibatch {index} {epoch}");
-        let order = Stream::new(sampler.seed, &name).permutation(rows.len());
+        let order = order(sampler.seed, &name, rows.len(), options.minibatches);
         for chosen in order.chunks(rows.len() / options.minibatches) {
             let sizes = Sizes {
                 completions: chosen.len() as f64,
@@ -323,9 +324,15 @@ fn update(
             for part in chosen.chunks(size) {
                 let own =
                     |all: &[Vec<f64>]| part.iter().map(|&i| all[i].clone()).collect::<Vec<_>>();
-                let part_rows: Vec<Row> = part.iter().map(|&i| rows[i].clone()).collect();
-                let batch = Batch::new(actor.model, &part_rows)?;
-                let found = batch.values(actor.model, Pass::eval(), temperature, false)?;
+                let (batch, found) = match forward.take() {
+                    Some(first) => first,
+                    None => {
+                        let own: Vec<Row> = part.iter().map(|&i| rows[i].clone()).collect();
+                        let batch = Batch::new(actor.model, &own)?;
+                        let found = batch.values(actor.model, Pass::eval(), temperature, false)?;
+                        (batch, found)
+                    }
+                };
                 let new = &found.log_probabilities;
                 let sum = loss(
                     &options.objective,

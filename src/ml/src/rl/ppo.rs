@@ -5,7 +5,8 @@
 //!
 //!  1. Completions are drawn at a temperature from the whole vocabulary, and every log-probability is taken at it. [Z, T]
 //!  2. There is no dropout anywhere. [N+]
-//!  3. Log-probabilities of the old policy come from the forward that training uses, so that the first ratio is 1.
+//!  3. Log-probabilities of the old policy come from the forward that training uses, so that the first ratio is 1. Where the first epoch
+//!     is one forward, it is that one, made once.
 //!  4. A completion that never ends loses `missing_eos_penalty`. [N+, T]
 //!  5. Scores may be normalized or scaled by running moments and clipped. [S]
 //!  6. Every token pays `coefficient` times an estimate of the KL from the reference. [Z]
@@ -25,19 +26,20 @@
 
 use super::advantage::{Estimator, KlControl, Moments, Shaping, gae, whiten};
 use super::{
-    Actor, Data, Moment, Rows, Sampler, Step, by_row, check_scores, flat, log_probabilities,
-    prompts_of, reference_log_probabilities, sample,
+    Actor, Data, Moment, Rows, Sampler, Step, by_row, check_scores, flat, old_log_probabilities,
+    order, prompts_of, reference_log_probabilities, sample,
 };
 use crate::completions::{Batch, Row};
 use crate::fit::Next;
 use crate::linear::Pass;
 use crate::llama::Llama;
+use crate::loss::{self, TokenValues};
 use crate::params::Params;
 use crate::random::Stream;
 use crate::reward::Head;
+use crate::sft;
 use crate::state::{self, Cursor};
 use crate::update::Updater;
-use crate::{loss, sft};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -277,7 +279,8 @@ pub fn train(
                 Some(mut collected) => {
                     let coefficient = state.control.coefficient;
                     state.control.update(collected.kl, options.batch);
-                    let learned = learn(actor, critic, mixed, options, done, &collected.experience);
+                    let (experience, first) = (&collected.experience, collected.first);
+                    let learned = learn(actor, critic, mixed, options, done, experience, first);
                     collected.step.values.extend(learned.with_context(place)?);
                     collected.step.values.push(("kl_coefficient", coefficient));
                     collected.step.seconds = began.elapsed().as_secs_f64();
@@ -303,9 +306,17 @@ fn restore(folder: &Path, part: &str, params: &Params, updater: &mut Updater) ->
     state::restore(&folder.join(part), params, &mut updater.optimizer)
 }
 
+/// The forwards that the old log-probabilities and values come from, with their graphs: the first epoch goes on from them where it would
+/// make the very same ones, because its one minibatch is one micro-batch.
+struct First {
+    policy: Option<TokenValues>,
+    values: Option<Tensor>,
+}
+
 /// What an update learns from.
 struct Collected {
     experience: Experience,
+    first: First,
     step: Step,
     /// The mean KL of a completion from the reference.
     kl: f64,
@@ -330,7 +341,12 @@ fn collect(
     check_scores(&raw, episodes.len())?;
 
     let temperature = sampler.temperature;
-    let old = log_probabilities(actor.model, Pass::eval(), &episodes, temperature, size)?;
+    let whole = options.minibatches == 1 && episodes.len() <= size;
+    let learns = index >= options.critic_warmup;
+    let bonus = options.entropy_weight != 0.0;
+    let (model, keep) = (actor.model, whole && learns);
+    let old = old_log_probabilities(model, &episodes, temperature, size, keep, bonus)?;
+    let (old, policy) = (old.log_probabilities, old.forward.map(|(_, found)| found));
     let reference =
         reference_log_probabilities(actor.model, actor.reference, &episodes, temperature, size)?;
     let tokens: Vec<usize> = episodes.iter().map(|e| e.row.completion()).collect();
@@ -341,10 +357,16 @@ fn collect(
         .collect();
     let rows: Vec<Row> = episodes.iter().map(|e| e.row.clone()).collect();
     let mut values = Vec::new();
+    let mut forward = None;
     for (rows, steps) in rows.chunks(size).zip(steps.chunks(size)) {
-        let found = no_grad(|| step_values(critic, &Batch::new(critic.model, rows)?, steps))?;
-        let found: Vec<f64> = Vec::try_from(found.to_kind(Kind::Double))?;
-        values.extend(by_row(&found, steps.iter().copied()));
+        let look = || step_values(critic, &Batch::new(critic.model, rows)?, steps);
+        let found = match whole {
+            true => look()?,
+            false => no_grad(look)?,
+        };
+        let numbers: Vec<f64> = Vec::try_from(found.detach().to_kind(Kind::Double))?;
+        values.extend(by_row(&numbers, steps.iter().copied()));
+        forward = whole.then_some(found);
     }
 
     let mut scores = raw.clone();
@@ -404,6 +426,10 @@ fn collect(
     };
     Ok(Some(Collected {
         experience,
+        first: First {
+            policy,
+            values: forward,
+        },
         step,
         kl,
     }))
@@ -433,6 +459,7 @@ fn learn(
     options: &Options,
     index: usize,
     experience: &Experience,
+    mut first: First,
 ) -> Result<Vec<(&'static str, f64)>> {
     let count = experience.rows.len();
     let seed = options.sampler.seed;
@@ -443,7 +470,8 @@ fn learn(
     actor.params.zero_grad();
     critic.params.zero_grad();
     for epoch in 0..options.epochs {
-        let order = Stream::new(seed, &format!("minibatch {index} {epoch}")).permutation(count);
+        let name = format!("minibatch {index} {epoch}");
+        let order = order(seed, &name, count, options.minibatches);
         let (before, before_tokens) = (tally.distance, tally.tokens);
         for (number, chosen) in order.chunks(count / options.minibatches.max(1)).enumerate() {
             let tokens: usize = chosen.iter().map(|&i| experience.old[i].len()).sum();
@@ -453,14 +481,15 @@ fn learn(
                 let own =
                     |all: &[Vec<f64>]| part.iter().map(|&i| all[i].clone()).collect::<Vec<_>>();
                 if !alone {
-                    let batch = Batch::new(actor.model, &rows)?;
                     let bonus = options.entropy_weight != 0.0;
-                    let found = batch.values(
-                        actor.model,
-                        Pass::eval(),
-                        options.sampler.temperature,
-                        bonus,
-                    )?;
+                    let found = match first.policy.take() {
+                        Some(found) => found,
+                        None => {
+                            let batch = Batch::new(actor.model, &rows)?;
+                            let temperature = options.sampler.temperature;
+                            batch.values(actor.model, Pass::eval(), temperature, bonus)?
+                        }
+                    };
                     let new = &found.log_probabilities;
                     let old = flat(&own(&experience.old), new);
                     let advantages = flat(&own(&experience.advantages), new);
@@ -476,9 +505,14 @@ fn learn(
                     }
                     actor.updater.add(&loss)?;
                 }
-                let batch = Batch::new(critic.model, &rows)?;
-                let part_steps: Vec<usize> = part.iter().map(|&i| experience.steps[i]).collect();
-                let new = step_values(critic, &batch, &part_steps)?;
+                let new = match first.values.take() {
+                    Some(values) => values,
+                    None => {
+                        let batch = Batch::new(critic.model, &rows)?;
+                        let steps: Vec<usize> = part.iter().map(|&i| experience.steps[i]).collect();
+                        step_values(critic, &batch, &steps)?
+                    }
+                };
                 let old = flat(&own(&experience.values), &new);
                 let returns = flat(&own(&experience.returns), &new);
                 let (sum, clipped) = value_loss(&new, &old, &returns, options.value_clip);
