@@ -54,6 +54,20 @@ fn loss(kitchen: &Kitchen, name: &str, model: &str) -> f64 {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn what_a_stage_took_is_shown() {
+    let kitchen = kitchen();
+    kitchen.say("run rounds.yaml align[1].tuned").expect(0);
+    let shown = kitchen.say("show rounds.yaml align[1].tuned --json");
+    let made = shown.expect(0).json()["provenance"].clone();
+    // libtorch alone is tens of megabytes.
+    let peak = made["peak_memory"].as_u64().unwrap();
+    assert!((30_000_000..100_000_000_000).contains(&peak), "{peak}");
+    let shown = kitchen.say("show rounds.yaml align[1].tuned").expect(0).out;
+    assert!(shown.contains(" of memory at most\n"), "{shown}");
+}
+
+#[test]
 fn rounds_that_stop_end_well_and_a_second_run_finds_all_of_them() {
     let kitchen = kitchen();
     let said = kitchen.say("run rounds.yaml --json").expect(0);

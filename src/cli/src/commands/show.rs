@@ -119,7 +119,7 @@ fn provenance(session: &Session, node: usize) -> Provenance {
         .unwrap_or_default()
 }
 
-/// `made in 2 min 3 s on cpu, 2 threads, AVX2, libtorch 2.13.0`, of what is known.
+/// `made in 2 min 3 s on cpu, 2 threads, AVX2, libtorch 2.13.0; 1.2 GB of memory at most`, of what is known.
 fn making(provenance: &Provenance) -> Option<String> {
     let mut text = format!(
         "made in {}",
@@ -138,6 +138,9 @@ fn making(provenance: &Provenance) -> Option<String> {
         if !known.is_empty() {
             text.push_str(&format!(" on {}", known.join(", ")));
         }
+    }
+    if let Some(peak) = provenance.get("peak_memory").and_then(|p| p.as_u64()) {
+        text.push_str(&format!("; {} of memory at most", units::bytes(peak)));
     }
     Some(text)
 }

@@ -101,14 +101,14 @@ impl Work<'_> {
             name: &node.name,
             stop: self.options.stop,
         };
-        let (drafts, numerics) = match node.contract.pool {
-            Pool::Cpu => (self.run_here(&job, &speaker)?, BTreeMap::new()),
+        let (drafts, made) = match node.contract.pool {
+            Pool::Cpu => (self.run_here(&job, &speaker)?, Provenance::new()),
             Pool::Torch => self.run_in_worker(&job, &speaker)?,
         };
         self.check_sources()?;
         self.check_drafts(&drafts, &job)?;
         let milliseconds = start.elapsed().as_millis() as u64;
-        let provenance = self.provenance(&job, &numerics, milliseconds);
+        let provenance = self.provenance(&job, made, milliseconds);
         // Asking a person or an endpoint again is what forcing a recorded stage is for.
         let replace = self.forced && node.contract.repeatable == Repeatable::Recorded;
         let published =
@@ -246,7 +246,7 @@ impl Work<'_> {
         &self,
         job: &Job,
         speaker: &dyn Reporter,
-    ) -> Result<(Drafts, BTreeMap<String, String>)> {
+    ) -> Result<(Drafts, Provenance)> {
         let mut slot = self
             .worker
             .lock()
@@ -258,12 +258,20 @@ impl Work<'_> {
             )?);
         }
         let worker = slot.as_mut().context("BUG: no worker")?;
+        let counted = worker.count_memory();
         let result = worker.run(job, speaker);
-        let numerics = worker.hello().numerics.clone();
+        let mut made = Provenance::new();
+        if let Some(peak) = worker.peak_memory().filter(|_| counted) {
+            made.insert("peak_memory".to_owned(), json!(peak));
+        }
+        let mut class = json!(worker.hello().numerics);
+        class["device"] = json!(job.device);
+        class["threads"] = json!(job.threads);
+        made.insert("numerics".to_owned(), class);
         if result.is_err() && !worker.alive() {
             *slot = None;
         }
-        Ok((result?, numerics))
+        Ok((result?, made))
     }
 
     /// A stage makes what its contract says, no more and no less.
@@ -318,7 +326,7 @@ impl Work<'_> {
     fn provenance(
         &self,
         job: &Job,
-        numerics: &BTreeMap<String, String>,
+        made: Provenance,
         milliseconds: u64,
     ) -> Provenance {
         let node = &self.session.plan.nodes[self.index];
@@ -333,19 +341,10 @@ impl Work<'_> {
                     .map(|v| (f.name.to_owned(), v.clone()))
             })
             .collect();
-        let mut provenance = Provenance::new();
+        let mut provenance = made;
         provenance.insert("levain".to_owned(), json!(crate::worker::build_id()));
         provenance.insert("milliseconds".to_owned(), json!(milliseconds));
         provenance.insert("parameters".to_owned(), loose.into());
-        if node.contract.pool == Pool::Torch {
-            let mut class: serde_json::Map<_, _> = numerics
-                .iter()
-                .map(|(k, v)| (k.clone(), json!(v)))
-                .collect();
-            class.insert("device".to_owned(), json!(job.device));
-            class.insert("threads".to_owned(), json!(job.threads));
-            provenance.insert("numerics".to_owned(), class.into());
-        }
         provenance
     }
 }

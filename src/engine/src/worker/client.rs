@@ -174,6 +174,22 @@ impl Worker {
         Ok(Conversation { worker: self })
     }
 
+    /// Counts the worker's memory anew from here; false where the system does not count.
+    pub fn count_memory(&self) -> bool {
+        let path = format!("/proc/{}/clear_refs", self.child.id());
+        // The word for the kernel: forget the peak.
+        std::fs::write(path, "5").is_ok()
+    }
+
+    /// The most memory, in bytes, that the worker has had resident since `count_memory`.
+    pub fn peak_memory(&self) -> Option<u64> {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(path).ok()?;
+        let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+        let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        Some(kilobytes * 1024)
+    }
+
     /// Whether the process is still there.
     pub fn alive(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
