@@ -165,6 +165,7 @@ pub const ROWS: &[Row] = &[
     row("mismatch", "loss", ["kto", "apo_zero"]),
     row("mismatch", "max_length", ["1024", "24"]),
     row("contrast", "pairs", ["all", "first"]),
+    row("concat", "distinct", ["false", "true"]),
     row("ppo", "updates", ["3", "2"]),
     row("ppo", "batch", ["4", "8"]),
     row("ppo", "epochs", ["2", "1"]),
@@ -522,6 +523,7 @@ pub fn usual(kind: &str) -> Option<&'static [(&'static str, &'static str)]> {
         ],
         "mismatch" => &[("kind", "kto"), ("model", "thin"), ("data", "likes")],
         "contrast" => &[("chosen", "sums"), ("rejected", "tries")],
+        "concat" => &[("data", "{ once: sums, again: sums }")],
         // A preparation of this one.
         "tokenize_completions" => &[("kind", "orpo"), ("model", "thin"), ("data", "prefs")],
         "reference" => &[("kind", "dpo"), ("model", "thin"), ("data", "prefs")],

@@ -3,6 +3,7 @@
 pub mod annotate;
 pub mod ask;
 pub mod best_of_n;
+pub mod concat;
 pub mod contrast;
 pub mod cpo;
 pub mod cut;
@@ -49,6 +50,7 @@ pub fn contracts() -> Contracts {
         kinds: &[
             &load_dataset::CONTRACT,
             &split::CONTRACT,
+            &concat::CONTRACT,
             &cut::CONTRACT,
             &contrast::CONTRACT,
             &load_model::CONTRACT,
@@ -139,6 +141,7 @@ mod tests {
     fn contracts_and_structs_agree() {
         fits::<super::load_dataset::LoadDataset>(&super::load_dataset::CONTRACT);
         fits::<super::split::Split>(&super::split::CONTRACT);
+        fits::<super::concat::Concat>(&super::concat::CONTRACT);
         fits::<super::cut::Cut>(&super::cut::CONTRACT);
         fits::<super::contrast::Contrast>(&super::contrast::CONTRACT);
         fits::<super::init_model::InitModel>(&super::init_model::CONTRACT);

@@ -2,6 +2,7 @@
 
 mod ask;
 mod chart;
+mod concat;
 mod contrast;
 mod cut;
 mod gate;
@@ -42,6 +43,10 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "split",
             run: split::run,
+        },
+        Implementation {
+            kind: "concat",
+            run: concat::run,
         },
         Implementation {
             kind: "load_model",
