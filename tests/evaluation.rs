@@ -312,10 +312,16 @@ fn what_cannot_be_measured_is_said() {
         "{\"messages\": [{\"role\": \"user\", \"content\": \"say\"}]}\n",
     );
     kitchen.write("same.jsonl", &lines(&json!([row("Same?"), row("Same?")])));
+    let words: Vec<Value> = (0..200)
+        .map(|n: u32| json!({ "text": format!("{} levain {} crumb", n.pow(3), n * 7919) }))
+        .collect();
+    kitchen.write("texts.jsonl", &lines(&json!(words)));
     let more = "\
   long: { kind: load_dataset, source: long.jsonl }
   open: { kind: load_dataset, source: open.jsonl }
   same: { kind: load_dataset, source: same.jsonl }
+  texts: { kind: load_dataset, source: texts.jsonl, format: text }
+  strange: { kind: init_model, data: texts, vocabulary: 300, hidden: 16, layers: 1, heads: 2, context: 128 }
 ";
     for (fields, wanted) in [
         (
@@ -350,6 +356,18 @@ fn what_cannot_be_measured_is_said() {
         (
             "kind: exam, models: base, data: questions, template: Answer",
             "`template` has no `{prompt}`",
+        ),
+        (
+            "kind: evaluate, models: base, data: sums, judge: words, reference: strange, max_new_tokens: 4",
+            "the reference has another tokenizer than `models`",
+        ),
+        (
+            "kind: dpo, model: base, data: pairs, reference: strange, max_steps: 1",
+            "the reference has another tokenizer than the policy",
+        ),
+        (
+            "kind: grpo, model: base, reward: words, prompts: sums, reference: strange, updates: 1, beta: 0.1, max_new_tokens: 4",
+            "the reference has another tokenizer than `model`",
         ),
         (
             "kind: preference_accuracy, data: pairs",

@@ -233,6 +233,8 @@ const ROWS: &[Row] = &[
     // Both have as many tokens, and then the first one wins.
     with("select", "metric", ["loss", "tokens"], &[("goal", "max")]),
     row("select", "goal", ["min", "max"]),
+    fails("select", "at_least", ["0", "50"]),
+    fails("select", "at_most", ["50", "0.001"]),
 ];
 
 /// The rows of all kinds.

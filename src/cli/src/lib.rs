@@ -6,6 +6,7 @@
 mod answers;
 mod commands;
 mod context;
+mod curves;
 mod diagnostics;
 mod failure;
 mod interrupt;

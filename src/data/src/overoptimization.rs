@@ -156,7 +156,7 @@ pub struct Turn {
     pub hacked: bool,
 }
 
-/// Looks at points in the order of their distance, of which there is at least one. The standard error of a rise or a fall is the root of
+/// Looks at points in the order in which they came about, of which there is at least one. The standard error of a rise or a fall is the root of
 /// the sum of the squared errors of both ends, as far as they are known.
 pub fn turn(points: &[Point]) -> Turn {
     let mut best = 0;

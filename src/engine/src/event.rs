@@ -58,7 +58,8 @@ pub enum What {
     Metrics {
         /// The step they belong to.
         step: u64,
-        /// Name to value.
+        /// Name to value; what is not a number is null in JSON.
+        #[serde(deserialize_with = "numbers_or_null")]
         values: BTreeMap<String, f64>,
     },
     /// A text worth seeing, such as a sampled answer.
@@ -144,4 +145,32 @@ pub fn number_text(value: f64) -> String {
 /// The event as one line of `events.jsonl`.
 pub fn to_line(event: &Event) -> String {
     serde_json::to_string(event).unwrap_or_default()
+}
+/// JSON has no infinities and no NaN, and a loss that went astray must not stop the reader.
+fn numbers_or_null<'de, D: serde::Deserializer<'de>>(
+    from: D,
+) -> std::result::Result<BTreeMap<String, f64>, D::Error> {
+    let values: BTreeMap<String, Option<f64>> = serde::Deserialize::deserialize(from)?;
+    let number = |(name, value): (String, Option<f64>)| (name, value.unwrap_or(f64::NAN));
+    Ok(values.into_iter().map(number).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_a_number_stays_what_it_is() {
+        let values = [("loss".to_owned(), f64::INFINITY), ("kl".to_owned(), 0.5)];
+        let what = What::Metrics {
+            step: 3,
+            values: values.into(),
+        };
+        let text = serde_json::to_string(&what).unwrap();
+        let What::Metrics { step, values } = serde_json::from_str(&text).unwrap() else {
+            panic!("{text}")
+        };
+        assert_eq!((step, values["kl"]), (3, 0.5));
+        assert!(values["loss"].is_nan());
+    }
 }

@@ -33,12 +33,44 @@ pub struct Annotate {
 }
 
 fn fits(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
+    let mut problems = Vec::new();
     let word = |name: &str| params.get(name).and_then(Value::as_str);
-    if word("order") == Some("kept") && word("make") != Some("preference") {
+    let differs = |name: &str| {
+        let given = params.get(name).and_then(Value::as_f64);
+        given.is_some_and(|given| given != 0.0)
+    };
+    let make = word("make").unwrap_or_default();
+    if word("order") == Some("kept") && make != "preference" {
         let message = "`order: kept` is about pairs: it goes with `make: preference`";
-        return vec![("order", message.to_owned())];
+        problems.push(("order", message.to_owned()));
     }
-    Vec::new()
+    if word("pairs") == Some("all") && make != "preference" {
+        problems.push((
+            "pairs",
+            format!(
+                "`pairs` goes with `make: preference`; with `make: {make}` it does nothing: leave it out"
+            ),
+        ));
+    }
+    for name in ["min_margin", "min_agreement"] {
+        if differs(name) && !matches!(make, "preference" | "ranking") {
+            problems.push((
+                name,
+                format!(
+                    "`{name}` goes with `make: preference` and `make: ranking`; with `make: {make}` it does nothing: leave it out"
+                ),
+            ));
+        }
+    }
+    if differs("threshold") && make != "unpaired" {
+        problems.push((
+            "threshold",
+            format!(
+                "`threshold` goes with `make: unpaired`; with `make: {make}` it does nothing: leave it out"
+            ),
+        ));
+    }
+    problems
 }
 
 /// The contract.

@@ -43,7 +43,7 @@ the model that sampled them, best-of-n is KL = ln n − (n − 1)/n nats away (a
 `metrics.json` has a row for each n: `kl`, `proxy_score` and `gold_score` with their standard errors over prompts, and the gains over n = 1 with the
 standard errors of the paired differences. `overoptimization` fits and draws them. In the summary, `proxy_score`, `gold_score`, `kl` and the gains
 are those of the largest n; `best_n` is the n with the highest gold score, `best_gain` what it gains, and `drop` what is lost of that at the largest n.",
-    example: "curve: { kind: best_of_n, samples: tries, proxy: judge, gold: people }",
+    example: "curve: { kind: best_of_n, samples: tries, proxy: judge, gold: words }",
     pool: Pool::Torch,
     repeatable: Repeatable::Deterministic,
     fields: &[MICRO_BATCH],

@@ -35,6 +35,9 @@ pub struct Cpo {
     pub nll: Option<f64>,
 }
 
+/// γ of SimPO, unless given.
+const GAMMA: f64 = 0.5;
+
 fn fits(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
     let number = |name: &str| params.get(name).and_then(Value::as_f64).unwrap_or(0.0);
     let loss = params
@@ -53,6 +56,15 @@ fn fits(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
         problems.push((
             "alpha",
             format!("AlphaPO's shaping does not change `{loss}`; leave `alpha` out"),
+        ));
+    }
+    let gamma = params.get("gamma").and_then(Value::as_f64);
+    if gamma.is_some_and(|gamma| gamma != GAMMA) && loss != "simpo" {
+        problems.push((
+            "gamma",
+            format!(
+                "`gamma` is the margin of `simpo`; with `loss: {loss}` it does nothing: leave it out"
+            ),
         ));
     }
     problems
@@ -111,7 +123,7 @@ With p the sum of log π over a completion's tokens and |y| their number:
             Need::Default(Literal::Number(0.0)),
             "ε: the probability that a label is wrong.",
         ),
-        field("gamma", NOT_NEGATIVE, Need::Default(Literal::Number(0.5)), "γ: the margin that `simpo` asks for."),
+        field("gamma", NOT_NEGATIVE, Need::Default(Literal::Number(GAMMA)), "γ: the margin that `simpo` asks for."),
         field("alpha", NUMBER, Need::Default(Literal::Number(0.0)), "α of AlphaPO; 0 is off."),
         field("nll", NOT_NEGATIVE, Need::Optional, "The weight of the chosen completions' cross entropy; 1 unless given, 0 for `simpo`."),
         MICRO_BATCH,

@@ -25,6 +25,28 @@ pub struct DensityRatio {
     pub micro_batch: usize,
 }
 
+/// What is wrong with a text that is filled in: a `{word}` that is none of its places, which would stay as it is.
+pub(crate) fn unknown_place(text: &str, places: &[&str]) -> Option<String> {
+    let is_word = |inside: &str| {
+        inside.starts_with(char::is_alphabetic)
+            && inside.chars().all(|c| c.is_alphanumeric() || c == '_')
+    };
+    let word = text
+        .split('{')
+        .skip(1)
+        .filter_map(|after| after.split_once('}'))
+        .map(|(inside, _)| inside)
+        .find(|inside| is_word(inside) && !places.contains(inside))?;
+    let known: Vec<String> = places
+        .iter()
+        .map(|place| format!("`{{{place}}}`"))
+        .collect();
+    Some(format!(
+        "nothing is filled in at `{{{word}}}`: the places are {}; braces that are meant have a space behind them, `{{ {word}}}`",
+        known.join(", ")
+    ))
+}
+
 /// What would be ignored.
 fn fits(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
     let text = |name: &str| params.get(name).and_then(Value::as_str);
@@ -39,6 +61,9 @@ fn fits(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
             let message = format!("the template has no `{{{name}}}`, so that `{name}` is not read");
             problems.push((name, message));
         }
+    }
+    if let Some(message) = unknown_place(template, &["prompt", "criteria", "examples"]) {
+        problems.push(("template", message));
     }
     problems
 }
@@ -114,3 +139,32 @@ would be asked different things. Completions of a prompt that are the same word 
     check: fits,
     memory: None,
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_known_or_named() {
+        let places = ["prompt", "criteria"];
+        for fine in [
+            "",
+            "{prompt}",
+            "{criteria}\n\n{{prompt}}",
+            "{ promt}",
+            "{} { {\"a\": 1} {2} }",
+            "{promt",
+        ] {
+            assert_eq!(unknown_place(fine, &places), None, "{fine}");
+        }
+        for (text, word) in [
+            ("{prompt} {promt}", "`{promt}`"),
+            ("{{Prompt}}", "`{Prompt}`"),
+            ("{ {a_1} {prompt}", "`{a_1}`"),
+        ] {
+            let message = unknown_place(text, &places).unwrap_or_default();
+            assert!(message.contains(word), "{text}: {message}");
+            assert!(message.contains("`{prompt}`, `{criteria}`"), "{message}");
+        }
+    }
+}

@@ -128,6 +128,50 @@ const LOSS: FieldType = FieldType::Either(&[
     },
 ]);
 
+/// a of the divergence `alpha`, unless given.
+const DIVERGENCE_ALPHA: f64 = 0.5;
+
+/// τ of `discopop`, unless given.
+const DISCOPOP_TAU: f64 = 0.05;
+
+/// What neither a loss of these nor the divergence reads.
+fn unread(params: &Map<String, Value>, names: &[&str]) -> Vec<(&'static str, String)> {
+    let mut problems = Vec::new();
+    let word = |name: &str| params.get(name).and_then(Value::as_str);
+    let differs = |name: &str, usual: f64| {
+        let given = params.get(name).and_then(Value::as_f64);
+        given.is_some_and(|given| given != usual)
+    };
+    let divergence = word("divergence").unwrap_or_default();
+    if differs("divergence_alpha", DIVERGENCE_ALPHA) && divergence != "alpha" {
+        problems.push((
+            "divergence_alpha",
+            format!(
+                "`divergence_alpha` is the a of `divergence: alpha`; with `divergence: {divergence}` it does nothing: leave it out"
+            ),
+        ));
+    }
+    let losses: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+    let losses = losses.join(", ");
+    if differs("discopop_tau", DISCOPOP_TAU) && !names.contains(&"discopop") {
+        problems.push((
+            "discopop_tau",
+            format!(
+                "`discopop_tau` is the τ of `discopop`; with the loss {losses} it does nothing: leave it out"
+            ),
+        ));
+    }
+    if word("ipo_on") == Some("sums") && !names.contains(&"ipo") {
+        problems.push((
+            "ipo_on",
+            format!(
+                "`ipo_on` says what `ipo` compares; with the loss {losses} it does nothing: leave it out"
+            ),
+        ));
+    }
+    problems
+}
+
 /// What would be ignored, or has no meaning.
 pub fn fits(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
     let mut problems = Vec::new();
@@ -216,6 +260,9 @@ pub fn fits(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
         let message = "`aot` sorts the whole batch: `micro_batch` must be at least `batch`";
         problems.push(("micro_batch", message.to_owned()));
     }
+    if !names.is_empty() {
+        problems.extend(unread(params, &names));
+    }
     problems
 }
 
@@ -285,8 +332,8 @@ only the adapter changes. Logged: rewards β c and β r, their difference, and h
             Need::Default(Literal::Text("reverse_kl")),
             "What the log-ratios are mapped by (f-DPO, arXiv 2309.16240).",
         ),
-        number("divergence_alpha", 0.5, "a of the divergence `alpha`."),
-        number("discopop_tau", 0.05, "τ of `discopop`."),
+        number("divergence_alpha", DIVERGENCE_ALPHA, "a of the divergence `alpha`."),
+        number("discopop_tau", DISCOPOP_TAU, "τ of `discopop`."),
         field(
             "ipo_on",
             FieldType::Choice(&[

@@ -20,7 +20,7 @@ pub struct Mismatch {
 /// The contract.
 pub const CONTRACT: Contract = Contract {
     kind: "mismatch",
-    version: 1,
+    version: 2,
     about: "Puts the completion of another row behind each prompt.",
     manual: "\
 Each row becomes a group of two: the row, and its prompt with the completion of another row, as tokens. Rows are ordered by their prompts, in

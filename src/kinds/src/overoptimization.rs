@@ -87,13 +87,14 @@ const fn number(
 /// The contract.
 pub const CONTRACT: Contract = Contract {
     kind: "overoptimization",
-    version: 1,
+    version: 2,
     about: "Shows how far a proxy reward can be raised before the gold score falls: fits, a chart, and whether the proxy is hacked.",
     manual: "\
 A point is a model, a round or an n with three numbers: the score under the judge that was optimized (proxy), the score under a judge that was
 not (gold), and the KL from where the optimization began. The points come from `best_of_n`, from `evaluate` under two judges with a `reference`
-(every model in it that has the three numbers, or the numbers themselves), or from another `overoptimization`. They are ordered by d = √KL, and gains
-are over the first, which has to be where the optimization began (KL at most 0.1).
+(every model in it that has the three numbers, or the numbers themselves), or from another `overoptimization`. They stand in the order in which
+`scores` names them, as rounds follow each other, and those of one evaluation in that of their KL. Gains are over the point with the least KL, which
+has to be where the optimization began (KL at most 0.1); d = √KL.
 
 | law | gain |
 |---|---|

@@ -67,6 +67,46 @@ pub struct Ppo {
     pub mixed_length: usize,
 }
 
+/// How fast an adaptive β reacts, unless given.
+const KL_HORIZON: f64 = 10000.0;
+
+/// The longest mixed row, unless given.
+const MIXED_LENGTH: i64 = 256;
+
+/// What would do nothing, and what would let nothing be done.
+fn idle(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
+    let mut problems = Vec::new();
+    let number = |name: &str| params.get(name).and_then(Value::as_f64);
+    let whole = |name: &str| params.get(name).and_then(Value::as_i64);
+    let adaptive = number("kl_target").is_some();
+    if !adaptive && number("kl_horizon").is_some_and(|given| given != KL_HORIZON) {
+        let message = "`kl_horizon` says how fast β follows `kl_target`; without one it does nothing: give a `kl_target`, or leave `kl_horizon` out";
+        problems.push(("kl_horizon", message.to_owned()));
+    }
+    if adaptive && number("kl") == Some(0.0) {
+        let message = "an adaptive β is multiplied by how far the KL is from `kl_target`, and 0 stays 0: start at a `kl` above 0, or leave \
+                       `kl_target` out";
+        problems.push(("kl", message.to_owned()));
+    }
+    if let (Some(alone), Some(updates)) = (whole("critic_warmup"), whole("updates"))
+        && alone >= updates
+    {
+        problems.push((
+            "critic_warmup",
+            format!(
+                "the critic learns alone in {alone} updates of {updates}, and the policy never: `critic_warmup` is less than `updates`"
+            ),
+        ));
+    }
+    if number("mixed_weight") == Some(0.0)
+        && whole("mixed_length").is_some_and(|given| given != MIXED_LENGTH)
+    {
+        let message = "`mixed_length` cuts `mixed` rows, which are not read with `mixed_weight: 0`: give `mixed_weight`, or leave `mixed_length` out";
+        problems.push(("mixed_length", message.to_owned()));
+    }
+    problems
+}
+
 fn fits(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
     let number = |name: &str| params.get(name).and_then(Value::as_u64).unwrap_or(1);
     let mut problems = Vec::new();
@@ -85,6 +125,7 @@ fn fits(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
         let message = "normalized scores are scaled already; leave `scale_scores` out";
         problems.push(("scale_scores", message.to_owned()));
     }
+    problems.extend(idle(params));
     problems
 }
 
@@ -105,13 +146,15 @@ old probability the policy minimises the mean of max(−Aρ, −A clip(ρ, 1 ± 
 (clip(V, V_old ± `value_clip`) − R)².
 
 The critic starts from `critic`: a reward model with its head, a model with a head of zeros, or the policy itself where nothing is given.
-It has its own copy, optimizer and learning rate. Where the policy has an adapter, only the adapter is trained, and the base without it
+It has its own weights, optimizer and learning rate; critic, policy, reference and reward model that are adapters on one base hold the base
+once. Where the policy has an adapter, only the adapter is trained, and the base without it
 is the reference when the adapter is fresh; where it has none, everything is.
 
 PPO-max (*Secrets of RLHF*, arXiv 2307.04964) is `normalize_scores: true`, `score_clip`, `critic_warmup`, `mixed` rows with
 `mixed_weight` (PPO-ptx of InstructGPT), an own critic and clipped gradients. Every detail is numbered at the head of
 `src/ml/src/rl/ppo.rs`, each with its source; they are tested against the last trainer of TRL that had PPO. Rewards, advantages and
-losses are numbers of the completions alone: a killed training goes on at its last update with the same bytes.
+losses are numbers of the completions alone: a killed training goes on at its last snapshot, which is of a whole update
+(`snapshot_seconds`), and ends with the same bytes.
 
 Logged for each update: `score` (of the judge, before shaping), `kl` (of a completion from the reference), `rlhf_reward`, `entropy`,
 `completion_tokens`, `finished`, losses, clip fractions, norms.",
@@ -137,7 +180,7 @@ Logged for each update: `score` (of the judge, before shaping), `kl` (of a compl
             "How the KL of a token is estimated.",
         ),
         field("kl_target", POSITIVE, Need::Optional, "Adapt β so that the KL of a completion stays near this (arXiv 1909.08593); fixed unless given."),
-        number("kl_horizon", POSITIVE, 10000.0, "In how many completions an adaptive β reacts."),
+        number("kl_horizon", POSITIVE, KL_HORIZON, "In how many completions an adaptive β reacts."),
         number("gamma", FRACTION, 1.0, "γ: the discount of later rewards."),
         number("lambda", FRACTION, 0.95, "λ of GAE: 0 trusts the critic, 1 the returns."),
         number("clip", POSITIVE, 0.2, "How far from 1 the ratio may count."),
@@ -153,7 +196,7 @@ Logged for each update: `score` (of the judge, before shaping), `kl` (of a compl
         field("advantage_clip", POSITIVE, Need::Optional, "Advantages are cut to ± this."),
         field("target_kl", POSITIVE, Need::Optional, "An epoch that moved the policy further than this (half the mean squared change of log π) is the update's last."),
         number("mixed_weight", NOT_NEGATIVE, 0.0, "The weight of the cross entropy of `mixed` rows (PPO-ptx)."),
-        field("mixed_length", FieldType::Integer { min: 2, max: 1 << 20 }, Need::Default(Literal::Integer(256)), "The longest mixed row in tokens; longer ones are cut."),
+        field("mixed_length", FieldType::Integer { min: 2, max: 1 << 20 }, Need::Default(Literal::Integer(MIXED_LENGTH)), "The longest mixed row in tokens; longer ones are cut."),
         WEIGHTS,
         learning_rate(3e-6),
         field("critic_learning_rate", POSITIVE, Need::Optional, "The critic's highest learning rate; that of the policy unless given."),

@@ -1,11 +1,11 @@
 //! `revise`: prompts → pairs of a model's answer and its own revision of it.
 
 use engine::artifact::ArtifactType;
-use engine::contract::{
-    Arity, Contract, FieldType, Literal, Need, Output, Pool, Port, Repeatable, no_check,
-};
+use engine::contract::{Arity, Contract, FieldType, Literal, Need, Output, Pool, Port, Repeatable};
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
+use crate::density_ratio::unknown_place;
 use crate::generate::{LIMIT, SAMPLING_BATCH, SAMPLING_SEED, TOP_K, TOP_P};
 use crate::rollout::PROMPTED;
 use crate::words::{MAX_NEW_TOKENS, TEMPERATURE, field};
@@ -32,6 +32,23 @@ pub struct Revise {
     pub seed: u64,
     /// Texts at once.
     pub batch: usize,
+}
+
+/// The places of the two requests.
+const PLACES: [(&str, &[&str]); 2] = [
+    ("critique", &["prompt", "answer"]),
+    ("revision", &["prompt", "answer", "critique"]),
+];
+
+fn fits(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
+    let mut problems = Vec::new();
+    for (name, places) in PLACES {
+        let request = params.get(name).and_then(Value::as_str);
+        if let Some(message) = unknown_place(request.unwrap_or_default(), places) {
+            problems.push((name, message));
+        }
+    }
+    problems
 }
 
 /// The contract.
@@ -94,6 +111,6 @@ learns from them with the label σ(margin).",
     outputs: &[Output::new("rows", ArtifactType::Dataset, "Pairs: the revision is the chosen completion, the answer the rejected one.")],
     preparations: &[],
     layout: Some(|_, _| Some("preference".to_owned())),
-    check: no_check,
+    check: fits,
     memory: None,
 };

@@ -20,7 +20,7 @@ pub struct TokenizeCompletions {
 /// The contract.
 pub const CONTRACT: Contract = Contract {
     kind: "tokenize_completions",
-    version: 1,
+    version: 2,
     about: "Turns rows into token ids of prompts with their completions.",
     manual: "\
 Each row becomes a group of completions behind the same prompt tokens: a preference two, the chosen one first; a ranking all of

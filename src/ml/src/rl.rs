@@ -42,6 +42,14 @@ impl Episode {
     }
 }
 
+/// Scores of which those of completions without end lose `penalty`.
+pub fn penalized(raw: &[f64], episodes: &[Episode], penalty: f64) -> Vec<f64> {
+    let pairs = raw.iter().zip(episodes);
+    pairs
+        .map(|(score, episode)| score - if episode.finished { 0.0 } else { penalty })
+        .collect()
+}
+
 /// Scores episodes: one number each.
 pub type Score<'a> = Box<dyn FnMut(&[Episode]) -> Result<Vec<f64>> + 'a>;
 

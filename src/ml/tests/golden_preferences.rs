@@ -336,6 +336,100 @@ fn reward_models() {
     }
 }
 
+/// No trainer has it: (r − score)², summed, on scores of single rows.
+#[test]
+fn regression_on_scores_is_its_formula() {
+    let rewards = Rlhf::open("pairs").numbers("rewards");
+    let known = [0.5, -1.0, 2.0, 0.0, -0.25, 3.0, 1.0, -2.0];
+    let own = Tensor::from_slice(&rewards).set_requires_grad(true);
+    let (sum, measured) = group_loss(RewardLoss::Regression, 0.0, &own, &[1; 8], &known).unwrap();
+    sum.backward();
+    let pairs = rewards.iter().zip(&known);
+    let errors: Vec<f64> = pairs.map(|(reward, score)| reward - score).collect();
+    let wanted: f64 = errors.iter().map(|e| e * e).sum();
+    near(&[sum.double_value(&[])], &[wanted], tolerance::F64, "value");
+    let ours: Vec<f64> = Vec::try_from(own.grad()).unwrap();
+    let wanted: Vec<f64> = errors.iter().map(|e| 2.0 * e).collect();
+    near(&ours, &wanted, tolerance::F64, "gradient");
+    let [(name, absolute)] = measured[..] else {
+        panic!("{measured:?}")
+    };
+    let wanted: f64 = errors.iter().map(|e| e.abs()).sum();
+    assert_eq!(name, "absolute_error");
+    assert!((absolute - wanted).abs() < 1e-12);
+}
+
+/// −p log σ(βΔ) − (1−p) log σ(−βΔ) with p = σ(margin), whose derivative by Δ is β (σ(βΔ) − p). TRL has no labels of this kind.
+#[test]
+fn soft_labels_are_their_formula() {
+    let inputs = Rlhf::open("pairs");
+    let all = rows(&inputs, "");
+    let order: Vec<usize> = (0..4).flat_map(|pair| [pair, pair + 4]).collect();
+    let reference = values(inputs.get("reference_logits"), &all, &order);
+    let reference = lists(&reference, &all, &order);
+    let known = values(inputs.get("policy_logits"), &all, &order);
+    let (model, _params) = vocabulary();
+    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+    let settings: [(f64, Vec<f64>); 2] = [
+        (0.1, inputs.numbers("margins")),
+        (0.5, vec![-3.0, 0.0, 0.5, 8.0]),
+    ];
+    for (beta, margins) in &settings {
+        let logps = known.log_probabilities.detach().copy();
+        let numbers: Vec<f64> = Vec::try_from(&logps).unwrap();
+        let mut numbers = numbers.iter();
+        let ratios: Vec<f64> = reference
+            .iter()
+            .map(|row| {
+                let policy: f64 = numbers.by_ref().take(row.len()).sum();
+                policy - row.iter().map(|x| f64::from(*x)).sum::<f64>()
+            })
+            .collect();
+        let mut wanted = 0.0;
+        let mut gradient = Vec::new();
+        for (pair, margin) in margins.iter().enumerate() {
+            let p = sigmoid(*margin);
+            let x = beta * (ratios[2 * pair] - ratios[2 * pair + 1]);
+            wanted -= p * sigmoid(x).ln() + (1.0 - p) * sigmoid(-x).ln();
+            let slope = beta * (sigmoid(x) - p);
+            gradient.extend(vec![slope; reference[2 * pair].len()]);
+            gradient.extend(vec![-slope; reference[2 * pair + 1].len()]);
+        }
+
+        let read = |pair: usize| {
+            Ok(Group {
+                rows: vec![all[pair].clone(), all[pair + 4].clone()],
+                reference: reference[2 * pair..2 * pair + 2].to_vec(),
+                value: margins[pair],
+            })
+        };
+        let mut method = dpo(&json!({"loss_type": ["sigmoid"], "beta": beta}));
+        if let Method::Dpo { soft_labels, .. } = &mut method {
+            *soft_labels = true;
+        }
+        let mut objective = Preference::new(&model, 4, Box::new(read), method);
+        let batches = [objective.batch(&[0, 1, 2, 3]).unwrap()];
+        objective.count(&batches, 0.0);
+        let own = logps.set_requires_grad(true);
+        let found = TokenValues {
+            log_probabilities: own.shallow_clone(),
+            entropies: known.entropies.shallow_clone(),
+            log_squares: known.log_squares.shallow_clone(),
+        };
+        let loss = objective.loss_of(&batches[0], &found, None).unwrap();
+        loss.sum.backward();
+        let what = format!("soft labels at β = {beta}");
+        near(
+            &[loss.sum.double_value(&[])],
+            &[wanted],
+            tolerance::F64,
+            &what,
+        );
+        let ours: Vec<f64> = Vec::try_from(own.grad()).unwrap();
+        near(&ours, &gradient, tolerance::F64, &what);
+    }
+}
+
 #[test]
 fn at_the_reference_the_loss_is_the_logarithm_of_two() {
     let inputs = Rlhf::open("pairs");

@@ -3,14 +3,13 @@
 mod support;
 
 use ml::completions::{Batch, Row};
-use ml::ranking;
-use ml::rl::advantage::{Estimator, GroupScale, KlControl, Moments, Shaping, gae};
+use ml::rl::advantage::{Estimator, GroupScale, KlControl, Shaping};
 use ml::rl::group::{self, Advantages, Normalizer, Objective, Ratio, Sizes};
 use ml::rl::ppo::{self, Options};
-use ml::rl::{Sampler, advantage};
+use ml::rl::{Episode, Sampler, penalized};
 use ml::{Kind, Params, Tensor};
 use serde_json::{Value, json};
-use support::{Rlhf, close, near, tolerance};
+use support::{Rlhf, near, tolerance};
 
 fn number(settings: &Value, name: &str, default: f64) -> f64 {
     settings
@@ -66,17 +65,60 @@ fn leading(rows: &[Vec<f64>], counts: &[usize]) -> Vec<f64> {
     pairs.flat_map(|(row, &n)| row[..n].to_vec()).collect()
 }
 
+/// TRL's rows as episodes: prompts padded with 0 on the left, responses after their end.
+fn episodes(queries: &[Vec<f64>], responses: &[Vec<f64>], sampler: &Sampler) -> Vec<Episode> {
+    let pairs = queries.iter().zip(responses).enumerate();
+    pairs
+        .map(|(prompt, (query, response))| {
+            let ids = |row: &[f64]| row.iter().map(|id| *id as i64).collect::<Vec<_>>();
+            let query: Vec<i64> = ids(query).into_iter().filter(|id| *id != 0).collect();
+            let response = ids(response);
+            let end = response.iter().position(|id| sampler.eos.contains(id));
+            let own = &response[..end.map_or(response.len(), |at| at + 1)];
+            Episode {
+                row: Row {
+                    tokens: [&query[..], own].concat(),
+                    prompt: query.len(),
+                },
+                prompt,
+                finished: end.is_some(),
+            }
+        })
+        .collect()
+}
+
 #[test]
 fn ppo_is_trls() {
     let golden = Rlhf::open("ppo");
     for (case, settings, _) in golden.cases("ppo") {
         let of = |name: &str| golden.matrix(&format!("{case}/{name}"));
         let options = options(&settings);
-        let lengths = golden.numbers(&format!("{case}/sequence_lengths"));
-        let tokens: Vec<usize> = lengths.iter().map(|last| *last as usize + 1).collect();
-        let steps: Vec<usize> = tokens.iter().map(|&n| n + usize::from(n < 6)).collect();
+        let kept = |mask: &str| -> Vec<usize> {
+            let rows = of(mask);
+            let counts = rows
+                .iter()
+                .map(|row| row.iter().filter(|x| **x == 0.0).count());
+            counts.collect()
+        };
+        let episodes = episodes(&of("queries"), &of("responses"), &options.sampler);
+        let tokens: Vec<usize> = episodes.iter().map(|e| e.row.completion()).collect();
+        assert_eq!(tokens, kept("padding_mask"), "{case}: tokens");
+        let longest = options.sampler.max_new_tokens;
+        let steps: Vec<usize> = episodes.iter().map(|e| ppo::steps(e, longest)).collect();
+        assert_eq!(steps, kept("padding_mask_p1"), "{case}: steps");
         let (old, reference, values) = (of("logprobs"), of("ref_logprobs"), of("values"));
-        let scores = golden.numbers(&format!("{case}/scores"));
+        // Only this case has a penalty; the others' scores are the reward model's own.
+        let plain = if case == "missing_end" {
+            "base"
+        } else {
+            case.as_str()
+        };
+        let same = |name: &str| golden.matrix(&format!("{plain}/{name}")) == of(name);
+        assert!(same("queries") && same("responses"), "{case}");
+        let raw = golden.numbers(&format!("{plain}/scores"));
+        let scores = penalized(&raw, &episodes, options.missing_eos_penalty);
+        let wanted = golden.numbers(&format!("{case}/scores"));
+        near(&scores, &wanted, tolerance::F64, &format!("{case}: scores"));
         let cut = |row: &[f64], n: usize| row[..n].to_vec();
         let rewards: Vec<Vec<f64>> = (0..tokens.len())
             .map(|i| {
@@ -216,11 +258,15 @@ fn grouped(name: &str, how: impl Fn(&Value) -> (Objective, Advantages)) {
             continue;
         }
         let (objective, how) = how(&settings);
-        let mut rewards = inputs.numbers("rewards");
-        if let Some(range) = settings.get("reward_clip_range") {
-            let limit = range[1].as_f64().unwrap();
-            rewards.iter_mut().for_each(|r| *r = r.clamp(-limit, limit));
-        }
+        let clip = settings
+            .get("reward_clip_range")
+            .map(|range| range[1].as_f64().unwrap());
+        let ended = Episode {
+            finished: true,
+            ..Episode::default()
+        };
+        let raw = inputs.numbers("rewards");
+        let rewards = group::rewards(&raw, &vec![ended; raw.len()], 0.0, clip);
         let (old, reference) = (of("old_logps"), of("ref_logps"));
         let mut kl = Vec::new();
         let mut start = 0;
@@ -320,96 +366,52 @@ fn rloo_is_trls() {
     });
 }
 
+/// Of the estimators k3 alone is ever differentiated, by GRPO; the others are numbers in rewards. With the correction, k3 times the
+/// ratio ρ = π/π_old, the derivative at ρ = 1 is k3′ + k3.
 #[test]
-fn what_trl_lacks_is_its_formula() {
+fn the_kl_in_the_loss_is_its_formula() {
     let golden = Rlhf::open("ppo_formulas");
-    let lengths = golden.numbers("gae/lengths");
-    let (rewards, values) = (golden.matrix("gae/rewards"), golden.matrix("gae/values"));
-    for (name, gamma, lambda) in [("1_0.95", 1.0, 0.95), ("0.9_0.8", 0.9, 0.8)] {
-        let wanted = golden.matrix(&format!("gae/{name}/advantages"));
-        for (row, length) in lengths.iter().enumerate() {
-            let n = *length as usize;
-            let ours = gae(&rewards[row][..n], &values[row][..n], gamma, lambda);
-            near(&ours, &wanted[row][..n], tolerance::F64, name);
-        }
-    }
-    let (policy, reference) = (
-        golden.numbers("kl/logprobs"),
-        golden.numbers("kl/ref_logprobs"),
-    );
-    for (name, estimator) in [
-        ("k1", Estimator::K1),
-        ("k2", Estimator::K2),
-        ("k3", Estimator::K3),
-    ] {
-        let pairs = policy.iter().zip(&reference);
-        let ours: Vec<f64> = pairs.map(|(p, r)| estimator.of(*p, *r)).collect();
-        near(
-            &ours,
-            &golden.numbers(&format!("kl/{name}")),
-            tolerance::F64,
-            name,
-        );
-    }
-    let mut control = KlControl {
-        coefficient: 0.15,
-        adaptive: Some((6.0, 10000.0)),
-    };
-    let mut coefficients = vec![control.coefficient];
-    for kl in golden.numbers("adaptive/kl") {
-        control.update(kl, 256);
-        coefficients.push(control.coefficient);
-    }
-    near(
-        &coefficients,
-        &golden.numbers("adaptive/coefficients"),
-        tolerance::F64,
-        "adaptive KL",
-    );
-    let shapes = [
-        ("scaled", false, true, None),
-        ("normalised", true, false, None),
-        ("clipped", false, true, Some(0.8)),
-    ];
-    for (name, normalize, scale, clip) in shapes {
-        let mut moments = Moments::default();
-        let shaping = Shaping {
-            normalize,
-            scale,
-            clip,
+    let mut params = Params::new();
+    let model = support::model(Kind::Double, json!({}), &mut params);
+    let rows = [5, 4, 3].map(|count| Row {
+        tokens: vec![3; count + 1],
+        prompt: 1,
+    });
+    let batch = Batch::new(&model, &rows).unwrap();
+    let (value, slope) = (golden.numbers("kl/k3"), golden.numbers("kl/gradient_k3"));
+    assert_eq!(value.len(), 12);
+    for corrected in [false, true] {
+        let objective = Objective {
+            clip_low: 0.2,
+            clip_high: 0.2,
+            // The mean of twelve tokens, so that this is their sum.
+            beta: 12.0,
+            corrected,
+            ratio: Ratio::Token,
+            normalizer: Normalizer::Tokens,
         };
-        for batch in 0..4 {
-            let mut scores = golden.numbers(&format!("moments/batch_{batch}"));
-            shaping.apply(&mut scores, &mut moments);
-            let wanted = golden.numbers(&format!("moments/{name}_{batch}"));
-            near(&scores, &wanted, tolerance::F64, name);
-            let mean = golden.numbers(&format!("moments/mean_{batch}"));
-            near(&[moments.mean], &mean, tolerance::F64, "running mean");
-        }
-    }
-    assert_eq!(advantage::leave_one_out(&[1.0, 3.0], 2), [-2.0, 2.0]);
-}
-
-#[test]
-fn rankings_are_their_formulas() {
-    let golden = Rlhf::open("rankings");
-    for k in 2..=5 {
-        let scores = golden.get(&format!("scores/{k}"));
-        for row in 0..2 {
-            type Loss = fn(&Tensor) -> anyhow::Result<Tensor>;
-            let losses: [(&str, Loss); 2] = [
-                ("pairwise", ranking::all_pairs),
-                ("plackett_luce", ranking::plackett_luce),
-            ];
-            for (name, loss) in losses {
-                let own = scores.select(0, row).copy().set_requires_grad(true);
-                let value = loss(&own).unwrap();
-                value.backward();
-                let wanted = golden.numbers(&format!("{name}/{k}"))[row as usize];
-                near(&[value.double_value(&[])], &[wanted], tolerance::F64, name);
-                let gradient = golden.get(&format!("{name}_gradient/{k}")).select(0, row);
-                close(&own.grad(), &gradient, tolerance::F64, name);
-            }
-        }
+        let sizes = Sizes {
+            completions: 3.0,
+            tokens: 12.0,
+            longest: 5.0,
+            batch_tokens: 12.0,
+        };
+        let new = golden.get("kl/logprobs").copy().set_requires_grad(true);
+        let old = new.detach();
+        let others = (&old, Some(golden.get("kl/ref_logprobs")));
+        let nothing = [0.0; 3];
+        let loss = group::loss(
+            &objective, &batch, &new, others, &nothing, &[true; 3], &sizes,
+        );
+        let loss = loss.unwrap();
+        let wanted: f64 = value.iter().sum();
+        near(&[loss.double_value(&[])], &[wanted], tolerance::F64, "k3");
+        loss.backward();
+        let ours: Vec<f64> = Vec::try_from(new.grad()).unwrap();
+        let pairs = slope.iter().zip(&value);
+        let wanted: Vec<f64> = pairs
+            .map(|(slope, value)| slope + if corrected { *value } else { 0.0 })
+            .collect();
+        near(&ours, &wanted, tolerance::F64, "gradient of k3");
     }
 }

@@ -4,7 +4,7 @@ use anyhow::Result;
 use data::completions::{Completions, CompletionsWriter};
 use data::mismatch::mismatch;
 use engine::artifact::ArtifactType;
-use engine::job::{Draft, Drafts, Job, Reporter};
+use engine::job::{Draft, Drafts, Job, Reference, Reporter};
 use kinds::mismatch::Mismatch;
 use serde_json::json;
 
@@ -36,7 +36,12 @@ pub(crate) fn run(job: &Job, _: &dyn Reporter) -> Result<Drafts> {
     let draft = Draft {
         artifact: ArtifactType::Tokens,
         files: vec![("completions.arrow".to_owned(), path)],
-        refs: Default::default(),
+        refs: view
+            .refs
+            .get("tokenizer")
+            .map(|own| ("tokenizer".to_owned(), Reference::Artifact(own.digest)))
+            .into_iter()
+            .collect(),
         summary,
     };
     Ok([("tokens".to_owned(), draft)].into())

@@ -1,6 +1,6 @@
 //! `overoptimization`: points out of metrics, the laws fitted to them, whether the proxy is hacked, and the chart.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, bail, ensure};
 use data::overoptimization::{Fit, Law, Point, Turn, turn};
@@ -121,6 +121,8 @@ fn points(
     };
     if found.is_empty() {
         found = evaluated(name, named, view, params)?;
+        // The models of one evaluation have no order of their own.
+        found.sort_by(|(a, _), (b, _)| a.kl.total_cmp(&b.kl));
     }
     let settled = found
         .into_iter()
@@ -227,7 +229,7 @@ fn settle(point: Point, error: Option<f64>, cx: &dyn Reporter) -> Result<Point> 
     Ok(Point { kl: 0.0, ..point })
 }
 
-/// Orders the points, sees that they make a curve, and fits the law.
+/// Puts the start first and leaves the others in their order, sees that they make a curve, and fits the law.
 fn curve(name: &str, mut points: Vec<Point>, law: Option<Law>) -> Result<Curve> {
     let least = if law.is_some() { 3 } else { 2 };
     ensure!(
@@ -241,7 +243,13 @@ fn curve(name: &str, mut points: Vec<Point>, law: Option<Law>) -> Result<Curve> 
             None => "two are needed: the start and one more",
         }
     );
-    points.sort_by(|a, b| a.kl.total_cmp(&b.kl));
+    let mut nearest = 0;
+    for (at, point) in points.iter().enumerate() {
+        if point.kl < points[nearest].kl {
+            nearest = at;
+        }
+    }
+    points[..=nearest].rotate_right(1);
     let start = &points[0];
     ensure!(
         start.kl <= NOTHING,
@@ -249,12 +257,13 @@ fn curve(name: &str, mut points: Vec<Point>, law: Option<Law>) -> Result<Curve> 
         start.name,
         start.kl
     );
-    let mut taken: BTreeMap<String, usize> = BTreeMap::new();
+    let mut taken: BTreeSet<String> = BTreeSet::new();
     for point in &mut points {
-        let count = taken.entry(point.name.clone()).or_default();
-        *count += 1;
-        if *count > 1 {
-            point.name = format!("{} {count}", point.name);
+        let own = point.name.clone();
+        let mut count = 1;
+        while !taken.insert(point.name.clone()) {
+            count += 1;
+            point.name = format!("{own} {count}");
         }
     }
     let fit = |score: fn(&Point) -> f64| -> Result<Option<Fit>> {
@@ -380,8 +389,9 @@ fn say(curve: &Curve, cx: &dyn Reporter) {
     let Some(fit) = &curve.gold else {
         return;
     };
+    let farthest = points.iter().map(Point::distance).fold(0.0, f64::max);
     let text = match fit.peak() {
-        Some((d, _)) if d > last.distance() => format!(
+        Some((d, _)) if d > farthest => format!(
             "{whose}the fitted gold curve peaks at d = {d:.2}, beyond every point: that is extrapolated"
         ),
         Some((d, gain)) => {

@@ -9,7 +9,7 @@ use data::store::Dataset;
 use data::tokenize_completions::{CompletionsOptions, tokenize_completions};
 use engine::artifact::ArtifactType;
 use engine::event::Level;
-use engine::job::{Draft, Drafts, Job, Reporter};
+use engine::job::{Draft, Drafts, Job, Reference, Reporter};
 use formats::TokenizerFiles;
 use kinds::tokenize_completions::TokenizeCompletions;
 
@@ -59,7 +59,11 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let draft = Draft {
         artifact: ArtifactType::Tokens,
         files: vec![("completions.arrow".to_owned(), path)],
-        refs: Default::default(),
+        refs: [(
+            "tokenizer".to_owned(),
+            Reference::Artifact(job.input("tokenizer")?.digest),
+        )]
+        .into(),
         summary: [
             ("rows".to_owned(), made.rows.into()),
             ("groups".to_owned(), made.groups.into()),

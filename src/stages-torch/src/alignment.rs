@@ -72,12 +72,14 @@ impl Bench {
             })
             .collect::<Result<Vec<_>>>()?;
         let scores = self.judges.score_each(&answers, &mut || cx.check())?;
+        self.judges.say_what_was_cut(cx);
         let n = answers.len() as f64;
         let mut values = Map::new();
         for (judge, own) in self.names.iter().zip(&scores) {
             values.insert(under(judge, "score"), json!(mean(own)));
         }
         if let Some(reference) = &self.reference {
+            loaded.check_same_tokens(reference, "the reference", "models")?;
             let pairs = questions.iter().zip(generated).enumerate();
             let episodes: Vec<Episode> = pairs
                 .map(|(index, (question, generated))| {

@@ -1,6 +1,6 @@
 //! `annotate`: groups of completions, their scores, and the rows that are made of them.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use data::candidates::{Candidate, Candidates, candidates};
 use data::layout::Prompt;
 use data::{Dataset, DatasetWriter, Layout, Message, Row};
@@ -8,6 +8,7 @@ use engine::artifact::ArtifactType;
 use engine::event::Level;
 use engine::job::{Draft, Drafts, Job, Reporter};
 use kinds::annotate::Annotate;
+use ml::rl::check_scores;
 use serde_json::json;
 
 use crate::judge::{Answer, Judges};
@@ -147,6 +148,7 @@ fn judged(
         .collect();
     let judges = Judges::load(job, "judge", &params.weights, params.micro_batch)?;
     let each = judges.score_each(&answers, &mut || cx.check())?;
+    judges.say_what_was_cut(cx);
     cx.progress(answers.len() as u64, answers.len() as u64, "completions");
     let weights: Vec<f64> = judges.weights().collect();
     let own = answers.into_iter().enumerate().map(|(at, answer)| {
@@ -157,8 +159,11 @@ fn judged(
             each,
         }
     });
+    let own: Vec<Judged> = own.collect();
+    let sums: Vec<f64> = own.iter().map(|judged| judged.score).collect();
+    check_scores(&sums, sums.len()).context("the weighted sum of the judges")?;
     let names = judges.names().into_iter().map(str::to_owned).collect();
-    Ok((own.collect(), names))
+    Ok((own, names))
 }
 
 /// The groups with their scores, best first unless their order is kept.

@@ -117,6 +117,7 @@ fn pools(
     let scores = |port: &str, done: u64| -> Result<Vec<f64>> {
         let judges = Judges::load(job, port, &Map::new(), batch)?;
         let scores = judges.score(&answers, &mut || cx.check())?;
+        judges.say_what_was_cut(cx);
         cx.progress(done, total, "scores");
         Ok(scores)
     };

@@ -61,6 +61,7 @@ pub(crate) fn learn(
         &mut |moment| updates.watch(moment, &questions, &policy),
     )?;
     drop((actor, data));
+    judges.say_what_was_cut(cx);
     updates.end()?;
     let metrics = updates.metrics(job)?;
     let model = trained_model(job, view, &policy)?;

@@ -1,10 +1,13 @@
 //! Judges at work: reward models and rules, one or several with weights, on prompts and completions as text.
 
+use std::cell::Cell;
+
 use anyhow::{Context, Result, bail, ensure};
 use data::layout::Prompt;
 use data::rule::Rule;
 use engine::artifact::{ArtifactType, ArtifactView};
-use engine::job::Job;
+use engine::event::Level;
+use engine::job::{Job, Reporter};
 use kinds::rollout::Rollout;
 use ml::completions::Row;
 use ml::reward::score_all;
@@ -26,6 +29,8 @@ enum Judge {
         loaded: Box<Loaded>,
         mean: f64,
         deviation: f64,
+        /// Prompts that lost their start since this was last said.
+        cut: Cell<usize>,
     },
     Rule(Rule),
 }
@@ -91,7 +96,9 @@ impl Judges {
     ) -> Result<Vec<f64>> {
         let each = self.score_each(answers, watch)?;
         let sum = |at: usize| self.weights().zip(&each).map(|(w, own)| w * own[at]).sum();
-        Ok((0..answers.len()).map(sum).collect())
+        let sums: Vec<f64> = (0..answers.len()).map(sum).collect();
+        check_scores(&sums, answers.len()).context("the weighted sum of the judges")?;
+        Ok(sums)
     }
 
     /// The scores of each judge, before weights: one list for each judge, one number for each answer.
@@ -101,8 +108,10 @@ impl Judges {
         watch: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Vec<Vec<f64>>> {
         let mut all = self.rewards_each(answers, watch)?;
-        for ((_, judge, _), rewards) in self.judges.iter().zip(&mut all) {
+        for ((name, judge, _), rewards) in self.judges.iter().zip(&mut all) {
             judge.standardize(rewards);
+            check_scores(rewards, answers.len())
+                .with_context(|| format!("the judge `{name}`, standardized"))?;
         }
         Ok(all)
     }
@@ -123,6 +132,22 @@ impl Judges {
                 Ok(rewards)
             })
             .collect()
+    }
+
+    /// Says how many prompts were too long for a judge since this was last said.
+    pub(crate) fn say_what_was_cut(&self, cx: &dyn Reporter) {
+        for (name, judge, _) in &self.judges {
+            let Judge::Model { loaded, cut, .. } = judge else {
+                continue;
+            };
+            let (count, longest) = (cut.take(), loaded.model.config.max_position_embeddings);
+            if count > 0 {
+                let text = format!(
+                    "the judge `{name}` reads {longest} tokens: {count} prompts lost their start, and were judged without it"
+                );
+                cx.note(Level::Warning, &text);
+            }
+        }
     }
 
     /// Their weights.
@@ -149,6 +174,7 @@ fn judge(view: &ArtifactView, load: &dyn Fn(&ArtifactView) -> Result<Loaded>) ->
             loaded,
             mean,
             deviation,
+            cut: Cell::new(0),
         });
     }
     let text = std::fs::read(view.file("judge.json")?)?;
@@ -186,11 +212,15 @@ impl Judge {
     ) -> Result<Vec<f64>> {
         match self {
             Judge::Rule(rule) => Ok(answers.iter().map(|a| rule.score(&a.text)).collect()),
-            Judge::Model { loaded, .. } => {
+            Judge::Model { loaded, cut, .. } => {
                 let longest = loaded.model.config.max_position_embeddings;
                 let rows = answers
                     .iter()
-                    .map(|answer| row(loaded, answer, longest))
+                    .map(|answer| {
+                        let (row, over) = row(loaded, answer, longest)?;
+                        cut.set(cut.get() + usize::from(over > 0));
+                        Ok(row)
+                    })
                     .collect::<Result<Vec<_>>>()?;
                 let head = loaded.head.as_ref().context("BUG: it has a head")?;
                 score_all(&loaded.model, head, &rows, batch, &mut |_| watch())
@@ -200,8 +230,8 @@ impl Judge {
 }
 
 /// The tokens of an answer as the reward model's own tokenizer has them. What is too long loses the start of its prompt; a completion
-/// that is too long by itself is an error.
-fn row(loaded: &Loaded, answer: &Answer, longest: usize) -> Result<Row> {
+/// that is too long by itself is an error. With it how many tokens were lost.
+fn row(loaded: &Loaded, answer: &Answer, longest: usize) -> Result<(Row, usize)> {
     let group = loaded.encoder.encode_completions(&data::Row::Scored {
         prompt: answer.prompt.clone(),
         completion: answer.text.clone(),
@@ -216,8 +246,9 @@ fn row(loaded: &Loaded, answer: &Answer, longest: usize) -> Result<Row> {
         ids.len() - prompt,
         answer.text.chars().take(60).collect::<String>()
     );
-    Ok(Row {
+    let row = Row {
         tokens: ids[over..].iter().map(|id| i64::from(*id)).collect(),
         prompt: prompt - over,
-    })
+    };
+    Ok((row, over))
 }

@@ -121,6 +121,16 @@ impl Loaded {
         words(self).is_some() && words(self) == words(other)
     }
 
+    /// Both must mean the same by a token, where one is asked about the other's tokens; `who` is the one that is asked, with its article.
+    pub(crate) fn check_same_tokens(&self, other: &Loaded, who: &str, name: &str) -> Result<()> {
+        let words = |model: &Loaded| model.encoder.tokenizer().get_vocab(true);
+        anyhow::ensure!(
+            words(self) == words(other),
+            "{who} has another tokenizer than `{name}`: log-probabilities of other tokens can't be compared. Take a model of the same family"
+        );
+        Ok(())
+    }
+
     /// Puts a head on a model that has none.
     pub(crate) fn attach_head(&mut self, weight: &Tensor) -> Result<()> {
         if self.head.is_none() {

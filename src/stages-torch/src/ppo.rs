@@ -3,7 +3,6 @@
 use anyhow::{Context, Result};
 use data::encode::LossOn;
 use data::{Dataset, Encoder};
-use engine::artifact::ArtifactType;
 use engine::event::Level;
 use engine::job::{Drafts, Job, Reporter};
 use kinds::ppo::Ppo;
@@ -68,6 +67,7 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         &mut |moment| updates.watch(moment, &questions, &policy),
     )?;
     drop((actor, learner, data, mixed));
+    judges.say_what_was_cut(cx);
     updates.end()?;
     let metrics = updates.metrics(job)?;
     let critic_view = match job.inputs.contains_key("critic") {
@@ -100,14 +100,12 @@ fn critic(job: &Job, policy: &Loaded) -> Result<Loaded> {
         policy.model.config.vocab_size
     );
     let width = critic.model.config.hidden_size;
-    if view.artifact == ArtifactType::RewardModel {
-        let tokenizer = view.reference("tokenizer")?.digest;
-        anyhow::ensure!(
-            tokenizer == job.input("model")?.reference("tokenizer")?.digest,
-            "the critic reads the policy's tokens, but the reward model has another tokenizer: leave `critic` out, or start it from the \
-             policy"
-        );
-    }
+    let words = |model: &Loaded| model.encoder.tokenizer().get_vocab(true);
+    anyhow::ensure!(
+        words(&critic) == words(policy),
+        "the critic reads the policy's tokens, but has another tokenizer: leave `critic` out, or start it from the policy or a model of its \
+         family"
+    );
     critic.attach_head(&Head::fresh(width, 0, 0.0))?;
     Ok(critic)
 }

@@ -93,7 +93,7 @@ fn policies(
         let normalized = order(ranges(), &per_token, name)?;
         accuracy("normalized_", &normalized, &mut values);
         if let Some(reference) = &reference {
-            same_words(&policy, reference, name)?;
+            policy.check_same_tokens(reference, "the reference", name)?;
             let held = match known.get(&own.digest) {
                 Some(held) => held.clone(),
                 None => of(reference)?,
@@ -148,6 +148,7 @@ fn judges(
     }
     let judges = Judges::load(job, "judge", &Map::new(), params.micro_batch)?;
     let rewards = judges.rewards_each(&answers, &mut || cx.check())?;
+    judges.say_what_was_cut(cx);
     for (name, own) in judges.names().into_iter().zip(rewards) {
         let found = order(ranges.iter().cloned(), &own, name)?;
         let mut values = Map::new();
@@ -206,16 +207,6 @@ fn rewarded(found: &Pairwise, values: &mut Map<String, Value>) {
     values.insert("loss".to_owned(), json!(found.loss()));
     let calibration = found.calibration_error();
     values.insert("calibration_error".to_owned(), json!(calibration));
-}
-
-/// The reference is asked about the policy's tokens: they must mean the same to it.
-fn same_words(policy: &Loaded, reference: &Loaded, name: &str) -> Result<()> {
-    let words = |model: &Loaded| model.encoder.tokenizer().get_vocab(true);
-    ensure!(
-        words(policy) == words(reference),
-        "the reference has another tokenizer than `{name}`: log-probabilities of other tokens can't be compared"
-    );
-    Ok(())
 }
 
 fn put(

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use engine::artifact::{ArtifactType, ArtifactView};
 use engine::job::{Draft, Drafts, Job, Reporter};
+use formats::TokenizerFiles;
 use kinds::reference::Reference;
 use ml::Tensor;
 
 use crate::completions::{Groups, log_probabilities};
-use crate::model::load;
+use crate::model::{Loaded, load};
 
 const NAME: &str = "log_probabilities";
 const FILE: &str = "log_probabilities.safetensors";
@@ -18,6 +19,7 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let params: Reference = job.params()?;
     let groups = Groups::read(job.input("tokens")?)?;
     let loaded = load(job.input("model")?, job)?;
+    check_tokenizer(job, &loaded)?;
     let rows = groups.rows()?;
     let all = log_probabilities(
         &loaded.model,
@@ -45,6 +47,22 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         .into(),
     };
     Ok([(NAME.to_owned(), draft)].into())
+}
+
+/// The tokens are the policy's: the reference must mean the same by them.
+fn check_tokenizer(job: &Job, loaded: &Loaded) -> Result<()> {
+    let theirs = job.input("tokens")?.reference("tokenizer")?;
+    let own = job.input("model")?.reference("tokenizer")?;
+    if own.digest == theirs.digest {
+        return Ok(());
+    }
+    let files = TokenizerFiles::from_folder_files(&theirs.files)?;
+    ensure!(
+        files.tokenizer()?.get_vocab(true) == loaded.encoder.tokenizer().get_vocab(true),
+        "the reference has another tokenizer than the policy: log-probabilities of other tokens can't be compared. Take a model of the same \
+         family"
+    );
+    Ok(())
 }
 
 /// The log-probabilities of each completion of `groups`.

@@ -19,6 +19,9 @@ use crate::completions::Groups;
 use crate::model::{Loaded, load, saved_key};
 use crate::training::{Counted, choose_trained, metrics, train};
 
+/// The least deviation of rewards: what has less is one number for all.
+const CONSTANT: f64 = 1e-6;
+
 pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let params: RewardModel = job.params()?;
     let view = job.input("model")?;
@@ -79,6 +82,11 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         });
         add_test(job, &mut metrics, measured)?;
     }
+    if deviation <= CONSTANT {
+        let text = "the reward model gives every training completion the same reward: it can't tell them apart, and what it says of others is \
+                    noise";
+        cx.note(Level::Warning, text);
+    }
     let model = draft(job, view, &loaded, mean, deviation)?;
     ml::torch::release_memory();
     Ok([("model".to_owned(), model), ("metrics".to_owned(), metrics)].into())
@@ -121,7 +129,7 @@ fn moments(scores: &[f64]) -> (f64, f64) {
     let n = scores.len() as f64;
     let mean = scores.iter().sum::<f64>() / n;
     let variance = scores.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
-    (mean, variance.sqrt().max(1e-6))
+    (mean, variance.sqrt().max(CONSTANT))
 }
 
 /// How well scores agree with held-out rows.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use engine::artifact::ArtifactType;
 use engine::event::{Level, What};
 use engine::job::{Cancelled, Draft, Job, Reporter};
@@ -109,12 +109,7 @@ pub(crate) fn reference(job: &Job, policy: &Loaded, cx: &dyn Reporter) -> Result
         return Ok(None);
     }
     let reference = load_beside(wanted, job, policy)?;
-    ensure!(
-        reference.model.config.vocab_size == policy.model.config.vocab_size,
-        "the reference has {} words and the policy {}: they do not belong together",
-        reference.model.config.vocab_size,
-        policy.model.config.vocab_size
-    );
+    policy.check_same_tokens(&reference, "the reference", "model")?;
     Ok(Some(reference))
 }
 

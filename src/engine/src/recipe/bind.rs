@@ -239,6 +239,10 @@ impl Place<'_> {
         if spot.output.is_empty()
             && contract.outputs.len() > 1
             && contract.outputs[0].gives == contract.outputs[1].gives
+            && self
+                .names
+                .artifact(spot.stage, found)
+                .is_none_or(|a| port.accepts.contains(&a))
         {
             let names: Vec<_> = contract
                 .outputs

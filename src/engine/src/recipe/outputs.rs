@@ -82,9 +82,12 @@ pub(super) fn read(root: &Node, names: &Names, problems: &mut Vec<Problem>) -> V
             None => Format::Files,
             Some((_, NodeKind::Text(word))) if word == "files" => Format::Files,
             Some((node, NodeKind::Text(word))) if word == "peft" => {
-                if let Some(other) =
-                    artifact.filter(|a| !matches!(a, ArtifactType::Model | ArtifactType::Adapter))
-                {
+                if let Some(other) = artifact.filter(|a| {
+                    !matches!(
+                        a,
+                        ArtifactType::Model | ArtifactType::RewardModel | ArtifactType::Adapter
+                    )
+                }) {
                     let message = format!(
                         "only a model is written as `peft`, and `{from}` is {}",
                         phrase(&[other])

@@ -242,11 +242,7 @@ impl Work<'_> {
         })))
     }
 
-    fn run_in_worker(
-        &self,
-        job: &Job,
-        speaker: &dyn Reporter,
-    ) -> Result<(Drafts, Provenance)> {
+    fn run_in_worker(&self, job: &Job, speaker: &dyn Reporter) -> Result<(Drafts, Provenance)> {
         let mut slot = self
             .worker
             .lock()
@@ -323,12 +319,7 @@ impl Work<'_> {
         Ok(())
     }
 
-    fn provenance(
-        &self,
-        job: &Job,
-        made: Provenance,
-        milliseconds: u64,
-    ) -> Provenance {
+    fn provenance(&self, job: &Job, made: Provenance, milliseconds: u64) -> Provenance {
         let node = &self.session.plan.nodes[self.index];
         let loose: serde_json::Map<_, _> = node
             .contract

@@ -98,7 +98,7 @@ impl Worker {
         std::thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
                 let reply = serde_json::from_str(&line)
-                    .unwrap_or_else(|e| Reply::Failed(format!("the worker wrote `{line}`: {e}")));
+                    .unwrap_or_else(|e| Reply::Garbled(format!("the worker wrote `{line}`: {e}")));
                 if sender.send(reply).is_err() {
                     break;
                 }
@@ -157,6 +157,12 @@ impl Worker {
                 Ok(Reply::Event(what)) => reporter.emit(what),
                 Ok(Reply::Done(drafts)) => return Ok(drafts),
                 Ok(Reply::Failed(text)) => bail!("{text}"),
+                Ok(Reply::Garbled(text)) => {
+                    // What it still writes of this job must not be taken for an answer to the next one.
+                    let _ = self.child.kill();
+                    let _ = self.child.wait();
+                    bail!("{text}")
+                }
                 Ok(Reply::Cancelled) => return Err(Cancelled.into()),
                 Ok(Reply::Waiting(reason)) => return Err(Waiting { reason }.into()),
                 Ok(other) => bail!("the worker answered out of turn: {other:?}"),
@@ -282,7 +288,7 @@ impl Conversation {
                     }
                 }
                 Ok(Reply::Said) => return Ok(()),
-                Ok(Reply::Failed(text)) => bail!("{text}"),
+                Ok(Reply::Failed(text) | Reply::Garbled(text)) => bail!("{text}"),
                 Ok(Reply::Event(_)) => {}
                 Ok(other) => bail!("the worker answered out of turn: {other:?}"),
                 Err(RecvTimeoutError::Timeout) => {

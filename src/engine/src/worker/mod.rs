@@ -83,6 +83,9 @@ pub enum Reply {
     Piece(String),
     /// The answer is complete; the conversation waits for the next words.
     Said,
+    /// A line that is none of these: nothing that follows it can be trusted.
+    #[serde(skip)]
+    Garbled(String),
 }
 
 static BUILD: std::sync::OnceLock<&str> = std::sync::OnceLock::new();

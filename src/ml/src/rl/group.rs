@@ -3,8 +3,8 @@
 
 use super::advantage::{Estimator, GroupScale, leave_one_out, normalize, relative};
 use super::{
-    Actor, Data, Moment, Sampler, Step, check_scores, flat, old_log_probabilities, order,
-    prompts_of, reference_log_probabilities, sample,
+    Actor, Data, Episode, Moment, Sampler, Step, check_scores, flat, old_log_probabilities, order,
+    penalized, prompts_of, reference_log_probabilities, sample,
 };
 use crate::completions::{Batch, Row};
 use crate::fit::Next;
@@ -68,6 +68,17 @@ pub enum Advantages {
         /// Whether they are then normalized over the batch.
         normalize: bool,
     },
+}
+
+/// The rewards of scores: less the penalty of a missing end, then cut to ± `clip`.
+pub fn rewards(raw: &[f64], episodes: &[Episode], penalty: f64, clip: Option<f64>) -> Vec<f64> {
+    let mut rewards = penalized(raw, episodes, penalty);
+    if let Some(limit) = clip {
+        rewards
+            .iter_mut()
+            .for_each(|reward| *reward = reward.clamp(-limit, limit));
+    }
+    rewards
 }
 
 /// The sizes that normalizers need, of a minibatch.
@@ -261,21 +272,12 @@ fn update(
     };
     let raw = (data.score)(&episodes)?;
     check_scores(&raw, episodes.len())?;
-    let rewards: Vec<f64> = raw
-        .iter()
-        .zip(&episodes)
-        .map(|(score, episode)| {
-            let missing = if episode.finished {
-                0.0
-            } else {
-                options.missing_eos_penalty
-            };
-            let reward = score - missing;
-            options
-                .reward_clip
-                .map_or(reward, |limit| reward.clamp(-limit, limit))
-        })
-        .collect();
+    let rewards = rewards(
+        &raw,
+        &episodes,
+        options.missing_eos_penalty,
+        options.reward_clip,
+    );
     let temperature = sampler.temperature;
     let keep = options.minibatches == 1 && episodes.len() <= size;
     let old = old_log_probabilities(actor.model, &episodes, temperature, size, keep, false)?;

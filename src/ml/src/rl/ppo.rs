@@ -26,8 +26,8 @@
 
 use super::advantage::{Estimator, KlControl, Moments, Shaping, gae, whiten};
 use super::{
-    Actor, Data, Moment, Rows, Sampler, Step, by_row, check_scores, flat, old_log_probabilities,
-    order, prompts_of, reference_log_probabilities, sample,
+    Actor, Data, Episode, Moment, Rows, Sampler, Step, by_row, check_scores, flat,
+    old_log_probabilities, order, penalized, prompts_of, reference_log_probabilities, sample,
 };
 use crate::completions::{Batch, Row};
 use crate::fit::Next;
@@ -130,6 +130,12 @@ pub struct Experience {
     pub advantages: Vec<Vec<f64>>,
     /// Of each step.
     pub returns: Vec<Vec<f64>>,
+}
+
+/// Steps of an episode (7): its tokens, and the one after the end where it ended before the length of `longest` ran out.
+pub fn steps(episode: &Episode, longest: usize) -> usize {
+    let tokens = episode.row.completion();
+    tokens + usize::from(episode.finished && tokens < longest)
 }
 
 /// Rewards of each step: penalties (6), the score at the last step (7).
@@ -352,8 +358,7 @@ fn collect(
     let tokens: Vec<usize> = episodes.iter().map(|e| e.row.completion()).collect();
     let steps: Vec<usize> = episodes
         .iter()
-        .zip(&tokens)
-        .map(|(e, n)| n + usize::from(e.finished && *n < sampler.max_new_tokens))
+        .map(|e| self::steps(e, sampler.max_new_tokens))
         .collect();
     let rows: Vec<Row> = episodes.iter().map(|e| e.row.clone()).collect();
     let mut values = Vec::new();
@@ -369,12 +374,7 @@ fn collect(
         forward = whole.then_some(found);
     }
 
-    let mut scores = raw.clone();
-    for (score, episode) in scores.iter_mut().zip(&episodes) {
-        if !episode.finished {
-            *score -= options.missing_eos_penalty;
-        }
-    }
+    let mut scores = penalized(&raw, &episodes, options.missing_eos_penalty);
     options.shaping.apply(&mut scores, &mut state.moments);
     let mut kl = vec![0.0; rows.len()];
     let mut penalties = 0.0;

@@ -184,6 +184,19 @@ fn rounds_grow_by_what_came_before() {
 }
 
 #[test]
+fn the_last_point_is_that_of_the_last_round_whatever_its_kl() {
+    let round = |kl: f64, proxy: f64, gold: f64| scores(&[(0.0, 0.0, 0.0), (kl, proxy, gold)]);
+    let rounds = [("1", round(0.4, 0.5, -0.1)), ("2", round(0.3, 0.6, 0.2))];
+    let rose = run_on(params("none", false), None, &rounds).unwrap();
+    assert_eq!(rose.summary["best"], "2.m1");
+    assert_eq!(rose.summary["drop"], 0.0);
+    assert_eq!(rose.summary["kl"], 0.3);
+    let [one, two] = rounds;
+    let fell = run_on(params("none", false), None, &[two, one]).unwrap();
+    close(&fell.summary["drop"], 0.3);
+}
+
+#[test]
 fn several_curves_have_their_names() {
     let kls = [0.0, 0.3, 1.5, 6.0];
     let both = [
