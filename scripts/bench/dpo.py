@@ -21,7 +21,7 @@ from levain_setup.say import say
 PAIRS, RATE, BETA = 4, 2e-5, 0.1
 TOLERANCE = {"bf16": 0.02, "f32": 1e-3}
 PEER_DTYPE = {"bf16": "bfloat16", "f32": "float32"}
-REFERENCE = "tuned › reference"
+REFERENCE = "looked › reference"
 FORMS = {"TRL": False, "TRL, reference beforehand": True}
 """The peer's forms, and whether the reference comes before the training."""
 
@@ -60,9 +60,11 @@ class Training:
         self.length = 16 if quick else 96
         """Tokens of a prompt, and of a completion with the end of text."""
         self.tokens, self.answers = PAIRS * 2 * 2 * self.length, PAIRS * 2 * self.length
+        # Ours computes the prompt of a pair once.
+        self.once = self.tokens - PAIRS * self.length
         # A step in f32 is short where bf16 is slow: one round of it, but of twice the steps.
         self.steps = {"bf16": 1 + steps, "f32": 1 + steps * (1 if quick else 2)}
-        self.lines = (rows / f"pairs-{self.length}.jsonl").read_text().splitlines()[:PAIRS]
+        self.lines = (rows / f"pairs-{self.length}.jsonl").read_text().splitlines()
         self.recipes: dict[str, Recipe] = {}
 
     def recipe(self, dtype: str) -> Recipe:
@@ -71,6 +73,7 @@ class Training:
             stages = {
                 "base": {"kind": "load_model", "source": str(self.model), "dtype": dtype},
                 "pairs": {"kind": "load_dataset", "source": "pairs.jsonl", "format": "preference"},
+                "more": {"kind": "load_dataset", "source": "more.jsonl", "format": "preference"},
                 "thin": {"kind": "lora", "model": "base", "r": 8, "alpha": 16, "targets": "all-linear"},
                 "tuned": {
                     "kind": "dpo", "model": "thin", "data": "pairs", "beta": BETA, "learning_rate": RATE, "schedule": "constant",
@@ -79,8 +82,10 @@ class Training:
                     "snapshot_seconds": 86400,
                 },
             }  # fmt: skip
+            stages["looked"] = {**stages["tuned"], "data": "more"}
             recipe = self.recipes[dtype] = Recipe("bench-dpo", stages)
-            (recipe.folder / "pairs.jsonl").write_text("\n".join(self.lines) + "\n")
+            (recipe.folder / "pairs.jsonl").write_text("\n".join(self.lines[:PAIRS]) + "\n")
+            (recipe.folder / "more.jsonl").write_text("\n".join(self.lines) + "\n")
             recipe.run("thin")
             harness.measured(recipe.command("export", "thin", recipe.folder / "adapter", "--format", "peft"))
         return self.recipes[dtype]
@@ -90,15 +95,22 @@ class Training:
         recipe = self.recipe(dtype)
         side.memory.append(recipe.run("tuned", "--force", "tuned/reference", "--force", "tuned"))
         steps = recipe.show("tuned.metrics")["metrics"]["steps"]
-        harness.equal([(step["tokens"], step["rows"]) for step in steps], [(self.tokens, PAIRS)] * self.steps[dtype], "tokens and pairs of each step")
+        harness.equal([(step["tokens"], step["rows"]) for step in steps], [(self.once, PAIRS)] * self.steps[dtype], "tokens and pairs of each step")
         side.numbers = {name: [step[name] for step in steps] for name in ("loss", "logps/chosen", "logps/rejected")}
         # The log says tokens a second of each step, not seconds; of the reference those of its beginning up to now.
         speeds = [event["values"]["tokens_per_second"] for event in recipe.events("tuned") if event["event"] == "metrics"]
-        side.steps += [self.tokens / speed for speed in speeds[1:]]
-        harness.equal(recipe.show("tuned/reference")["summary"]["tokens"], self.answers, "tokens that the reference looked at")
-        last = [event for event in recipe.events(REFERENCE) if event["event"] == "progress"][-1]
-        harness.equal((last["done"], last["rate"][1]), (2 * PAIRS, "tokens/s"), "completions that the reference looked at")
-        side.references.append(self.tokens / last["rate"][0])
+        side.steps += [self.once / speed for speed in speeds[1:]]
+        side.references.append(self.reference(recipe))
+
+    def reference(self, recipe: Recipe) -> float:
+        """Seconds of the reference's pass over as many pairs as a step has, after a first pass that warms it up."""
+        recipe.run("looked/reference", "--force", "looked/reference")
+        looks = [event for event in recipe.events(REFERENCE) if event["event"] == "progress"]
+        harness.equal([look["done"] for look in looks], [2 * PAIRS, 4 * PAIRS], "completions that the reference looked at")
+        harness.equal(recipe.show("looked/reference")["summary"]["tokens"], 2 * self.answers, "tokens that the reference looked at")
+        # The rate is that of everything up to now.
+        first, both = (self.once * looks_so_far / look["rate"][0] for looks_so_far, look in zip((1, 2), looks))
+        return both - first
 
     def pairs_for_peer(self, recipe: Recipe) -> Path:
         """The token ids that ours trained on."""
@@ -143,7 +155,7 @@ class Training:
             say(f"  round {number + 1}, {dtype}: a step of ours {ours.steps[-1]:.1f} s, {times}")
         for name, side in {"ours": ours, **theirs}.items():
             say(f"{dtype}  {name}: {side.text()}")
-        say(f"{dtype}  equal work: {self.tokens} tokens a step, {self.answers} of them of completions; losses, and log-probabilities of the "
+        say(f"{dtype}  equal work: {self.tokens} tokens a step ({self.once} where prompts are computed once), {self.answers} of them of completions; losses, and log-probabilities of the "
             "chosen completions:")  # fmt: skip
         for name, side in {"ours": ours, **theirs}.items():
             numbers = [", ".join(f"{value:.4f}" for value in side.numbers[measure]) for measure in ("loss", "logps/chosen")]
@@ -155,7 +167,7 @@ class Training:
         cost = Cost.of(self.model, rank=8)
         seen = self.length  # half of a row, at the mean
         body = cost.forward(seen) + cost.trained_adapter(seen)
-        count = self.tokens * body + self.answers * 3 * cost.head
+        count = self.once * body + self.answers * 3 * cost.head
         print_floor(self.python, count, "step with its reference", {name: PAIRS / side.rate for name, side in sides.items()})
 
     def close(self) -> None:
