@@ -79,7 +79,7 @@ impl Bench {
             values.insert(under(judge, "score"), json!(mean(own)));
         }
         if let Some(reference) = &self.reference {
-            loaded.check_same_tokens(reference, "the reference", "models")?;
+            loaded.check_reference(reference, "models")?;
             let pairs = questions.iter().zip(generated).enumerate();
             let episodes: Vec<Episode> = pairs
                 .map(|(index, (question, generated))| {

@@ -121,12 +121,17 @@ impl Loaded {
         words(self).is_some() && words(self) == words(other)
     }
 
-    /// Both must mean the same by a token, where one is asked about the other's tokens; `who` is the one that is asked, with its article.
-    pub(crate) fn check_same_tokens(&self, other: &Loaded, who: &str, name: &str) -> Result<()> {
+    /// Whether both mean the same by a token.
+    pub(crate) fn same_tokens(&self, other: &Loaded) -> bool {
         let words = |model: &Loaded| model.encoder.tokenizer().get_vocab(true);
+        words(self) == words(other)
+    }
+
+    /// A reference is asked about the tokens of this model, which is the input `name`: they must mean the same to it.
+    pub(crate) fn check_reference(&self, reference: &Loaded, name: &str) -> Result<()> {
         anyhow::ensure!(
-            words(self) == words(other),
-            "{who} has another tokenizer than `{name}`: log-probabilities of other tokens can't be compared. Take a model of the same family"
+            self.same_tokens(reference),
+            "the reference has another tokenizer than `{name}`: log-probabilities of other tokens can't be compared. Take a model of the same family"
         );
         Ok(())
     }

@@ -100,9 +100,8 @@ fn critic(job: &Job, policy: &Loaded) -> Result<Loaded> {
         policy.model.config.vocab_size
     );
     let width = critic.model.config.hidden_size;
-    let words = |model: &Loaded| model.encoder.tokenizer().get_vocab(true);
     anyhow::ensure!(
-        words(&critic) == words(policy),
+        critic.same_tokens(policy),
         "the critic reads the policy's tokens, but has another tokenizer: leave `critic` out, or start it from the policy or a model of its \
          family"
     );

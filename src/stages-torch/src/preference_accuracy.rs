@@ -93,7 +93,7 @@ fn policies(
         let normalized = order(ranges(), &per_token, name)?;
         accuracy("normalized_", &normalized, &mut values);
         if let Some(reference) = &reference {
-            policy.check_same_tokens(reference, "the reference", name)?;
+            policy.check_reference(reference, name)?;
             let held = match known.get(&own.digest) {
                 Some(held) => held.clone(),
                 None => of(reference)?,

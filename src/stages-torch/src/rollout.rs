@@ -109,7 +109,7 @@ pub(crate) fn reference(job: &Job, policy: &Loaded, cx: &dyn Reporter) -> Result
         return Ok(None);
     }
     let reference = load_beside(wanted, job, policy)?;
-    policy.check_same_tokens(&reference, "the reference", "model")?;
+    policy.check_reference(&reference, "model")?;
     Ok(Some(reference))
 }
 

@@ -46,6 +46,7 @@ impl<'a> Unroll<'a, '_> {
         }
         self.room(key, cells.len(), stages.len())?;
         let mut made: Vec<Cell> = Vec::new();
+        let mut wrong_seed = false;
         for pairs in cells {
             let scope = self.names.scopes.len();
             let cell = Cell {
@@ -79,7 +80,13 @@ impl<'a> Unroll<'a, '_> {
                 values: &values,
                 guards: place.guards,
             };
+            // A mistake in it is one of every cell, and is told once.
+            let before = self.problems.len();
             inner.seed = self.seed(body, &inner);
+            if wrong_seed {
+                self.problems.truncate(before);
+            }
+            wrong_seed |= self.problems.len() > before;
             self.stages(stages, &inner);
             made.push(cell);
         }
