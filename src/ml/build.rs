@@ -65,10 +65,9 @@ fn main() {
     let mut kernels = cc::Build::new();
     kernels.cpp(true).std("c++20").opt_level(3).include("cpp");
     if x86 {
-        kernels
-            .flag("-mavx2")
-            .flag("-mfma")
-            .files(["adamw", "attend", "gemm", "rows"].map(|name| format!("cpp/{name}.cpp")));
+        kernels.flag("-mavx2").flag("-mfma").flag("-mf16c").files(
+            ["adamw", "attend", "gemm", "rows", "weight"].map(|name| format!("cpp/{name}.cpp")),
+        );
     } else {
         kernels.file("cpp/absent.cpp");
     }

@@ -7,17 +7,17 @@ namespace levain {
 
 void serial(int64_t count, Body body, void* context) { body(context, 0, count); }
 void pack(Matrix, int64_t, int64_t, int64_t, float*) { abort(); }
-void pack_weight(Matrix, int64_t, int64_t, const LowRank*, float*, Parallel) { abort(); }
-void pack_weight_back(Matrix, int64_t, int64_t, const LowRank*, int64_t, int64_t, float*, Parallel) { abort(); }
-void gemm(const Part*, int64_t, int64_t, const float*, const Share*, int64_t, Parallel) { abort(); }
+void weight_row(const Weight&, int64_t, int64_t, int64_t, float*) { abort(); }
+Source forward_source(const Weight&) { abort(); }
+Source backward_source(const Weight&) { abort(); }
+void gemm(const Part*, int64_t, int64_t, const Source*, const Share*, int64_t, Parallel) { abort(); }
 void gemm(Matrix, int64_t, Matrix, int64_t, int64_t, Result, Parallel) { abort(); }
 void gemm_direct(const float*, int64_t, int64_t, int64_t, Packed, Result) { abort(); }
 void gemm_few(const float*, int64_t, Matrix, int64_t, int64_t, float, float*, Parallel) { abort(); }
 float* scratch(int64_t) { abort(); }
 void release(float*) { abort(); }
-void linear_rows(const float*, int64_t, int64_t, Matrix, int64_t, const LowRank*, const float*, Result, Parallel) {
-  abort();
-}
+void linear_rows(const float*, int64_t, const Weight&, const float*, Result, Parallel) { abort(); }
+void linear_rows(const float*, int64_t, int64_t, Matrix, int64_t, Result, Parallel) { abort(); }
 void rms_norm(const void*, const void*, Type, int64_t, int64_t, float, void*, float*) { abort(); }
 void rms_norm_backward(const void*, const void*, const void*, Type, int64_t, int64_t, const float*, void*) { abort(); }
 void silu_mul(const void*, const void*, Type, int64_t, void*) { abort(); }

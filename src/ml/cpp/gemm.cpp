@@ -1,7 +1,7 @@
-// Matrix products for CPUs with AVX2 or AVX-512 and without AMX: bf16 is widened to f32 while it is packed, so no f32 copy
-// of an activation or a weight ever reaches memory, and sums stay in f32.
+// Matrix products for CPUs with AVX2 or AVX-512 and without AMX: what is multiplied is widened to f32 while it is packed, the one
+// factor once, the other panel by panel in the first cache just before its use; sums stay in f32.
 #include "avx512.h"
-#include "simd.h"
+#include "panel.h"
 
 #include <cstdlib>
 
@@ -10,10 +10,11 @@ namespace levain {
 namespace {
 
 constexpr int64_t kRows = 6;      // of a register tile: 6 x 16 sums in 12 of 16 registers
-constexpr int64_t kColumns = 16;
-constexpr int64_t kDepth = 320;   // of one pass: a 16-column panel (20 KB) stays in the first cache
-constexpr int64_t kDepth512 = 256;  // two panels (32 KB) of a larger one
-constexpr int64_t kBlockBytes = 288 * 1024;  // packed rows of a: most of the second cache
+constexpr int64_t kDepth = kPass;  // of one pass: two panels (32 KB) stay in the first cache
+constexpr int64_t kPassBytes = 1 << 20;    // of one pass over the rows of a block: half of the second cache
+constexpr int64_t kBlockBytes = 32 << 20;  // of all passes over them
+constexpr int64_t kSumsBytes = 1 << 20;    // of the columns that go through all passes together
+constexpr int64_t kTile = kRows * 16;
 
 // Widens rows [0, count) of eight k's each into slivers: to[k * 6 + i] = a(i, k).
 template <typename T>
@@ -22,13 +23,15 @@ void pack_rows(const T* a, int64_t row, int64_t column, int64_t count, int64_t d
   if (column == 1) {
     const T* r[kRows];
     for (int64_t i = 0; i < kRows; i++) r[i] = a + (i < count ? i : 0) * row;
-    // Eight lanes are stored at a distance of six; the two spare ones are overwritten by the next store.
-    for (; k + 9 <= depth; k += 8) {
+    // Eight lanes are stored at a distance of six; the two spare ones are overwritten by the next store, which the last lacks.
+    const __m256i six = _mm256_setr_epi32(-1, -1, -1, -1, -1, -1, 0, 0);
+    for (; k + 8 <= depth; k += 8) {
       __m256 v[8];
       for (int64_t i = 0; i < kRows; i++) v[i] = i < count ? load8(r[i] + k) : _mm256_setzero_ps();
       v[6] = v[7] = _mm256_setzero_ps();
       transpose8(v);
-      for (int j = 0; j < 8; j++) _mm256_storeu_ps(to + (k + j) * kRows, v[j]);
+      for (int j = 0; j < 7; j++) _mm256_storeu_ps(to + (k + j) * kRows, v[j]);
+      _mm256_maskstore_ps(to + (k + 7) * kRows, six, v[7]);
     }
   } else if (row == 1 && count == kRows) {
     for (; k + 1 < depth; k++) {  // the two elements past the sixth exist: the next line follows
@@ -38,29 +41,6 @@ void pack_rows(const T* a, int64_t row, int64_t column, int64_t count, int64_t d
   for (; k < depth; k++)
     for (int64_t i = 0; i < kRows; i++)
       to[k * kRows + i] = i < count ? load1(a + i * row + k * column) : 0.f;
-}
-
-// One panel: to[k * 16 + j] = b(k, j) for `count` columns, zeros after them.
-template <typename T>
-void pack_panel(const T* b, int64_t row, int64_t column, int64_t depth, int64_t count, float* to) {
-  int64_t k = 0;
-  if (column == 1 && count == kColumns) {
-    for (; k < depth; k++) {
-      _mm256_storeu_ps(to + k * 16, load8(b + k * row));
-      _mm256_storeu_ps(to + k * 16 + 8, load8(b + k * row + 8));
-    }
-  } else if (row == 1 && count == kColumns) {
-    for (; k + 8 <= depth; k += 8) {
-      for (int64_t half = 0; half < 16; half += 8) {
-        __m256 v[8];
-        for (int j = 0; j < 8; j++) v[j] = load8(b + (half + j) * column + k);
-        transpose8(v);
-        for (int j = 0; j < 8; j++) _mm256_storeu_ps(to + (k + j) * 16 + half, v[j]);
-      }
-    }
-  }
-  for (; k < depth; k++)
-    for (int64_t j = 0; j < kColumns; j++) to[k * 16 + j] = j < count ? load1(b + k * row + j * column) : 0.f;
 }
 
 // sums (6 x 16) += a (k x 6) * b (k x 16). Every sum is a variable of its own: compilers spill an array of them.
@@ -144,81 +124,131 @@ void store_row(const float* sums, int64_t count, void* to, Type type, bool add) 
   }
 }
 
+// A product, and the rows of it that are on the way.
 struct Product {
   const Part* parts;
-  int64_t part_count, depth, rows;
-  const float* b;
+  int64_t part_count, rows;
+  const Source* sources;
   const Share* shares;
-  int64_t share_count, first_panel, last_panel;
+  int64_t share_count;
+  int64_t first, slivers;  // slivers of six rows: of this block
+  float* a;                // packed: pass by pass, in each sliver by sliver
 };
 
-// Six rows of all parts, side by side.
-void pack_sliver(const Product& p, int64_t row, float* to) {
-  const int64_t count = p.rows - row < kRows ? p.rows - row : kRows;
-  for (int64_t i = 0; i < p.part_count; i++) {
-    const Matrix& a = p.parts[i].a;
-    if (a.type == Type::bf16)
-      pack_rows(static_cast<const uint16_t*>(a.data) + row * a.row, a.row, a.column, count, p.parts[i].depth, to);
-    else
-      pack_rows(static_cast<const float*>(a.data) + row * a.row, a.row, a.column, count, p.parts[i].depth, to);
-    to += p.parts[i].depth * kRows;
+// A piece of the depth that goes through the kernels at once.
+struct Pass {
+  int64_t part, k, length;  // of this part
+  int64_t before;           // the depth of all passes before it
+};
+
+// The passes over a depth are even, those of one part after those of another.
+template <typename F>
+void each_pass(const Product& p, const F& f) {
+  int64_t before = 0;
+  for (int64_t part = 0; part < p.part_count; part++) {
+    const int64_t depth = p.parts[part].depth;
+    const int64_t passes = (depth + kDepth - 1) / kDepth;
+    if (passes == 0) continue;
+    const int64_t step = (depth + passes - 1) / passes;
+    for (int64_t k = 0; k < depth; k += step) {
+      const int64_t length = depth - k < step ? depth - k : step;
+      f(Pass{part, k, length, before});
+      before += length;
+    }
   }
 }
 
-// Slivers [begin, end) of the rows against the panels of the product.
-void run_rows(const Product& p, int64_t begin, int64_t end) {
-  const int64_t depth = p.depth;
-  int64_t block = kBlockBytes / (4 * depth * kRows);
-  block = block < 4 ? 4 : block;
-  const bool wide = has_avx512();
-  const int64_t deepest = wide ? kDepth512 : kDepth;
-  const int64_t passes = (depth + deepest - 1) / deepest;
-  const int64_t step = (depth + passes - 1) / passes;
-  const int64_t blocks = (end - begin + block - 1) / block;
-  if (blocks == 0) return;
-  block = (end - begin + blocks - 1) / blocks;
-  constexpr int64_t kTile = kRows * 16;
-  float* a = scratch(block * kRows * depth + 16);
-  float* sums = scratch(2 * block * kTile);  // of one panel, or of two side by side
-  for (int64_t from = begin; from < end; from += block) {
-    const int64_t slivers = end - from < block ? end - from : block;
-    for (int64_t s = 0; s < slivers; s++) pack_sliver(p, (from + s) * kRows, a + s * kRows * depth);
-    const Share* share = p.shares;
-    int64_t share_panel = 0;  // the first panel of the share
-    for (int64_t panel = p.first_panel; panel < p.last_panel;) {
-      const int64_t panels = wide && panel + 1 < p.last_panel ? 2 : 1;
-      for (int64_t k = 0; k < depth; k += step) {
-        const int64_t length = depth - k < step ? depth - k : step;
-        const float* b = p.b + panel * 16 * depth + k * 16;
-        const float* b_next = b + 16 * depth;
-        for (int64_t s = 0; s < slivers;) {
-          const float* at = a + s * kRows * depth + k * kRows;
-          float *here = sums + s * kTile, *beside = here + block * kTile;
-          if (panels == 2 && s + 1 < slivers) {
-            tile512(length, at, at + kRows * depth, b, b_next, {{{here, beside}, {here + kTile, beside + kTile}}}, k == 0);
-            s += 2;
-            continue;
-          }
-          tile(length, at, b, here, k == 0);
-          if (panels == 2) tile(length, at, b_next, beside, k == 0);
-          s++;
-        }
-      }
-      for (int64_t n = 0; n < panels; n++, panel++) {
-        while (panel - share_panel >= (share->columns + 15) / 16) share_panel += (share++->columns + 15) / 16;
-        const Result& result = share->result;
-        const int64_t column = (panel - share_panel) * 16;
-        const int64_t columns = share->columns - column < 16 ? share->columns - column : 16;
-        const int64_t size = result.type == Type::bf16 ? 2 : 4;
-        const int64_t rows = p.rows - from * kRows < slivers * kRows ? p.rows - from * kRows : slivers * kRows;
-        char* out = static_cast<char*>(result.data) + (from * kRows * result.row + column) * size;
-        for (int64_t i = 0; i < rows; i++)
-          store_row(sums + n * block * kTile + i * 16, columns, out + i * result.row * size, result.type, result.add);
-      }
+// Slivers [begin, end) of the block, all passes.
+void pack_slivers(const Product& p, int64_t begin, int64_t end) {
+  each_pass(p, [&](const Pass& pass) {
+    const Matrix& a = p.parts[pass.part].a;
+    float* to = p.a + p.slivers * kRows * pass.before;
+    for (int64_t s = begin; s < end; s++) {
+      const int64_t row = (p.first + s) * kRows, count = p.rows - row < kRows ? p.rows - row : kRows;
+      const int64_t at = row * a.row + pass.k * a.column;
+      if (a.type == Type::bf16)
+        pack_rows(static_cast<const uint16_t*>(a.data) + at, a.row, a.column, count, pass.length, to + s * kRows * pass.length);
+      else
+        pack_rows(static_cast<const float*>(a.data) + at, a.row, a.column, count, pass.length, to + s * kRows * pass.length);
     }
+  });
+}
+
+// Where a panel of sixteen columns lies: every share begins a new one.
+struct Place {
+  int64_t share, column, count;
+};
+Place place(const Product& p, int64_t panel) {
+  int64_t share = 0;
+  for (; panel >= (p.shares[share].columns + 15) / 16; share++) panel -= (p.shares[share].columns + 15) / 16;
+  const int64_t left = p.shares[share].columns - panel * 16;
+  return {share, panel * 16, left < 16 ? left : 16};
+}
+
+// One pass of the block's rows against one panel or two, which `b` holds one after the other.
+void multiply(const Product& p, const Pass& pass, const float* b, int64_t panels, float* sums) {
+  const float* a = p.a + p.slivers * kRows * pass.before;
+  const float* next = b + 16 * pass.length;
+  const bool wide = panels == 2 && has_avx512(), first = pass.before == 0;
+  float* beside = sums + p.slivers * kTile;
+  for (int64_t s = 0; s < p.slivers;) {
+    const float* at = a + s * kRows * pass.length;
+    float *here = sums + s * kTile, *there = beside + s * kTile;
+    if (wide && s + 1 < p.slivers) {
+      tile512(pass.length, at, at + kRows * pass.length, b, next, {{{here, there}, {here + kTile, there + kTile}}}, first);
+      s += 2;
+      continue;
+    }
+    tile(pass.length, at, b, here, first);
+    if (panels == 2) tile(pass.length, at, next, there, first);
+    s++;
   }
+}
+
+void store_panel(const Product& p, const Place& at, const float* sums) {
+  const Result& result = p.shares[at.share].result;
+  const int64_t size = result.type == Type::bf16 ? 2 : 4, from = p.first * kRows;
+  const int64_t rows = p.rows - from < p.slivers * kRows ? p.rows - from : p.slivers * kRows;
+  char* out = static_cast<char*>(result.data) + (from * result.row + at.column) * size;
+  for (int64_t i = 0; i < rows; i++)
+    store_row(sums + i * 16, at.count, out + i * result.row * size, result.type, result.add);
+}
+
+// Panels [begin, end) for the rows of the block. As many columns as have their sums in the second cache go through a pass after
+// another; a panel is filled in the first cache just before it is used, so no packed copy of b reaches memory.
+void run_panels(const Product& p, int64_t begin, int64_t end) {
+  int64_t group = kSumsBytes / (p.slivers * kTile * 4) / 2 * 2;
+  group = group < 2 ? 2 : group;
+  float* sums = scratch((group < end - begin ? group : end - begin) * p.slivers * kTile);
+  float* b = scratch(2 * 16 * kDepth);
+  for (int64_t from = begin; from < end; from += group) {
+    const int64_t to = from + group < end ? from + group : end;
+    each_pass(p, [&](const Pass& pass) {
+      for (int64_t panel = from; panel < to; panel += 2) {
+        const int64_t panels = panel + 1 < to ? 2 : 1;
+        for (int64_t n = 0; n < panels; n++) {
+          const Place at = place(p, panel + n);
+          const Source& source = p.sources[pass.part * p.share_count + at.share];
+          source.fill(source.of, pass.k, pass.length, at.column, at.count, b + n * 16 * pass.length);
+        }
+        multiply(p, pass, b, panels, sums + (panel - from) * p.slivers * kTile);
+      }
+    });
+    for (int64_t panel = from; panel < to; panel++)
+      store_panel(p, place(p, panel), sums + (panel - from) * p.slivers * kTile);
+  }
+  release(b);
   release(sums);
-  release(a);
+}
+
+// A matrix as it lies.
+void fill_matrix(const void* of, int64_t k, int64_t length, int64_t column, int64_t count, float* to) {
+  const Matrix& b = *static_cast<const Matrix*>(of);
+  const int64_t at = k * b.row + column * b.column;
+  if (b.type == Type::bf16)
+    pack_panel(static_cast<const uint16_t*>(b.data) + at, b.row, b.column, length, count, to);
+  else
+    pack_panel(static_cast<const float*>(b.data) + at, b.row, b.column, length, count, to);
 }
 
 struct Few {
@@ -326,64 +356,51 @@ float* scratch(int64_t floats) {
 void release(float* buffer) { free(buffer); }
 
 void pack(Matrix b, int64_t depth, int64_t first, int64_t count, float* to) {
-  for (int64_t j = 0; j < count; j += 16) {
-    const int64_t columns = count - j < 16 ? count - j : 16;
-    float* panel = to + j * depth;
-    if (b.type == Type::bf16)
-      pack_panel(static_cast<const uint16_t*>(b.data) + (first + j) * b.column, b.row, b.column, depth, columns, panel);
-    else
-      pack_panel(static_cast<const float*>(b.data) + (first + j) * b.column, b.row, b.column, depth, columns, panel);
-  }
+  for (int64_t j = 0; j < count; j += 16)
+    fill_matrix(&b, 0, depth, first + j, count - j < 16 ? count - j : 16, to + j * depth);
 }
 
-void gemm(const Part* parts, int64_t part_count, int64_t rows, const float* b, const Share* shares,
+void gemm(const Part* parts, int64_t part_count, int64_t rows, const Source* sources, const Share* shares,
           int64_t share_count, Parallel parallel) {
   int64_t depth = 0, panels = 0;
   for (int64_t i = 0; i < part_count; i++) depth += parts[i].depth;
   for (int64_t i = 0; i < share_count; i++) panels += (shares[i].columns + 15) / 16;
   const int64_t slivers = (rows + kRows - 1) / kRows;
   if (depth == 0 || panels == 0 || slivers == 0) return;
-  Product product{parts, part_count, depth, rows, b, shares, share_count, 0, panels};
-  if (slivers >= 16 || slivers >= panels) {
+  int64_t block = kPassBytes / (kRows * kDepth * 4);
+  const int64_t most = kBlockBytes / (kRows * depth * 4);
+  block = most < block ? (most < 8 ? 8 : most) : block;
+  const int64_t blocks = (slivers + block - 1) / block;
+  block = (slivers + blocks - 1) / blocks;
+  Product product{parts, part_count, rows, sources, shares, share_count, 0, 0, scratch(block * kRows * depth)};
+  for (int64_t from = 0; from < slivers; from += block) {
+    product.first = from;
+    product.slivers = slivers - from < block ? slivers - from : block;
     parallel(
-        slivers,
-        [](void* context, int64_t begin, int64_t end) { run_rows(*static_cast<Product*>(context), begin, end); },
+        product.slivers,
+        [](void* context, int64_t begin, int64_t end) { pack_slivers(*static_cast<Product*>(context), begin, end); },
         &product);
-  } else {
     parallel(
-        panels,
+        (panels + 1) / 2,
         [](void* context, int64_t begin, int64_t end) {
-          Product part = *static_cast<Product*>(context);
-          part.first_panel = begin;
-          part.last_panel = end;
-          run_rows(part, 0, (part.rows + kRows - 1) / kRows);
+          const auto& product = *static_cast<Product*>(context);
+          int64_t panels = 0;
+          for (int64_t i = 0; i < product.share_count; i++) panels += (product.shares[i].columns + 15) / 16;
+          run_panels(product, begin * 2, end * 2 < panels ? end * 2 : panels);
         },
         &product);
   }
+  release(product.a);
 }
 
 void gemm(Matrix a, int64_t rows, Matrix b, int64_t depth, int64_t columns, Result result, Parallel parallel) {
-  struct Job {
-    Matrix b;
-    int64_t depth, columns;
-    float* to;
-  } job{b, depth, columns, scratch(packed_size(depth, columns))};
-  parallel(
-      (columns + 15) / 16,
-      [](void* context, int64_t begin, int64_t end) {
-        auto& job = *static_cast<Job*>(context);
-        const int64_t last = end * 16 < job.columns ? end * 16 : job.columns;
-        pack(job.b, job.depth, begin * 16, last - begin * 16, job.to + begin * 16 * job.depth);
-      },
-      &job);
   const Part part{a, depth};
   const Share share{result, columns};
-  gemm(&part, 1, rows, job.to, &share, 1, parallel);
-  release(job.to);
+  const Source source{fill_matrix, &b};
+  gemm(&part, 1, rows, &source, &share, 1, parallel);
 }
 
 void gemm_direct(const float* a, int64_t row, int64_t column, int64_t rows, Packed b, Result result) {
-  constexpr int64_t kTile = kRows * 16;
   alignas(64) float sums[4 * kTile];
   const int64_t size = result.type == Type::bf16 ? 2 : 4;
   const auto store = [&](const float* from, int64_t first, int64_t j) {
@@ -413,77 +430,6 @@ void gemm_direct(const float* a, int64_t row, int64_t column, int64_t rows, Pack
     }
     j += pair ? 32 : 16;
   }
-}
-
-namespace {
-
-struct WeightJob {
-  Matrix weight;
-  int64_t out, in;
-  const LowRank* change;
-  int64_t first, depth;  // of the packed depth, on the way back
-  float* to;
-
-  // `count` rows from `row`, widened and changed.
-  void rows(int64_t row, int64_t count, float* rows) const {
-    for (int64_t i = 0; i < count; i++) {
-      widen(weight, (row + i) * weight.row, in, rows + i * in);
-      if (change)
-        add_low_rank(change->down, change->up + (row + i) * change->rank, change->rank, change->scale, in,
-                     rows + i * in);
-    }
-  }
-};
-
-}  // namespace
-
-void pack_weight(Matrix weight, int64_t out, int64_t in, const LowRank* change, float* to, Parallel parallel) {
-  WeightJob job{weight, out, in, change, 0, 0, to};
-  parallel(
-      (out + 15) / 16,
-      [](void* context, int64_t begin, int64_t end) {
-        const auto& job = *static_cast<WeightJob*>(context);
-        if (!job.change) {
-          const int64_t last = end * 16 < job.out ? end * 16 : job.out;
-          pack(Matrix{job.weight.data, job.weight.type, 1, job.weight.row}, job.in, begin * 16, last - begin * 16,
-               job.to + begin * 16 * job.in);
-          return;
-        }
-        float* rows = scratch(16 * job.in);
-        for (int64_t panel = begin; panel < end; panel++) {
-          const int64_t count = job.out - panel * 16 < 16 ? job.out - panel * 16 : 16;
-          job.rows(panel * 16, count, rows);
-          pack_panel(rows, 1, job.in, job.in, count, job.to + panel * 16 * job.in);
-        }
-        release(rows);
-      },
-      &job);
-}
-
-void pack_weight_back(Matrix weight, int64_t out, int64_t in, const LowRank* change, int64_t first, int64_t depth,
-                      float* to, Parallel parallel) {
-  WeightJob job{weight, out, in, change, first, depth, to};
-  parallel(
-      out,
-      [](void* context, int64_t begin, int64_t end) {
-        const auto& job = *static_cast<WeightJob*>(context);
-        float* row = scratch(job.in);
-        for (int64_t k = begin; k < end; k++) {
-          job.rows(k, 1, row);
-          // Sixteen columns of the row go to each panel.
-          for (int64_t j = 0; j < job.in; j += 16) {
-            float* at = job.to + j * job.depth + (job.first + k) * 16;
-            if (job.in - j >= 16) {
-              _mm256_storeu_ps(at, _mm256_loadu_ps(row + j));
-              _mm256_storeu_ps(at + 8, _mm256_loadu_ps(row + j + 8));
-            } else {
-              for (int64_t c = 0; c < 16; c++) at[c] = c < job.in - j ? row[j + c] : 0.f;
-            }
-          }
-        }
-        release(row);
-      },
-      &job);
 }
 
 }  // namespace levain

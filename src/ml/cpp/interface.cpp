@@ -98,14 +98,36 @@ void levain_release_memory() {
 #endif
 }
 
+// Of each map: its flag; five numbers of its shape; the scale of its change and the offset of its nested scales.
 int levain_linear(Tensor** out, const Tensor* x, int64_t before, double eps, const Tensor* const* tensors, size_t count, const int64_t* flags,
-                  const double* scales, size_t maps, int few) {
+                  const int64_t* shapes, const double* scales, size_t maps, int few) {
   return guarded([&] {
     std::vector<Tensor> list;
     TORCH_CHECK(before >= 0 && before <= 2, "linear: nothing like ", before);
     for (size_t i = 0; i < count; i++) list.push_back(*tensors[i]);
-    auto results = levain::linear(*x, static_cast<levain::Before>(before), eps, list, numbers(flags, maps), std::vector<double>(scales, scales + maps), few != 0);
+    auto results = levain::linear(*x, static_cast<levain::Before>(before), eps, list, numbers(flags, maps), numbers(shapes, maps * 5),
+                                  std::vector<double>(scales, scales + maps * 2), few != 0);
     for (size_t i = 0; i < maps; i++) out[i] = fresh(results[i]);
+  });
+}
+
+// kind: 0 for f32, 1 for bf16, 2 for f64.
+int levain_dequantized(Tensor** out, const Tensor* const* tensors, size_t count, int64_t flag, const int64_t* shape, double offset,
+                       int kind) {
+  return guarded([&] {
+    std::vector<Tensor> list;
+    for (size_t i = 0; i < count; i++) list.push_back(*tensors[i]);
+    const auto type = kind == 0 ? at::kFloat : kind == 1 ? at::kBFloat16 : at::kDouble;
+    *out = fresh(levain::dequantized(list, flag, numbers(shape, 5), {0.0, offset}, type));
+  });
+}
+
+int levain_unpacked_product(Tensor** out, const Tensor* x, const Tensor* const* tensors, size_t count, int64_t flag,
+                            const int64_t* shape, double offset) {
+  return guarded([&] {
+    std::vector<Tensor> list;
+    for (size_t i = 0; i < count; i++) list.push_back(*tensors[i]);
+    *out = fresh(levain::unpacked_product(*x, list, flag, numbers(shape, 5), {0.0, offset}));
   });
 }
 

@@ -43,14 +43,46 @@ struct LowRank {
   float scale;
 };
 
+// How a weight is stored: as it is; as NF4, two codes a byte, the first in the high half, in blocks along its rows one after the
+// other (bitsandbytes); or as int8 with a scale for each row.
+enum class Stored : int { dense = 0, nf4 = 1, int8 = 2 };
+
+// What a dequantized value is rounded to before it is multiplied.
+enum class Rounding : int { none = 0, bf16 = 1, f16 = 2 };
+
+// A weight (out x in) and what is added to it.
+struct Weight {
+  Stored stored;
+  int64_t out, in;
+  Matrix dense;  // rows contiguous
+  const uint8_t* codes;
+  const float* table;  // nf4: its 16 values
+  int64_t block;       // nf4: how many values share a scale
+  const float* scales;  // of each block or row; or, for nested ones, of each `nested_block` of them
+  const uint8_t* nested;  // null, or the codes of the scales: scale i is nested_table[nested[i]] * scales[i / nested_block] + offset
+  const float* nested_table;
+  int64_t nested_block;
+  float offset;
+  Rounding rounding;
+  const LowRank* change;  // or null
+};
+// Columns [from, from + count) of a row, without the change.
+void weight_row(const Weight& weight, int64_t row, int64_t from, int64_t count, float* to);
+
 // Packs columns [first, first + count) of b (depth x columns) into `to`, whose panel 0 is column `first`;
 // `first` is a multiple of 16.
 void pack(Matrix b, int64_t depth, int64_t first, int64_t count, float* to);
-// Packs a weight (out x in, rows contiguous) with its low-rank change added, for x * weight^T: depth in, columns out.
-void pack_weight(Matrix weight, int64_t out, int64_t in, const LowRank* change, float* to, Parallel parallel);
-// The same for gradient * weight: columns in, and its `out` rows as rows [first, first + out) of a depth of `depth`.
-void pack_weight_back(Matrix weight, int64_t out, int64_t in, const LowRank* change, int64_t first, int64_t depth,
-                      float* to, Parallel parallel);
+
+// The second factor of a product: `fill` writes rows [k, k + length), at most `kPass`, of columns [column, column + count), at most 16,
+// as a panel: to[i * 16 + j], zeros past the last column.
+struct Source {
+  void (*fill)(const void* of, int64_t k, int64_t length, int64_t column, int64_t count, float* to);
+  const void* of;
+};
+constexpr int64_t kPass = 256;
+// A weight for x * weight^T (depth in, columns out) and for gradient * weight (depth out, columns in).
+Source forward_source(const Weight& weight);
+Source backward_source(const Weight& weight);
 
 // A factor with its columns side by side with others', and a result that takes the next columns; each begins a new panel.
 struct Part {
@@ -61,10 +93,11 @@ struct Share {
   Result result;
   int64_t columns;
 };
-// shares (rows x columns each) = [parts] (rows x depth in all) * b, sums in f32; b's panels are those of the shares.
-void gemm(const Part* parts, int64_t part_count, int64_t rows, const float* b, const Share* shares,
+// shares (rows x columns each) = [parts] (rows x depth in all) * b, sums in f32; the piece of b for a part and a share is
+// sources[part * share_count + share].
+void gemm(const Part* parts, int64_t part_count, int64_t rows, const Source* sources, const Share* shares,
           int64_t share_count, Parallel parallel);
-// result (rows x columns) = a (rows x depth) * b, b packed on the way.
+// result (rows x columns) = a (rows x depth) * b.
 void gemm(Matrix a, int64_t rows, Matrix b, int64_t depth, int64_t columns, Result result, Parallel parallel);
 
 // The same in the calling thread, with f32 rows read where they lie: a(i, k) = a[i * row + k * column]. Reads the rows
@@ -80,8 +113,9 @@ float* scratch(int64_t floats);
 void release(float* buffer);
 
 // Few rows (decoding): result (rows x out) = x (rows x in) * weight^T + bias, the weight read once where it lies.
-void linear_rows(const float* x, int64_t rows, int64_t in, Matrix weight, int64_t out, const LowRank* change,
-                 const float* bias, Result result, Parallel parallel);
+void linear_rows(const float* x, int64_t rows, const Weight& weight, const float* bias, Result result, Parallel parallel);
+// The same for a matrix without a change.
+void linear_rows(const float* x, int64_t rows, int64_t in, Matrix weight, int64_t out, Result result, Parallel parallel);
 
 // RMSNorm as Llama has it: x / sqrt(mean(x^2) + eps) in f32, rounded to the type of x, then times weight.
 void rms_norm(const void* x, const void* weight, Type type, int64_t rows, int64_t width, float eps, void* out,

@@ -107,12 +107,13 @@ struct CrossEntropy : Function<CrossEntropy> {
 };
 
 // The log-probability of each target with a gradient for each of them, where the weight of a token is known only after all were
-// computed (preference losses, policy gradients). The logits are made again in the backward pass instead of being kept.
+// computed (preference losses, policy gradients). With a frozen head the gradient of each to its hidden row is computed at once and
+// scaled in the backward pass; where the head is trained, or an entropy, the logits are made again there instead of being kept.
 struct LogProbabilities : Function<LogProbabilities> {
   // Gives (log-probability, entropy, log of the sum of squared probabilities) of each row; the last two, of which only the entropy
   // has a gradient, are empty unless asked for.
   static variable_list forward(AutogradContext* context, const Tensor& input, const Tensor& head, const Tensor& targets,
-                               int64_t chunk, int64_t way, bool statistics) {
+                               int64_t chunk, int64_t way, bool statistics, bool gradients) {
     const Tensor hidden = input.contiguous();
     const int64_t rows = hidden.size(0), width = hidden.size(1), words = head.size(0);
     TORCH_CHECK(head.dim() == 2 && head.size(1) == width && head.is_contiguous() && targets.numel() == rows,
@@ -122,9 +123,11 @@ struct LogProbabilities : Function<LogProbabilities> {
     const auto wide = wide_options(hidden);
     Tensor values = at::empty({rows}, wide), log_sums = at::empty({rows}, wide);
     Tensor entropies = at::empty({statistics ? rows : 0}, wide), squares = at::empty({statistics ? rows : 0}, wide);
+    const bool ahead = gradients && !statistics && input.requires_grad() && !head.requires_grad();
+    Tensor slopes = ahead ? at::empty({rows, width}, wide) : Tensor();
     for (int64_t first = 0; first < rows; first += chunk) {
       const int64_t count = std::min(chunk, rows - first);
-      const Tensor logits = chunk_logits(hidden.narrow(0, first, count), head, way);
+      Tensor logits = chunk_logits(hidden.narrow(0, first, count), head, way);
       const auto part = [&](const Tensor& whole) { return whole.narrow(0, first, count); };
       const Tensor sums = summed(logits, way);
       part(log_sums).copy_(sums);
@@ -134,8 +137,17 @@ struct LogProbabilities : Function<LogProbabilities> {
         part(squares).copy_((logs * 2).logsumexp(1));
         part(entropies).copy_(-(logs.exp() * logs).sum(1));
       }
+      if (ahead) {
+        to_probabilities(logits, sums, way);
+        logits.neg_().scatter_add_(1, part(targets).unsqueeze(1), at::ones({count, 1}, wide));
+        times_head(logits, head, part(slopes), way);
+      }
     }
-    context->save_for_backward({hidden, head, targets, log_sums, entropies});
+    if (ahead)
+      context->save_for_backward({slopes});
+    else
+      context->save_for_backward({hidden, head, targets, log_sums, entropies});
+    context->saved_data["type"] = static_cast<int64_t>(hidden.scalar_type());
     context->saved_data["chunk"] = chunk;
     context->saved_data["way"] = way;
     context->mark_non_differentiable({squares});
@@ -144,6 +156,12 @@ struct LogProbabilities : Function<LogProbabilities> {
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     auto saved = context->get_saved_variables();
+    if (saved.size() == 1) {
+      const auto type = static_cast<at::ScalarType>(context->saved_data["type"].toInt());
+      Tensor dhidden;
+      if (gradients[0].defined()) dhidden = (saved[0] * gradients[0].unsqueeze(1)).to(type);
+      return {dhidden, Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+    }
     const Tensor &hidden = saved[0], &head = saved[1], &targets = saved[2], &log_sums = saved[3], &entropies = saved[4];
     const int64_t chunk = context->saved_data["chunk"].toInt(), way = context->saved_data["way"].toInt();
     const bool to_hidden = context->needs_input_grad(0), to_head = context->needs_input_grad(1);
@@ -162,32 +180,47 @@ struct LogProbabilities : Function<LogProbabilities> {
         // dH/dlogit = -p (log p + H)
         const Tensor logs = d - part(log_sums).unsqueeze(1), p = logs.exp();
         d = p * (-g - part(gradients[1]).unsqueeze(1) * (logs + part(entropies).unsqueeze(1)));
-      } else if (way == static_cast<int64_t>(Way::kernels)) {
-        ranges(count, 1, [&](int64_t begin, int64_t end) {
-          for (int64_t i = begin; i < end; i++)
-            probabilities(d.data_ptr<float>() + i * words, words, log_sums.data_ptr<float>()[first + i]);
-        });
-        d.mul_(-g);
       } else {
-        d.sub_(part(log_sums).unsqueeze(1)).exp_().mul_(-g);
+        to_probabilities(d, part(log_sums), way);
+        d.mul_(-g);
       }
       d.scatter_add_(1, t, g);
+      if (to_hidden) times_head(d, head, part(dhidden), way);
+      if (!to_head) continue;
       if (way == static_cast<int64_t>(Way::kernels)) {
-        if (to_hidden)
-          gemm(matrix(d), count, Matrix{head.const_data_ptr(), type_of(head), width, 1}, words, width, result(part(dhidden)), pool);
-        if (to_head)
-          gemm(transposed(d), words, matrix(h), count, width, Result{dhead.data_ptr<float>(), Type::f32, width, true}, pool);
+        gemm(transposed(d), words, matrix(h), count, width, Result{dhead.data_ptr<float>(), Type::f32, width, true}, pool);
       } else {
         const auto type = product_type(hidden, way);
-        d = d.to(type);
-        if (to_hidden) part(dhidden).copy_(at::mm(d, head.to(type)));
-        if (to_head) dhead.add_(at::mm(d.t(), h.to(type)));
+        dhead.add_(at::mm(d.to(type).t(), h.to(type)));
       }
     }
     const auto typed = [](const Tensor& gradient, const Tensor& like) {
       return gradient.defined() ? gradient.to(like.scalar_type()) : gradient;
     };
-    return {typed(dhidden, hidden), typed(dhead, head), Tensor(), Tensor(), Tensor(), Tensor()};
+    return {typed(dhidden, hidden), typed(dhead, head), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+  }
+
+  // logits <- softmax, in place.
+  static void to_probabilities(Tensor& logits, const Tensor& log_sums, int64_t way) {
+    if (way != static_cast<int64_t>(Way::kernels)) {
+      logits.sub_(log_sums.unsqueeze(1)).exp_();
+      return;
+    }
+    const int64_t words = logits.size(1);
+    ranges(logits.size(0), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++)
+        probabilities(logits.data_ptr<float>() + i * words, words, log_sums.const_data_ptr<float>()[i]);
+    });
+  }
+
+  // to = logits' gradient times the head.
+  static void times_head(const Tensor& d, const Tensor& head, Tensor to, int64_t way) {
+    if (way == static_cast<int64_t>(Way::kernels)) {
+      gemm(matrix(d), d.size(0), Matrix{head.const_data_ptr(), type_of(head), head.size(1), 1}, head.size(0), head.size(1), result(to), pool);
+    } else {
+      const auto type = way == static_cast<int64_t>(Way::native) ? head.scalar_type() : d.scalar_type();
+      to.copy_(at::mm(d.to(type), head.to(type)));
+    }
   }
 
   static at::TensorOptions wide_options(const Tensor& like) {
@@ -227,7 +260,8 @@ struct LogProbabilities : Function<LogProbabilities> {
 
 variable_list log_probabilities(const Tensor& hidden, const Tensor& head, const Tensor& targets, int64_t chunk, Way way,
                                 bool statistics) {
-  return LogProbabilities::apply(hidden, head, targets, chunk, static_cast<int64_t>(way), statistics);
+  // Inside of forward the gradient mode is off, so it is asked for here.
+  return LogProbabilities::apply(hidden, head, targets, chunk, static_cast<int64_t>(way), statistics, at::GradMode::is_enabled());
 }
 
 variable_list cross_entropy(const Tensor& hidden, const Tensor& head, const Tensor& targets, int64_t chunk,

@@ -6,6 +6,8 @@
 
 #include "kernels.h"
 
+extern "C" int levain_kernels();  // 1 where the kernels of this folder were built and run
+
 namespace levain {
 
 using at::Tensor;
@@ -60,7 +62,13 @@ enum class Before : int64_t { nothing = 0, norm = 1, gate = 2 };
 // Linear maps of the same x; see linear.cpp. The first of `tensors` is the norm's weight, or what silu(x) is multiplied by,
 // if there is something before. `few` chooses the kernel for decoding, whose sums come in another order.
 variable_list linear(const Tensor& x, Before before, double eps, at::TensorList tensors, const std::vector<int64_t>& flags,
-                     const std::vector<double>& scales, bool few);
+                     const std::vector<int64_t>& shapes, const std::vector<double>& scales, bool few);
+// A weight stored as NF4 or int8 as a matrix of `kind`; tensors, flags, shapes, scales as those of one map.
+Tensor dequantized(at::TensorList tensors, int64_t flag, const std::vector<int64_t>& shape, const std::vector<double>& scales,
+                   at::ScalarType kind);
+// x times such a weight, transposed, by libtorch's product, with a gradient to x.
+Tensor unpacked_product(const Tensor& x, at::TensorList tensors, int64_t flag, const std::vector<int64_t>& shape,
+                        const std::vector<double>& scales);
 // x with each element zero with this probability, the others divided by what is left; a function of (seed, index).
 Tensor dropout_op(const Tensor& x, double probability, int64_t seed, int64_t first);
 Tensor rms_norm_op(const Tensor& x, const Tensor& weight, double eps);

@@ -198,10 +198,8 @@ inline void dot2(const W* w, int64_t w_row, const float* x, int64_t in, float* y
 struct Rows {
   const float* x;
   const float* spread;  // the same for AVX-512, or null
-  int64_t rows, in;
-  Matrix weight;
-  int64_t out;
-  const LowRank* change;
+  int64_t rows;
+  const Weight& weight;
   const float* low;  // rows x rank: x * down^T
   const float* bias;
   Result result;
@@ -209,8 +207,8 @@ struct Rows {
 
 // Writes `count` outputs from n on for row q of x, with the low-rank change and the bias.
 void finish(const Rows& job, int64_t q, int64_t n, int64_t count, float* sums) {
-  if (job.change) {
-    const LowRank& c = *job.change;
+  if (job.weight.change) {
+    const LowRank& c = *job.weight.change;
     const float *low = job.low + q * c.rank, *up = c.up + n * c.rank;
     __m256 d0 = _mm256_setzero_ps(), d1 = d0, d2 = d0, d3 = d0;
     int64_t k = 0;
@@ -243,35 +241,45 @@ void finish(const Rows& job, int64_t q, int64_t n, int64_t count, float* sums) {
 
 template <typename W>
 void linear_outputs(const Rows& job, int64_t begin, int64_t end) {
-  const auto* weight = static_cast<const W*>(job.weight.data);
+  const int64_t in = job.weight.in, out = job.weight.out;
+  const bool dense = job.weight.stored == Stored::dense;
+  const int64_t row = dense ? job.weight.dense.row : in;
+  const Type type = dense ? job.weight.dense.type : Type::f32;
+  float* unpacked = dense ? nullptr : scratch(4 * in);
   for (int64_t block = begin; block < end; block++) {
     // The last block starts early enough to have four weight rows: it repeats some outputs.
-    const int64_t n = job.out < 4 ? 0 : (block * 4 + 4 <= job.out ? block * 4 : job.out - 4);
-    const int64_t count = job.out < 4 ? job.out : 4, row = job.weight.row;
-    const W* w = weight + n * row;
+    const int64_t n = out < 4 ? 0 : (block * 4 + 4 <= out ? block * 4 : out - 4);
+    const int64_t count = out < 4 ? out : 4;
+    const W* w;
+    if (dense) {
+      w = static_cast<const W*>(job.weight.dense.data) + n * row;
+    } else {
+      for (int64_t i = 0; i < count; i++) weight_row(job.weight, n + i, 0, in, unpacked + i * in);
+      w = reinterpret_cast<const W*>(unpacked);
+    }
     float y[16];
     int64_t r = 0;
-    if (job.spread && job.out >= 4) {
+    if (job.spread && out >= 4) {
       for (; r < job.rows; r += 4) {
         const int64_t some = job.rows - r < 4 ? job.rows - r : 4;
-        dots512(w, job.weight.type, row, job.spread + r * spread512_row(job.in), some, job.in, r / 4, (job.rows + 3) / 4, y);
+        dots512(w, type, row, job.spread + r * spread512_row(in), some, in, r / 4, (job.rows + 3) / 4, y);
         for (int64_t j = 0; j < some; j++) finish(job, r + j, n, count, y + j * 4);
       }
       continue;
     }
-    for (; job.out >= 4 && r + 4 <= job.rows; r += 4) {
-      dot2(w, row, job.x + r * job.in, job.in, y);
-      dot2(w + 2 * row, row, job.x + r * job.in, job.in, y + 2);
+    for (; out >= 4 && r + 4 <= job.rows; r += 4) {
+      dot2(w, row, job.x + r * in, in, y);
+      dot2(w + 2 * row, row, job.x + r * in, in, y + 2);
       for (int64_t j = 0; j < 4; j++) finish(job, r + j, n, count, y + j * 4);
     }
     for (; r < job.rows; r += 2) {
       const int64_t other = r + 1 < job.rows ? r + 1 : r;
-      if (job.out >= 4) {
-        dot4(w, row, job.x + r * job.in, job.x + other * job.in, job.in, y, y + 4);
+      if (out >= 4) {
+        dot4(w, row, job.x + r * in, job.x + other * in, in, y, y + 4);
       } else {
         for (int64_t i = 0; i < count; i++) {
           float y0[4], y1[4];
-          dot4(w + i * row, 0, job.x + r * job.in, job.x + other * job.in, job.in, y0, y1);
+          dot4(w + i * row, 0, job.x + r * in, job.x + other * in, in, y0, y1);
           y[i] = y0[0], y[4 + i] = y1[0];
         }
       }
@@ -279,29 +287,31 @@ void linear_outputs(const Rows& job, int64_t begin, int64_t end) {
       if (other > r) finish(job, other, n, count, y + 4);
     }
   }
+  release(unpacked);
 }
 
 }  // namespace
 
-void linear_rows(const float* x, int64_t rows, int64_t in, Matrix weight, int64_t out, const LowRank* change,
-                 const float* bias, Result result, Parallel parallel) {
+void linear_rows(const float* x, int64_t rows, const Weight& weight, const float* bias, Result result, Parallel parallel) {
   float* low = nullptr;
-  if (change) {
-    low = scratch(rows * change->rank);
-    Matrix down{change->down, Type::f32, in, 1};
-    linear_rows(x, rows, in, down, change->rank, nullptr, nullptr, Result{low, Type::f32, change->rank, false}, serial);
+  if (weight.change) {
+    const int64_t rank = weight.change->rank;
+    low = scratch(rows * rank);
+    linear_rows(x, rows, weight.in, Matrix{weight.change->down, Type::f32, weight.in, 1}, rank, Result{low, Type::f32, rank, false},
+                serial);
   }
+  const bool narrow = weight.stored == Stored::dense && weight.dense.type == Type::bf16;
   float* spread = nullptr;
   if (has_avx512()) {
-    spread = scratch(rows * spread512_row(in));
-    spread512(x, rows, in, weight.type, spread);
+    spread = scratch(rows * spread512_row(weight.in));
+    spread512(x, rows, weight.in, narrow ? Type::bf16 : Type::f32, spread);
   }
-  Rows job{x, spread, rows, in, weight, out, change, low, bias, result};
+  Rows job{x, spread, rows, weight, low, bias, result};
   parallel(
-      (out + 3) / 4,
+      (weight.out + 3) / 4,
       [](void* context, int64_t begin, int64_t end) {
         const auto& job = *static_cast<Rows*>(context);
-        if (job.weight.type == Type::bf16)
+        if (job.weight.stored == Stored::dense && job.weight.dense.type == Type::bf16)
           linear_outputs<uint16_t>(job, begin, end);
         else
           linear_outputs<float>(job, begin, end);
@@ -309,6 +319,12 @@ void linear_rows(const float* x, int64_t rows, int64_t in, Matrix weight, int64_
       &job);
   release(spread);
   release(low);
+}
+
+void linear_rows(const float* x, int64_t rows, int64_t in, Matrix weight, int64_t out, Result result, Parallel parallel) {
+  Weight dense{};
+  dense.out = out, dense.in = in, dense.dense = weight;
+  linear_rows(x, rows, dense, nullptr, result, parallel);
 }
 
 #define LEVAIN_TYPED(type, call) \

@@ -123,15 +123,15 @@ inline void widen(const Matrix& m, int64_t offset, int64_t count, float* to) {
   }
 }
 
-// row (in) += scale * up (rank) * down (rank x in)
-inline void add_low_rank(const float* down, const float* up, int64_t rank, float scale, int64_t in, float* row) {
+// row (count) += scale * up (rank) * down (rank x count, rows `apart`)
+inline void add_low_rank(const float* down, const float* up, int64_t rank, float scale, int64_t apart, int64_t count, float* row) {
   int64_t r = 0;
   for (; r + 4 <= rank; r += 4) {
     __m256 u0 = _mm256_set1_ps(scale * up[r]), u1 = _mm256_set1_ps(scale * up[r + 1]);
     __m256 u2 = _mm256_set1_ps(scale * up[r + 2]), u3 = _mm256_set1_ps(scale * up[r + 3]);
-    const float *d0 = down + r * in, *d1 = d0 + in, *d2 = d1 + in, *d3 = d2 + in;
+    const float *d0 = down + r * apart, *d1 = d0 + apart, *d2 = d1 + apart, *d3 = d2 + apart;
     int64_t k = 0;
-    for (; k + 8 <= in; k += 8) {
+    for (; k + 8 <= count; k += 8) {
       __m256 s = _mm256_loadu_ps(row + k);
       s = _mm256_fmadd_ps(u0, _mm256_loadu_ps(d0 + k), s);
       s = _mm256_fmadd_ps(u1, _mm256_loadu_ps(d1 + k), s);
@@ -139,11 +139,11 @@ inline void add_low_rank(const float* down, const float* up, int64_t rank, float
       s = _mm256_fmadd_ps(u3, _mm256_loadu_ps(d3 + k), s);
       _mm256_storeu_ps(row + k, s);
     }
-    for (; k < in; k++)
+    for (; k < count; k++)
       row[k] += scale * (up[r] * d0[k] + up[r + 1] * d1[k] + up[r + 2] * d2[k] + up[r + 3] * d3[k]);
   }
   for (; r < rank; r++)
-    for (int64_t k = 0; k < in; k++) row[k] += scale * up[r] * down[r * in + k];
+    for (int64_t k = 0; k < count; k++) row[k] += scale * up[r] * down[r * apart + k];
 }
 
 }  // namespace levain

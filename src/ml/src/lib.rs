@@ -15,6 +15,7 @@ pub mod pairwise;
 pub mod params;
 pub mod place;
 pub mod preference;
+pub mod quantized;
 #[path = "../../data/src/random.rs"]
 pub mod random;
 pub mod ranking;

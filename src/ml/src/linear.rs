@@ -3,6 +3,7 @@
 use crate::lora::Lora;
 use crate::norm::Norm;
 use crate::place::HOST;
+pub use crate::quantized::Weight;
 use crate::torch;
 use anyhow::Result;
 use tch::{Kind, Tensor};
@@ -90,22 +91,6 @@ impl Input<'_> {
     }
 }
 
-/// How the weight of a linear is stored.
-#[derive(Debug)]
-pub enum Weight {
-    /// As it is: `[out, in]`.
-    Dense(Tensor),
-}
-
-impl Weight {
-    /// The weight as a dense tensor `[out, in]`.
-    pub fn dense(&self) -> &Tensor {
-        match self {
-            Weight::Dense(weight) => weight,
-        }
-    }
-}
-
 /// `y = x · weight^T + bias`, perhaps changed by an adapter.
 #[derive(Debug)]
 pub struct Linear {
@@ -132,8 +117,8 @@ impl Linear {
 
     /// The extents of x and y.
     pub fn extents(&self) -> (i64, i64) {
-        let size = self.weight.dense().size();
-        (size[1], size[0])
+        let (out, input) = self.weight.extents();
+        (input, out)
     }
 
     /// The adapter, if this pass uses it.
@@ -168,13 +153,13 @@ impl Linear {
         let x = &x;
         let fused = linears
             .iter()
-            .all(|linear| torch::fused_linear(x, linear.weight.dense()));
+            .all(|linear| torch::fused_linear(x, &linear.weight.stored()));
         if !fused {
             let x = &input.made()?;
             return linears.iter().map(|linear| linear.plain(pass, x)).collect();
         }
         let maps = linears.map(|linear| torch::Map {
-            weight: linear.weight.dense(),
+            weight: linear.weight.stored(),
             bias: linear.bias.as_ref(),
             change: linear
                 .adapter(pass)
@@ -192,19 +177,25 @@ impl Linear {
 
     /// The same as a composition of libtorch's operators: other devices, f64, and what the fused one is tested against.
     pub fn plain(&self, pass: Pass, x: &Tensor) -> Result<Tensor> {
-        let weight = self.weight.dense();
         let through_f32 = x.device() == HOST
-            && weight.kind() == Kind::BFloat16
+            && self.weight.kind() == Kind::BFloat16
             && x.kind() == Kind::BFloat16
             && !torch::multiplies_bf16(x);
-        let y = if through_f32 {
-            let bias = self.bias.as_ref().map(|bias| bias.to_kind(Kind::Float));
-            x.to_kind(Kind::Float)
-                .f_linear(&weight.to_kind(Kind::Float), bias.as_ref())?
-                .to_kind(x.kind())
-        } else {
-            x.f_linear(&weight.to_kind(x.kind()), self.bias.as_ref())?
+        let wide = match through_f32 {
+            true => x.to_kind(Kind::Float),
+            false => x.shallow_clone(),
         };
+        let y = match &self.weight {
+            Weight::Dense(weight) => {
+                wide.f_linear(&weight.to_kind(wide.kind()), None::<&Tensor>)?
+            }
+            packed => torch::unpacked_product(&wide, &packed.stored())?,
+        };
+        let y = match &self.bias {
+            Some(bias) => y + bias.to_kind(wide.kind()),
+            None => y,
+        };
+        let y = y.to_kind(x.kind());
         match self.adapter(pass) {
             Some(lora) => lora.added(pass, &self.name, x, &y),
             None => Ok(y),

@@ -48,7 +48,7 @@ pub struct Llama {
     layers: Vec<Block>,
     norm: Norm,
     /// Only without tied embeddings.
-    lm_head: Option<Linear>,
+    lm_head: Option<Tensor>,
     rope: Rope,
 }
 
@@ -190,7 +190,7 @@ impl Llama {
         let norm = builder.norm("model.norm", hidden, eps)?;
         let lm_head = match config.tie_word_embeddings {
             true => None,
-            false => Some(builder.linear("lm_head", hidden, words, false)?),
+            false => Some(builder.tensor("lm_head.weight", &[words, hidden])?),
         };
         Ok(Llama {
             config: config.clone(),
@@ -310,7 +310,7 @@ impl Llama {
     /// The matrix that turns hidden states into logits, `[vocabulary, hidden]`.
     pub fn head(&self) -> &Tensor {
         match &self.lm_head {
-            Some(head) => head.weight.dense(),
+            Some(head) => head,
             None => &self.embed_tokens,
         }
     }
@@ -323,9 +323,9 @@ impl Llama {
         } else {
             hidden.to_kind(Kind::Float)
         };
-        if torch::fused_linear(&wide, head) {
+        if torch::fused_linear(&wide, &torch::Stored::dense(head)) {
             let map = torch::Map {
-                weight: head,
+                weight: torch::Stored::dense(head),
                 bias: None,
                 change: None,
             };

@@ -99,7 +99,7 @@ fn attach_with(
             linear.name
         );
         let (down, up) = factors(linear, rank)?;
-        let weight = linear.weight.dense();
+        let weight = &linear.weight;
         let kind = if weight.kind() == Kind::Double {
             Kind::Double
         } else {

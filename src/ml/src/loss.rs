@@ -85,7 +85,7 @@ pub fn log_probabilities(
 }
 
 fn way(hidden: &Tensor, head: &Tensor) -> Way {
-    if torch::fused_linear(hidden, head) {
+    if torch::fused_linear(hidden, &torch::Stored::dense(head)) {
         Way::Kernels
     } else if torch::multiplies_bf16(hidden) && hidden.kind() == head.kind() {
         Way::Native

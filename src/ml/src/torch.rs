@@ -22,9 +22,28 @@ unsafe extern "C" {
         tensors: *const *const C_tensor,
         count: usize,
         flags: *const i64,
+        shapes: *const i64,
         scales: *const f64,
         maps: usize,
         few: c_int,
+    ) -> c_int;
+    fn levain_dequantized(
+        out: *mut *mut C_tensor,
+        tensors: *const *const C_tensor,
+        count: usize,
+        flag: i64,
+        shape: *const i64,
+        offset: f64,
+        kind: c_int,
+    ) -> c_int;
+    fn levain_unpacked_product(
+        out: *mut *mut C_tensor,
+        x: *const C_tensor,
+        tensors: *const *const C_tensor,
+        count: usize,
+        flag: i64,
+        shape: *const i64,
+        offset: f64,
     ) -> c_int;
     fn levain_dropout(
         out: *mut *mut C_tensor,
@@ -188,14 +207,102 @@ pub fn fused(x: &Tensor) -> bool {
 }
 
 /// True if the fused linear takes this x with this weight and is faster than libtorch's product.
-pub fn fused_linear(x: &Tensor, weight: &Tensor) -> bool {
-    fused(x) && fused(weight) && !multiplies_bf16(x)
+pub fn fused_linear(x: &Tensor, weight: &Stored<'_>) -> bool {
+    let first = weight.tensors[0];
+    let known = if weight.is_quantized() {
+        first.device() == HOST
+    } else {
+        fused(first)
+    };
+    fused(x) && known && !multiplies_bf16(x)
+}
+
+/// A weight as the operators see it.
+pub struct Stored<'a> {
+    /// The weight; or codes and scales (int8); or codes, scales, table and perhaps nested scales and their table (NF4).
+    pub tensors: Vec<&'a Tensor>,
+    /// Which of them there are.
+    pub flag: i64,
+    /// Outputs, inputs, values to a scale, scales to a nested scale, what values are rounded to (0 f32, 1 bf16, 2 f16).
+    pub shape: [i64; 5],
+    /// What is added to nested scales.
+    pub offset: f64,
+}
+
+/// The weight is NF4.
+pub const NF4: i64 = 4;
+/// Its scales are quantized themselves.
+pub const NESTED: i64 = 8;
+/// The weight is int8.
+pub const INT8: i64 = 16;
+
+impl<'a> Stored<'a> {
+    /// A weight as it is: `[out, in]`, f32 or bf16.
+    pub fn dense(weight: &'a Tensor) -> Stored<'a> {
+        let size = weight.size();
+        let extent = |index: usize| size.get(index).copied().unwrap_or(0);
+        Stored {
+            tensors: vec![weight],
+            flag: 0,
+            shape: [extent(0), extent(1), 0, 0, 0],
+            offset: 0.0,
+        }
+    }
+
+    /// True for NF4 and int8.
+    pub fn is_quantized(&self) -> bool {
+        self.flag & (NF4 | INT8) != 0
+    }
+
+    fn pointers(&self) -> Vec<*const C_tensor> {
+        let pointers = self.tensors.iter().map(|tensor| tensor.as_ptr());
+        pointers.collect()
+    }
+}
+
+/// The values of a quantized weight, `[out, in]`, as f32, f64 or else bf16.
+pub fn dequantized(weight: &Stored<'_>, kind: Kind) -> Result<Tensor> {
+    let pointers = weight.pointers();
+    let kind = match kind {
+        Kind::Float => 0,
+        Kind::Double => 2,
+        _ => 1,
+    };
+    // SAFETY: the tensors live through the call, and the counts are those of the vectors.
+    one("dequantized", |out| unsafe {
+        levain_dequantized(
+            out,
+            pointers.as_ptr(),
+            pointers.len(),
+            weight.flag,
+            weight.shape.as_ptr(),
+            weight.offset,
+            kind,
+        )
+    })
+}
+
+/// `x · weight^T` for a quantized weight by libtorch's product: it is unpacked in the forward and again in the backward pass.
+pub fn unpacked_product(x: &Tensor, weight: &Stored<'_>) -> Result<Tensor> {
+    let pointers = weight.pointers();
+    // SAFETY: the tensors live through the call, and the counts are those of the vectors.
+    one("unpacked_product", |out| unsafe {
+        levain_unpacked_product(
+            out,
+            x.as_ptr(),
+            pointers.as_ptr(),
+            pointers.len(),
+            weight.flag,
+            weight.shape.as_ptr(),
+            weight.offset,
+        )
+    })
 }
 
 /// One map of [`linear`].
 pub struct Map<'a> {
-    /// `[out, in]`, f32 or bf16.
-    pub weight: &'a Tensor,
+    /// The weight.
+    pub weight: Stored<'a>,
     /// `[out]`.
     pub bias: Option<&'a Tensor>,
     /// `(A [rank, in], B [out, rank], scale)` in f32: the weight is read as `weight + scale · B A`.
@@ -229,11 +336,11 @@ pub fn linear(x: &Tensor, before: Before<'_>, maps: &[Map<'_>], few: bool) -> Re
             (2, 0.0)
         }
     };
-    let mut flags = Vec::new();
-    let mut scales = Vec::new();
+    let (mut flags, mut shapes, mut scales) = (Vec::new(), Vec::new(), Vec::new());
     for map in maps {
-        tensors.push(map.weight.as_ptr());
-        let mut flag = 0;
+        tensors.extend(map.weight.tensors.iter().map(|tensor| tensor.as_ptr()));
+        shapes.extend(map.weight.shape);
+        let mut flag = map.weight.flag;
         if let Some(bias) = map.bias {
             tensors.push(bias.as_ptr());
             flag |= 1;
@@ -246,6 +353,7 @@ pub fn linear(x: &Tensor, before: Before<'_>, maps: &[Map<'_>], few: bool) -> Re
         } else {
             scales.push(0.0);
         }
+        scales.push(map.weight.offset);
         flags.push(flag);
     }
     // SAFETY: the tensors live through the call, and the counts are those of the vectors.
@@ -258,6 +366,7 @@ pub fn linear(x: &Tensor, before: Before<'_>, maps: &[Map<'_>], few: bool) -> Re
             tensors.as_ptr(),
             tensors.len(),
             flags.as_ptr(),
+            shapes.as_ptr(),
             scales.as_ptr(),
             maps.len(),
             c_int::from(few),

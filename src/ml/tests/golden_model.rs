@@ -173,7 +173,7 @@ fn lora_is_that_of_peft() {
             .adapter
             .as_ref()
             .unwrap()
-            .merged(linear.weight.dense());
+            .merged(&linear.weight.values(linear.weight.kind()).unwrap());
         close(&merged, golden.get("merged"), tolerance, "merged");
 
         let (model, _) = adapted(kind, json!({"use_rslora": true}));

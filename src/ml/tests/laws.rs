@@ -133,7 +133,8 @@ fn adapters_off_is_the_base_and_merged_is_added() {
     assert!(tiny::distance(&added, &base) > 1e-3);
     for linear in model.linears_mut() {
         let lora = linear.adapter.take().unwrap();
-        linear.weight = Weight::Dense(lora.merged(linear.weight.dense()));
+        linear.weight =
+            Weight::Dense(lora.merged(&linear.weight.values(linear.weight.kind()).unwrap()));
     }
     close(
         &logits(&model, Pass::eval(), &rows),

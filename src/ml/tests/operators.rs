@@ -284,12 +284,12 @@ fn linear_with_low_rank_changes() {
                     let (down, up) = (t[3].to_kind(Kind::Float), t[4].to_kind(Kind::Float));
                     let maps = [
                         torch::Map {
-                            weight: &t[1],
+                            weight: torch::Stored::dense(&t[1]),
                             bias: Some(&t[2]),
                             change: Some((&down, &up, 0.7)),
                         },
                         torch::Map {
-                            weight: &t[5],
+                            weight: torch::Stored::dense(&t[5]),
                             bias: None,
                             change: None,
                         },
@@ -321,7 +321,7 @@ fn linear_after_a_norm_or_a_gate() {
     ];
     let map = |t: &[Tensor], before: torch::Before<'_>| {
         let map = torch::Map {
-            weight: &t[3],
+            weight: torch::Stored::dense(&t[3]),
             bias: None,
             change: None,
         };
@@ -457,7 +457,7 @@ fn what_does_not_fit_is_an_error_not_a_crash() {
     let x = Tensor::ones([2, 3], f32);
     let w = Tensor::ones([4, 5], f32);
     let map = torch::Map {
-        weight: &w,
+        weight: torch::Stored::dense(&w),
         bias: None,
         change: None,
     };
