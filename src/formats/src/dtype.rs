@@ -107,6 +107,18 @@ impl Dtype {
         }
         Ok(())
     }
+
+    /// The little-endian bytes of `numbers` as F32 or, rounded to nearest even, BF16.
+    pub fn from_f32(self, numbers: &[f32]) -> Result<Vec<u8>> {
+        match self {
+            Dtype::F32 => Ok(numbers.iter().flat_map(|n| n.to_le_bytes()).collect()),
+            Dtype::BF16 => Ok(numbers
+                .iter()
+                .flat_map(|n| f32_to_bf16(*n).to_le_bytes())
+                .collect()),
+            _ => bail!("weights are not written as {}", self.name()),
+        }
+    }
 }
 
 impl std::fmt::Display for Dtype {
@@ -148,6 +160,16 @@ pub fn f16_to_f32(bits: u16) -> f32 {
         _ => ((exponent + 112) << 23) | (fraction << 13),
     };
     f32::from_bits(sign | magnitude)
+}
+
+/// The bits of the bfloat16 number nearest to `value`, the even one of two; a NaN stays one.
+#[inline]
+pub fn f32_to_bf16(value: f32) -> u16 {
+    let bits = value.to_bits();
+    if value.is_nan() {
+        return (bits >> 16) as u16 | 0x40;
+    }
+    ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
 }
 
 /// The f32 with the value of the bfloat16 number `bits`.

@@ -43,6 +43,19 @@ impl Mapped {
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.map
     }
+
+    /// Tells the system that these bytes will not be read again soon, so that a large file that was read does not count as memory in use.
+    pub(crate) fn release(&self, range: std::ops::Range<usize>) {
+        // SAFETY: pages of a read-only map of a file that nobody changes come back from the file with the same bytes. It is only advice:
+        // where it is refused, nothing is lost.
+        let _ = unsafe {
+            self.map.unchecked_advise_range(
+                memmap2::UncheckedAdvice::DontNeed,
+                range.start,
+                range.len(),
+            )
+        };
+    }
 }
 
 impl std::fmt::Debug for Mapped {

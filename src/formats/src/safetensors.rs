@@ -71,6 +71,11 @@ impl File {
             .get(entry.range.clone())
             .ok_or_else(|| anyhow!("{}: no tensor {:?}", self.path().display(), entry.name))
     }
+
+    /// Says that a tensor will not be read again soon.
+    pub(crate) fn release(&self, entry: &Entry) {
+        self.mapped.release(entry.range.clone());
+    }
 }
 
 /// What the header says of one tensor.

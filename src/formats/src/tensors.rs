@@ -300,6 +300,27 @@ impl Weights {
         }
     }
 
+    /// Says that a tensor will not be read again soon: its part of the file no longer counts as memory in use.
+    pub fn release(&self, name: &str) {
+        match self.tensors.get(name).map(|(_, place)| place) {
+            Some(Place::Safetensors { file, entry }) => {
+                if let Some(file) = self.safetensors.get(*file)
+                    && let Some(entry) = file.entries().get(*entry)
+                {
+                    file.release(entry);
+                }
+            }
+            Some(Place::Gguf { tensor, .. }) => {
+                if let Some(file) = &self.gguf
+                    && let Some(tensor) = file.tensors().get(*tensor)
+                {
+                    file.release(tensor);
+                }
+            }
+            None => {}
+        }
+    }
+
     fn find(&self, name: &str) -> Result<&(TensorInfo, Place)> {
         self.tensors.get(name).ok_or_else(|| {
             let paths = self.paths();

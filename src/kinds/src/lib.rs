@@ -27,6 +27,7 @@ pub mod orpo;
 pub mod overoptimization;
 pub mod ppo;
 pub mod preference_accuracy;
+pub mod quantize;
 pub mod reference;
 pub mod revise;
 pub mod reward_model;
@@ -56,6 +57,7 @@ pub fn contracts() -> Contracts {
             &load_model::CONTRACT,
             &load_reward_model::CONTRACT,
             &init_model::CONTRACT,
+            &quantize::CONTRACT,
             &lora::CONTRACT,
             &sft::CONTRACT,
             &evaluate::CONTRACT,
@@ -148,6 +150,7 @@ mod tests {
         fits::<super::load_model::LoadModel>(&super::load_model::CONTRACT);
         fits::<super::load_reward_model::LoadRewardModel>(&super::load_reward_model::CONTRACT);
         fits::<super::lora::Lora>(&super::lora::CONTRACT);
+        fits::<super::quantize::Quantize>(&super::quantize::CONTRACT);
         fits::<super::sft::Sft>(&super::sft::CONTRACT);
         fits::<super::evaluate::Evaluate>(&super::evaluate::CONTRACT);
         fits::<super::preference_accuracy::PreferenceAccuracy>(

@@ -106,10 +106,10 @@ pub struct Linear {
 
 impl Linear {
     /// A linear without an adapter.
-    pub fn new(name: &str, weight: Tensor, bias: Option<Tensor>) -> Linear {
+    pub fn new(name: &str, weight: Weight, bias: Option<Tensor>) -> Linear {
         Linear {
             name: name.to_owned(),
-            weight: Weight::Dense(weight),
+            weight,
             bias,
             adapter: None,
         }

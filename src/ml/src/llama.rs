@@ -2,16 +2,16 @@
 
 use crate::attend::{self, Heads};
 use crate::kv_cache::{KvCache, Segments};
-use crate::linear::{Input, Linear, Pass};
+use crate::linear::{Input, Linear, Pass, Weight};
 use crate::norm::Norm;
 use crate::params::Params;
 use crate::place::{HOST, Place};
 use crate::rope::Rope;
 use crate::{tensors, torch};
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use formats::config::LlamaConfig;
 use formats::tensors::Weights;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use tch::{Kind, Tensor};
 
 /// What goes into the first layer.
@@ -52,19 +52,81 @@ pub struct Llama {
     rope: Rope,
 }
 
-/// Gives the tensor of a name and a shape.
-pub type Source<'a> = dyn FnMut(&str, &[i64]) -> Result<Tensor> + 'a;
+/// Gives the parameters of a model by their names and shapes.
+pub trait Source {
+    /// The tensor of this name.
+    fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor>;
+
+    /// The weight of a linear, which may be stored in another way.
+    fn weight(&mut self, name: &str, shape: [i64; 2]) -> Result<Weight> {
+        Ok(Weight::Dense(self.tensor(name, &shape)?))
+    }
+}
+
+impl<F: FnMut(&str, &[i64]) -> Result<Tensor>> Source for F {
+    fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
+        self(name, shape)
+    }
+}
+
+/// The files of a model; remembers what was read.
+struct Files<'a> {
+    weights: &'a Weights,
+    kind: Kind,
+    read: BTreeSet<String>,
+}
+
+impl Source for Files<'_> {
+    fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
+        self.read.insert(name.to_owned());
+        let tensor = tensors::read(self.weights, name, shape, self.kind, HOST)?;
+        self.weights.release(name);
+        Ok(tensor)
+    }
+
+    fn weight(&mut self, name: &str, shape: [i64; 2]) -> Result<Weight> {
+        self.read.insert(name.to_owned());
+        let weight = tensors::read_weight(self.weights, name, shape, self.kind, HOST)?;
+        if weight.is_quantized() {
+            self.read.extend(formats::quantized::parts(name));
+        }
+        self.weights.release(name);
+        Ok(weight)
+    }
+}
+
+/// The weights of another model of the same shape, which are then held once.
+struct Shared<'a> {
+    params: &'a Params,
+    linears: BTreeMap<String, &'a Weight>,
+}
+
+impl Source for Shared<'_> {
+    fn tensor(&mut self, name: &str, _: &[i64]) -> Result<Tensor> {
+        let tensor = self.params.get(name);
+        Ok(tensor
+            .with_context(|| format!("BUG: no {name:?}"))?
+            .shallow_clone())
+    }
+
+    fn weight(&mut self, name: &str, _: [i64; 2]) -> Result<Weight> {
+        let weight = self.linears.get(name);
+        Ok(weight
+            .with_context(|| format!("BUG: no {name:?}"))?
+            .shallow_clone())
+    }
+}
 
 /// Takes parameters from a source and names them.
-struct Builder<'a, 'b> {
-    source: &'a mut Source<'b>,
+struct Builder<'a> {
+    source: &'a mut dyn Source,
     place: Place,
     params: &'a mut Params,
 }
 
-impl Builder<'_, '_> {
+impl Builder<'_> {
     fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
-        let tensor = (self.source)(name, shape)?;
+        let tensor = self.source.tensor(name, shape)?;
         ensure!(
             tensor.size() == shape,
             "{name:?} has the shape {:?}, but the model's config asks for {shape:?}",
@@ -83,7 +145,23 @@ impl Builder<'_, '_> {
     }
 
     fn linear(&mut self, name: &str, input: i64, output: i64, bias: bool) -> Result<Linear> {
-        let weight = self.tensor(&format!("{name}.weight"), &[output, input])?;
+        let full = format!("{name}.weight");
+        let weight = match self.source.weight(&full, [output, input])? {
+            Weight::Dense(tensor) => {
+                let tensor = tensor
+                    .f_to_device(self.place.device)?
+                    .f_to_kind(self.place.kind)?;
+                ensure!(
+                    tensor.size() == [output, input],
+                    "{full:?} has the shape {:?}, but the model's config asks for [{output}, {input}]",
+                    tensor.size()
+                );
+                self.params.add(&full, &tensor, false)?;
+                Weight::Dense(tensor)
+            }
+            // Packed weights are no parameters: nothing trains them.
+            packed => packed.to_device(self.place.device)?,
+        };
         let bias = match bias {
             true => Some(self.tensor(&format!("{name}.bias"), &[output])?),
             false => None,
@@ -120,10 +198,10 @@ impl Llama {
         place: Place,
         params: &mut Params,
     ) -> Result<Llama> {
-        let mut read = BTreeSet::new();
-        let mut source = |name: &str, shape: &[i64]| {
-            read.insert(name.to_owned());
-            tensors::read(weights, name, shape, place.kind, HOST)
+        let mut source = Files {
+            weights,
+            kind: place.kind,
+            read: BTreeSet::new(),
         };
         // A reward model has a head of its own in the place of the one for words.
         let scored = weights.get(crate::reward::HEAD).is_some();
@@ -134,8 +212,27 @@ impl Llama {
             ..config.clone()
         };
         let model = Llama::build(&config, place, params, &mut source)?;
-        check_unread(weights, &read, tied)?;
+        check_unread(weights, &source.read, tied)?;
         Ok(model)
+    }
+
+    /// A model on the very weights of `other`, whose parameters are `theirs`: nothing may train them.
+    pub fn beside(other: &Llama, theirs: &Params, params: &mut Params) -> Result<Llama> {
+        let linears = other.linears().into_iter();
+        let mut source = Shared {
+            params: theirs,
+            linears: linears
+                .map(|linear| (format!("{}.weight", linear.name), &linear.weight))
+                .collect(),
+        };
+        Llama::build(&other.config, other.place, params, &mut source)
+    }
+
+    /// True if a linear's weight is quantized.
+    pub fn is_quantized(&self) -> bool {
+        self.linears()
+            .iter()
+            .any(|linear| linear.weight.is_quantized())
     }
 
     /// Builds the model from any source of tensors.
@@ -143,7 +240,7 @@ impl Llama {
         config: &LlamaConfig,
         place: Place,
         params: &mut Params,
-        source: &mut Source<'_>,
+        source: &mut dyn Source,
     ) -> Result<Llama> {
         let extent = |value: usize| i64::try_from(value);
         let hidden = extent(config.hidden_size)?;

@@ -95,6 +95,38 @@ impl Weight {
         }
     }
 
+    /// The same weight, held once.
+    pub fn shallow_clone(&self) -> Weight {
+        self.map(Tensor::shallow_clone)
+    }
+
+    /// On another device.
+    pub fn to_device(&self, device: Device) -> Result<Weight> {
+        Ok(self.map(|tensor| tensor.to_device(device)))
+    }
+
+    fn map(&self, change: impl Fn(&Tensor) -> Tensor) -> Weight {
+        match self {
+            Weight::Dense(weight) => Weight::Dense(change(weight)),
+            Weight::Nf4(weight) => Weight::Nf4(Nf4 {
+                codes: change(&weight.codes),
+                table: change(&weight.table),
+                scales: change(&weight.scales),
+                nested: weight.nested.as_ref().map(|nested| Nested {
+                    codes: change(&nested.codes),
+                    table: change(&nested.table),
+                    ..*nested
+                }),
+                ..*weight
+            }),
+            Weight::Int8(weight) => Weight::Int8(Int8 {
+                codes: change(&weight.codes),
+                scales: change(&weight.scales),
+                ..*weight
+            }),
+        }
+    }
+
     /// True unless it is dense.
     pub fn is_quantized(&self) -> bool {
         !matches!(self, Weight::Dense(_))

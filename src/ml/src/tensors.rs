@@ -1,8 +1,10 @@
 //! Tensors between memory and safetensors files.
 
 use crate::place::HOST;
+use crate::quantized::{Int8, Nested, Nf4, Weight};
 use anyhow::{Result, anyhow, ensure};
 use formats::dtype::Dtype;
+use formats::quantized;
 use formats::safetensors;
 use formats::tensors::{Stored, Weights};
 use std::path::Path;
@@ -68,6 +70,66 @@ pub fn read(
         }
     };
     Ok(tensor.f_to_device(device)?.f_to_kind(kind)?)
+}
+
+/// Reads the weight of a linear as it is stored: a dense one as `kind`, a quantized one packed.
+pub fn read_weight(
+    weights: &Weights,
+    name: &str,
+    shape: [i64; 2],
+    kind: Kind,
+    device: Device,
+) -> Result<Weight> {
+    let [out, input] = [usize::try_from(shape[0])?, usize::try_from(shape[1])?];
+    let plain = |name: &str, kind: Kind| -> Result<Tensor> {
+        let info = weights
+            .get(name)
+            .ok_or_else(|| anyhow!("the tensor {name:?} is missing"))?;
+        let count: usize = info.shape.iter().product();
+        let tensor = Tensor::f_from_data_size(weights.bytes(name)?, &[count as i64], kind)?;
+        weights.release(name);
+        Ok(tensor.f_to_device(device)?)
+    };
+    match quantized::linear(weights, name, [out, input])? {
+        quantized::Linear::Dense => Ok(Weight::Dense(read(weights, name, &shape, kind, device)?)),
+        quantized::Linear::Nf4(state) => {
+            let part = |word: &str| quantized::part(name, word);
+            let absmax = part("absmax");
+            let (scales, nested) = match state.nested {
+                None => (plain(&absmax, Kind::Float)?, None),
+                Some((block, offset)) => {
+                    let nested = Nested {
+                        codes: plain(&absmax, Kind::Uint8)?,
+                        table: plain(&part("nested_quant_map"), Kind::Float)?,
+                        block: i64::try_from(block)?,
+                        offset,
+                    };
+                    (plain(&part("nested_absmax"), Kind::Float)?, Some(nested))
+                }
+            };
+            Ok(Weight::Nf4(Nf4 {
+                extents: (shape[0], shape[1]),
+                codes: plain(name, Kind::Uint8)?,
+                table: plain(&part("quant_map"), Kind::Float)?,
+                block: i64::try_from(state.block)?,
+                scales,
+                nested,
+                kind: kind_of(state.dtype),
+            }))
+        }
+        quantized::Linear::Int8 => {
+            let largest = plain(&quantized::beside(name, "SCB"), Kind::Float)?;
+            Ok(Weight::Int8(Int8 {
+                codes: plain(name, Kind::Int8)?.f_view(shape)?,
+                scales: largest / 127.0,
+                kind: if kind == Kind::BFloat16 {
+                    kind
+                } else {
+                    Kind::Float
+                },
+            }))
+        }
+    }
 }
 
 /// The little-endian bytes of a tensor, row-major.

@@ -130,7 +130,11 @@ fn linear_with_bias() {
         let x = leaf("linear.x", &[9, 48], 1.0, kind);
         let weight = leaf("linear.weight", &[40, 48], 0.5, kind);
         let bias = leaf("linear.bias", &[40], 1.0, kind);
-        let linear = Linear::new("l", weight.shallow_clone(), Some(bias.shallow_clone()));
+        let linear = Linear::new(
+            "l",
+            ml::Weight::Dense(weight.shallow_clone()),
+            Some(bias.shallow_clone()),
+        );
         let y = linear.forward(Pass::eval(), Input::Plain(&x)).unwrap();
         let leaves = [("x", &x), ("weight", &weight), ("bias", &bias)];
         compare(kind, "linear", &y, &leaves);

@@ -14,6 +14,7 @@ mod load_reward_model;
 mod lora;
 mod mismatch;
 mod overoptimization;
+mod quantize;
 mod rule;
 mod select;
 mod split;
@@ -71,6 +72,10 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "label",
             run: label::run,
+        },
+        Implementation {
+            kind: "quantize",
+            run: quantize::run,
         },
         Implementation {
             kind: "lora",

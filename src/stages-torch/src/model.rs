@@ -59,12 +59,7 @@ fn load_from(
         adapted && other.base == parts.base.digest && other.model.place == place
     });
     let mut model = match shared {
-        Some(other) => Llama::build(&other.model.config, place, &mut params, &mut |name, _| {
-            let tensor = other.params.get(name);
-            Ok(tensor
-                .with_context(|| format!("BUG: no {name:?}"))?
-                .shallow_clone())
-        })?,
+        Some(other) => Llama::beside(&other.model, &other.params, &mut params)?,
         None => Llama::load(&config, &weights, place, &mut params)?,
     };
     let mut head = stored_head(&weights, HEAD, &config)?;

@@ -1,6 +1,7 @@
 //! What tensors a Llama configuration asks for, and whether a model file has them.
 
 use super::LlamaConfig;
+use crate::quantized;
 use crate::tensors::Weights;
 use anyhow::{Result, bail};
 use std::collections::HashSet;
@@ -113,7 +114,26 @@ impl LlamaConfig {
     fn compare(&self, weights: &Weights, shapes: Vec<(String, Vec<usize>)>) -> Result<()> {
         let mut problems = Vec::new();
         let mut known = HashSet::new();
+        let linears: HashSet<String> = (self.linear_shapes().into_iter())
+            .map(|(module, ..)| format!("{module}.weight"))
+            .collect();
         for (name, shape) in shapes {
+            if linears.contains(&name) && weights.get(&name).is_some() {
+                match quantized::linear(weights, &name, [shape[0], shape[1]]) {
+                    Ok(quantized::Linear::Dense) => {}
+                    Ok(_) => {
+                        known.extend(quantized::parts(&name));
+                        known.insert(name);
+                        continue;
+                    }
+                    Err(error) => {
+                        problems.push(format!("{name}: {}", error.root_cause()));
+                        known.extend(quantized::parts(&name));
+                        known.insert(name);
+                        continue;
+                    }
+                }
+            }
             match weights.get(&name) {
                 None => problems.push(format!("{name} is missing")),
                 Some(info) if info.shape != shape => problems.push(format!(

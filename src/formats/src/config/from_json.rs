@@ -136,14 +136,8 @@ fn refuse_unsupported(fields: &Fields) -> Result<()> {
             bail!("{key} is set ({value}), which is not supported; take a plain Llama model");
         }
     }
-    // transformers leaves this note in models that it loaded from GGUF; their tensors are plain, and
-    // `check` would say if they were not.
-    if let Some(value) = fields.get("quantization_config")
-        && value["quant_method"] != "gguf"
-    {
-        bail!(
-            "quantization_config is set ({value}), which is not supported; take the unquantized model"
-        );
+    if let Some(value) = fields.get("quantization_config") {
+        crate::quantized::check_config(value)?;
     }
     Ok(())
 }

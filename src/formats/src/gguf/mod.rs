@@ -86,6 +86,11 @@ impl File {
             .ok_or_else(|| anyhow!("{}: no tensor {:?}", self.path().display(), tensor.name))
     }
 
+    /// Says that a tensor will not be read again soon.
+    pub(crate) fn release(&self, tensor: &Tensor) {
+        self.mapped.release(tensor.range.clone());
+    }
+
     /// The model's family, `general.architecture`.
     pub fn architecture(&self) -> Result<&str> {
         self.require("general.architecture", "text", Value::as_str)

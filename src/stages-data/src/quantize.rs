@@ -1,0 +1,386 @@
+//! `quantize`: reads and writes one tensor at a time; needs no libtorch.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use engine::artifact::ArtifactType;
+use engine::event::{Level, What};
+use engine::job::{Draft, Drafts, Job, Reference, Reporter};
+use formats::quantized::{self, Scheme, State};
+use formats::{Dtype, LlamaConfig, Weights, nf4, peft};
+use kinds::model::ModelParts;
+use kinds::quantize::Quantize;
+use serde::Serialize;
+use serde_json::json;
+
+/// The head for words, which stays as it is.
+const HEAD: &str = "lm_head";
+
+/// What the report says of a tensor.
+#[derive(Serialize)]
+struct TensorRow {
+    name: String,
+    shape: Vec<usize>,
+    stored: &'static str,
+    bytes_before: u64,
+    bytes_after: u64,
+    /// √(mean of (x − x')² / mean of x²).
+    error: f64,
+    largest_change: f64,
+}
+
+/// Where the bytes of a tensor of the result are until it is written.
+enum Bytes {
+    /// Here.
+    Here(Vec<u8>),
+    /// In the file of codes, from this byte on.
+    Codes(u64),
+    /// In the model that is quantized, as other numbers.
+    Source,
+}
+
+/// A tensor of the result.
+struct Pending {
+    head: (String, Dtype, Vec<usize>),
+    bytes: Bytes,
+}
+
+pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
+    let params: Quantize = job.params()?;
+    let model = job.input("model")?;
+    let parts = ModelParts::of(model)?;
+    ensure!(
+        parts.adapters.is_empty(),
+        "the model has an adapter; quantize its base, and attach the adapter to the result"
+    );
+    let dtype = Dtype::parse(&parts.dtype.to_uppercase())?;
+    let config_path = parts.base.file("config.json")?;
+    let text = std::fs::read_to_string(config_path)
+        .with_context(|| format!("{} can't be read", config_path.display()))?;
+    let config = LlamaConfig::from_json(&text, config_path)?;
+    let weights = Weights::open_files(parts.base_files())?;
+    let scheme = match params.scheme.as_str() {
+        "nf4" => Scheme::Nf4,
+        _ => Scheme::Int8,
+    };
+    let linears = config.linear_shapes();
+    for (module, out, input) in &linears {
+        let name = format!("{module}.weight");
+        if quantized::linear(&weights, &name, [*out, *input])? != quantized::Linear::Dense {
+            bail!(
+                "`{name}` is quantized already; take the model it was made of, in full precision"
+            );
+        }
+    }
+    let skipped = skipped(&params.skip, &linears)?;
+    let mut packer = Packer {
+        job,
+        params: &params,
+        weights: &weights,
+        dtype,
+        scheme,
+        codes_path: job.out.join("codes.partial"),
+        end: 0,
+        pending: Vec::new(),
+        rows: Vec::new(),
+        square: (0.0, 0.0),
+    };
+    packer.pack(&config, &skipped, cx)?;
+    let weights_path = job.out.join("model.safetensors");
+    packer.write(&weights_path)?;
+
+    let mut listed: Vec<String> = skipped;
+    listed.push(HEAD.to_owned());
+    let nested = scheme == Scheme::Nf4 && params.double_quant();
+    let quantization = quantized::config(scheme, nested, dtype, &listed);
+    let config_out = job.out.join("config.json");
+    let text = quantized::config_with(&text, config_path, quantization, dtype)?;
+    std::fs::write(&config_out, text)?;
+
+    let mut summary = model.summary.clone();
+    summary.insert("quantized".to_owned(), json!(params.scheme));
+    let mut stored: BTreeMap<&str, u64> = BTreeMap::new();
+    for pending in &packer.pending {
+        *stored.entry(pending.head.1.name()).or_insert(0) += 1;
+    }
+    summary.insert("stored".to_owned(), json!(stored));
+    let metrics = packer.report(job, cx)?;
+    let draft = Draft {
+        artifact: ArtifactType::Model,
+        files: vec![
+            ("model.safetensors".to_owned(), weights_path),
+            ("config.json".to_owned(), config_out),
+        ],
+        refs: [(
+            "tokenizer".to_owned(),
+            Reference::Artifact(model.reference("tokenizer")?.digest),
+        )]
+        .into(),
+        summary,
+    };
+    Ok([("model".to_owned(), draft), ("metrics".to_owned(), metrics)].into())
+}
+
+/// The linears that stay as they are.
+fn skipped(patterns: &[String], linears: &[(String, usize, usize)]) -> Result<Vec<String>> {
+    if patterns.is_empty() {
+        return Ok(Vec::new());
+    }
+    let names: Vec<&str> = linears.iter().map(|(name, ..)| name.as_str()).collect();
+    let skipped = peft::match_targets(patterns, &names).context("`skip`")?;
+    ensure!(
+        skipped.len() < names.len(),
+        "`skip` leaves nothing to quantize"
+    );
+    Ok(skipped)
+}
+
+struct Packer<'a> {
+    job: &'a Job,
+    params: &'a Quantize,
+    weights: &'a Weights,
+    dtype: Dtype,
+    scheme: Scheme,
+    /// Codes of all linears, until the file is written: its header and the small tensors come first.
+    codes_path: PathBuf,
+    /// Bytes in it.
+    end: u64,
+    pending: Vec<Pending>,
+    rows: Vec<TensorRow>,
+    /// Sums of squares over all quantized values: of changes and of values.
+    square: (f64, f64),
+}
+
+impl Packer<'_> {
+    /// Quantizes what is to be, tensor after tensor.
+    fn pack(&mut self, config: &LlamaConfig, skipped: &[String], cx: &dyn Reporter) -> Result<()> {
+        let linears: BTreeMap<String, [usize; 2]> = (config.linear_shapes().into_iter())
+            .filter(|(module, ..)| !skipped.contains(module))
+            .map(|(module, out, input)| (format!("{module}.weight"), [out, input]))
+            .collect();
+        let all = config.tensor_shapes();
+        let total: u64 = linears
+            .values()
+            .map(|[out, input]| (out * input) as u64)
+            .sum();
+        let mut done = 0;
+        let start = std::time::Instant::now();
+        let file = File::create(&self.codes_path)
+            .with_context(|| format!("{} can't be written", self.codes_path.display()))?;
+        let mut codes = BufWriter::new(file);
+        for (name, shape) in all {
+            cx.check()?;
+            let count: usize = shape.iter().product();
+            if let Some(shape) = linears.get(&name) {
+                self.linear(&name, *shape, &mut codes)?;
+                done += count as u64;
+                let speed = done as f64 / start.elapsed().as_secs_f64().max(1e-9);
+                cx.emit(What::Progress {
+                    done,
+                    total,
+                    unit: "parameters".to_owned(),
+                    rate: Some((speed, "parameters/s".to_owned())),
+                });
+                continue;
+            }
+            let bytes = (count * self.dtype.size()) as u64;
+            self.rows.push(TensorRow {
+                name: name.clone(),
+                shape: shape.clone(),
+                stored: self.dtype.name(),
+                bytes_before: bytes,
+                bytes_after: bytes,
+                error: 0.0,
+                largest_change: 0.0,
+            });
+            self.pending.push(Pending {
+                head: (name, self.dtype, shape),
+                bytes: Bytes::Source,
+            });
+        }
+        codes.flush()?;
+        Ok(())
+    }
+
+    fn linear(
+        &mut self,
+        name: &str,
+        shape: [usize; 2],
+        codes: &mut impl std::io::Write,
+    ) -> Result<()> {
+        let mut values = self.weights.read_f32(name)?;
+        self.weights.release(name);
+        if self.dtype == Dtype::BF16 {
+            for value in &mut values {
+                *value = formats::dtype::bf16_to_f32(formats::dtype::f32_to_bf16(*value));
+            }
+        }
+        let fail = || format!("`{name}` can't be quantized");
+        let tensors = match self.scheme {
+            Scheme::Nf4 => {
+                let (block, nested) = (self.params.block(), self.params.double_quant());
+                let weight =
+                    nf4::quantize(&values, block, nested, self.job.threads).with_context(fail)?;
+                let scales = nf4::scales_of(&weight.scales);
+                self.compare(name, &shape, "NF4", &values, |i| {
+                    let pair = weight.codes[i / 2];
+                    let code = if i % 2 == 0 { pair >> 4 } else { pair & 15 };
+                    nf4::TABLE[usize::from(code)] * scales[i / block]
+                });
+                let state = State {
+                    block,
+                    dtype: self.dtype,
+                    shape,
+                    nested: match &weight.scales {
+                        nf4::Scales::Plain(_) => None,
+                        nf4::Scales::Nested { offset, .. } => {
+                            Some((nf4::NESTED_BLOCK, f64::from(*offset)))
+                        }
+                    },
+                };
+                quantized::nf4_tensors(name, weight, &state)
+            }
+            Scheme::Int8 => {
+                let (codes, largest) = quantized::to_int8(&values, shape[1]).with_context(fail)?;
+                self.compare(name, &shape, "I8", &values, |i| {
+                    f32::from(codes[i] as i8) * (largest[i / shape[1]] / 127.0)
+                });
+                quantized::int8_tensors(name, shape, codes, &largest)
+            }
+        };
+        let mut after = 0;
+        for (part, dtype, shape, bytes) in tensors {
+            after += bytes.len() as u64;
+            let place = if part == name {
+                codes
+                    .write_all(&bytes)
+                    .with_context(|| format!("{} can't be written", self.codes_path.display()))?;
+                let at = self.end;
+                self.end += bytes.len() as u64;
+                Bytes::Codes(at)
+            } else {
+                Bytes::Here(bytes)
+            };
+            self.pending.push(Pending {
+                head: (part, dtype, shape),
+                bytes: place,
+            });
+        }
+        if let Some(row) = self.rows.last_mut() {
+            row.bytes_after = after;
+        }
+        Ok(())
+    }
+
+    /// The row of a quantized tensor, whose values are now `back`.
+    fn compare(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        stored: &'static str,
+        values: &[f32],
+        back: impl Fn(usize) -> f32,
+    ) {
+        let (mut change, mut whole, mut largest) = (0.0f64, 0.0f64, 0.0f64);
+        for (i, value) in values.iter().enumerate() {
+            let difference = f64::from(back(i) - value);
+            change += difference * difference;
+            whole += f64::from(*value) * f64::from(*value);
+            largest = largest.max(difference.abs());
+        }
+        self.square.0 += change;
+        self.square.1 += whole;
+        self.rows.push(TensorRow {
+            name: name.to_owned(),
+            shape: shape.to_vec(),
+            stored,
+            bytes_before: (values.len() * self.dtype.size()) as u64,
+            bytes_after: 0,
+            error: if whole > 0.0 {
+                (change / whole).sqrt()
+            } else {
+                0.0
+            },
+            largest_change: largest,
+        });
+    }
+
+    /// The model's file, a tensor at a time.
+    fn write(&self, path: &Path) -> Result<()> {
+        let heads: Vec<_> = self
+            .pending
+            .iter()
+            .map(|pending| pending.head.clone())
+            .collect();
+        let codes = File::open(&self.codes_path)?;
+        formats::safetensors::write_with(path, &heads, &[("format", "pt")], |index| {
+            let (name, dtype, shape) = &self.pending[index].head;
+            match &self.pending[index].bytes {
+                Bytes::Here(bytes) => Ok(bytes.clone()),
+                Bytes::Codes(at) => {
+                    let mut bytes = vec![0; shape.iter().product::<usize>() * dtype.size()];
+                    codes.read_exact_at(&mut bytes, *at)?;
+                    Ok(bytes)
+                }
+                Bytes::Source => {
+                    let bytes = dtype.from_f32(&self.weights.read_f32(name)?)?;
+                    self.weights.release(name);
+                    Ok(bytes)
+                }
+            }
+        })?;
+        drop(codes);
+        std::fs::remove_file(&self.codes_path)
+            .with_context(|| format!("{} can't be removed", self.codes_path.display()))
+    }
+
+    fn report(&self, job: &Job, cx: &dyn Reporter) -> Result<Draft> {
+        let path = job.out.join("metrics.json");
+        std::fs::write(
+            &path,
+            serde_json::to_vec_pretty(&json!({ "tensors": self.rows }))?,
+        )?;
+        let before: u64 = self.rows.iter().map(|row| row.bytes_before).sum();
+        let after: u64 = self.rows.iter().map(|row| row.bytes_after).sum();
+        let quantized = self
+            .rows
+            .iter()
+            .filter(|row| row.stored != self.dtype.name())
+            .count();
+        let error = if self.square.1 > 0.0 {
+            (self.square.0 / self.square.1).sqrt()
+        } else {
+            0.0
+        };
+        cx.note(
+            Level::Info,
+            &format!(
+                "{quantized} of {} tensors are quantized: {:.1} MB became {:.1} MB; rounding changed their values by {:.2}%",
+                self.rows.len(),
+                before as f64 / 1e6,
+                after as f64 / 1e6,
+                error * 100.0
+            ),
+        );
+        Ok(Draft {
+            artifact: ArtifactType::Metrics,
+            files: vec![("metrics.json".to_owned(), path)],
+            refs: BTreeMap::new(),
+            summary: [
+                ("bytes_before".to_owned(), json!(before)),
+                ("bytes_after".to_owned(), json!(after)),
+                (
+                    "ratio".to_owned(),
+                    json!(before as f64 / after.max(1) as f64),
+                ),
+                ("error".to_owned(), json!(error)),
+                ("quantized".to_owned(), json!(quantized)),
+            ]
+            .into(),
+        })
+    }
+}
