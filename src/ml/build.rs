@@ -52,7 +52,10 @@ fn main() {
         .flag("-isystem")
         .flag(api.display().to_string())
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
-        .files(["blocks", "interface", "linear", "loss"].map(|name| format!("cpp/{name}.cpp")));
+        .files(
+            ["blocks", "checkpoint", "interface", "linear", "loss"]
+                .map(|name| format!("cpp/{name}.cpp")),
+        );
     if env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") {
         operators.flag("-fopenmp");
     }

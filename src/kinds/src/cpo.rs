@@ -6,8 +6,9 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::training::{
-    BATCH, BETA1, BETA2, COMPLETIONS, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS, POLICY, SCHEDULE,
-    SEED, SNAPSHOT_SECONDS, TRAINED, Training, WARMUP, WEIGHT_DECAY, learning_rate,
+    BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS,
+    POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAINED, Training, WARMUP, WEIGHT_DECAY,
+    learning_rate,
 };
 use crate::words::{MAX_LENGTH, MICRO_BATCH, NOT_NEGATIVE, NUMBER, POSITIVE, TRUNCATION, field};
 
@@ -127,6 +128,7 @@ With p the sum of log π over a completion's tokens and |y| their number:
         field("alpha", NUMBER, Need::Default(Literal::Number(0.0)), "α of AlphaPO; 0 is off."),
         field("nll", NOT_NEGATIVE, Need::Optional, "The weight of the chosen completions' cross entropy; 1 unless given, 0 for `simpo`."),
         MICRO_BATCH,
+        CHECKPOINTING,
         SNAPSHOT_SECONDS,
     ],
     ports: &[

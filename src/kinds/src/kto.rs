@@ -8,8 +8,9 @@ use engine::contract::{
 use serde::Deserialize;
 
 use crate::training::{
-    BATCH, BETA1, BETA2, COMPLETIONS, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS, POLICY, SCHEDULE,
-    SEED, SNAPSHOT_SECONDS, TRAINED, Training, WARMUP, WEIGHT_DECAY, learning_rate,
+    BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS,
+    POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAINED, Training, WARMUP, WEIGHT_DECAY,
+    learning_rate,
 };
 use crate::words::{MAX_LENGTH, MICRO_BATCH, POSITIVE, TRUNCATION, field};
 
@@ -93,6 +94,7 @@ several follow each other. Logged: β times the mean x of the desirable and of t
         field("desirable_weight", POSITIVE, Need::Default(Literal::Number(1.0)), "λ_D: the weight of desirable rows."),
         field("undesirable_weight", POSITIVE, Need::Default(Literal::Number(1.0)), "λ_U: the weight of undesirable rows."),
         MICRO_BATCH,
+        CHECKPOINTING,
         SNAPSHOT_SECONDS,
     ],
     ports: &[

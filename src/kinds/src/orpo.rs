@@ -5,8 +5,9 @@ use engine::contract::{Arity, Contract, Literal, Need, Pool, Port, Repeatable, n
 use serde::Deserialize;
 
 use crate::training::{
-    BATCH, BETA1, BETA2, COMPLETIONS, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS, POLICY, SCHEDULE,
-    SEED, SNAPSHOT_SECONDS, TRAINED, Training, WARMUP, WEIGHT_DECAY, learning_rate,
+    BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS,
+    POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAINED, Training, WARMUP, WEIGHT_DECAY,
+    learning_rate,
 };
 use crate::words::{MAX_LENGTH, MICRO_BATCH, POSITIVE, TRUNCATION, field};
 
@@ -53,6 +54,7 @@ arXiv 2403.07691.",
         TRUNCATION,
         field("beta", POSITIVE, Need::Default(Literal::Number(0.1)), "β: the weight of the odds ratio."),
         MICRO_BATCH,
+        CHECKPOINTING,
         SNAPSHOT_SECONDS,
     ],
     ports: &[

@@ -8,8 +8,8 @@ use engine::contract::{
 use serde::Deserialize;
 
 use crate::training::{
-    BATCH, BETA1, BETA2, COMPLETIONS, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS, SCHEDULE, SEED,
-    SNAPSHOT_SECONDS, Training, WARMUP, WEIGHT_DECAY, learning_rate,
+    BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS,
+    SCHEDULE, SEED, SNAPSHOT_SECONDS, Training, WARMUP, WEIGHT_DECAY, learning_rate,
 };
 use crate::words::{
     COMPLETION_FIELDS, MAX_LENGTH, MICRO_BATCH, NOT_NEGATIVE, TRUNCATION, field, words,
@@ -93,6 +93,7 @@ another tokenizer.",
         field("margins", FieldType::Bool, Need::Default(Literal::Bool(false)), "Subtract the margins of preference rows, which must have them."),
         field("centering", NOT_NEGATIVE, Need::Default(Literal::Number(0.0)), "c: keeps rewards of pairs around 0; 0.01 is usual, 0 is off."),
         MICRO_BATCH,
+        CHECKPOINTING,
         SNAPSHOT_SECONDS,
     ],
     ports: &[

@@ -7,7 +7,7 @@ use engine::contract::{
 use serde::Deserialize;
 
 use crate::training::{
-    BATCH, BETA1, BETA2, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS, SCHEDULE, SEED,
+    BATCH, BETA1, BETA2, CHECKPOINTING, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS, SCHEDULE, SEED,
     SNAPSHOT_SECONDS, Training, WARMUP, WEIGHT_DECAY, learning_rate,
 };
 use crate::words::{LOSS_ON, MAX_LENGTH, MICRO_BATCH, TOKENIZE_FIELDS, TRUNCATION, words};
@@ -62,6 +62,7 @@ A killed or stopped training goes on from its last snapshot, and ends with the s
         TRUNCATION,
         LOSS_ON,
         MICRO_BATCH,
+        CHECKPOINTING,
         SNAPSHOT_SECONDS,
     ],
     ports: &[

@@ -39,6 +39,8 @@ pub struct Training {
     pub seed: u64,
     /// Rows at once.
     pub micro_batch: usize,
+    /// Compute the inside of each layer again in the backward pass.
+    pub checkpointing: bool,
     /// Seconds between snapshots.
     pub snapshot_seconds: u64,
 }
@@ -168,6 +170,15 @@ pub(crate) const SEED: Field = field(
     FieldType::Seed,
     Need::Optional,
     "Where the order of rows and dropout start; the recipe's seed unless given.",
+);
+
+/// Memory for time.
+pub(crate) const CHECKPOINTING: Field = execution(
+    "checkpointing",
+    FieldType::Bool,
+    Need::Default(Literal::Bool(false)),
+    "Keep only what goes into each layer and compute its inside again on the way back (gradient checkpointing): less memory, one more \
+     forward, the same numbers.",
 );
 
 /// How often a snapshot is written.

@@ -131,6 +131,10 @@ int levain_unpacked_product(Tensor** out, const Tensor* x, const Tensor* const* 
   });
 }
 
+int levain_checkpoint(Tensor** out, const Tensor* x, const Tensor* anchor, levain::Run run, levain::Drop drop, void* context) {
+  return guarded([&] { *out = fresh(levain::checkpoint_op(*x, *anchor, run, drop, context)); });
+}
+
 int levain_dropout(Tensor** out, const Tensor* x, double probability, int64_t seed, int64_t first) {
   return guarded([&] { *out = fresh(levain::dropout_op(*x, probability, seed, first)); });
 }

@@ -89,4 +89,10 @@ variable_list cross_entropy(const Tensor& hidden, const Tensor& head, const Tens
 variable_list log_probabilities(const Tensor& hidden, const Tensor& head, const Tensor& targets, int64_t chunk, Way way,
                                 bool statistics);
 
+// y = run(context, x), whose inside is computed again in the backward pass; `drop` frees the context. The result of `run` is owned by its
+// caller; null is a failure.
+using Run = Tensor* (*)(void* context, const Tensor* x);
+using Drop = void (*)(void* context);
+Tensor checkpoint_op(const Tensor& x, const Tensor& anchor, Run run, Drop drop, void* context);
+
 }  // namespace levain

@@ -36,6 +36,18 @@ pub struct Span {
 }
 
 impl Segments {
+    /// The same rows.
+    pub fn shallow_clone(&self) -> Segments {
+        Segments {
+            lengths: self.lengths.clone(),
+            rows: self.rows.clone(),
+            filled: self.filled.clone(),
+            positions: self.positions.shallow_clone(),
+            slots: self.slots.as_ref().map(Tensor::shallow_clone),
+            pieces: self.pieces.clone(),
+        }
+    }
+
     /// Rows of these lengths, each beginning at position 0.
     pub fn new(lengths: &[usize], place: Place) -> Result<Segments> {
         Segments::starting(lengths, &vec![0; lengths.len()], place)

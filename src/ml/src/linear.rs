@@ -115,6 +115,30 @@ impl Linear {
         }
     }
 
+    /// The same linear, held once.
+    pub fn shallow_clone(&self) -> Linear {
+        Linear {
+            name: self.name.clone(),
+            weight: self.weight.shallow_clone(),
+            bias: self.bias.as_ref().map(Tensor::shallow_clone),
+            adapter: self.adapter.as_ref().map(Lora::shallow_clone),
+        }
+    }
+
+    /// Every tensor that may be trained.
+    pub fn tensors(&self) -> Vec<&Tensor> {
+        let weight = match &self.weight {
+            Weight::Dense(weight) => Some(weight),
+            _ => None,
+        };
+        let adapter = self.adapter.iter().flat_map(|lora| [&lora.down, &lora.up]);
+        weight
+            .into_iter()
+            .chain(&self.bias)
+            .chain(adapter)
+            .collect()
+    }
+
     /// The extents of x and y.
     pub fn extents(&self) -> (i64, i64) {
         let (out, input) = self.weight.extents();

@@ -37,6 +37,61 @@ struct Block {
     down_proj: Linear,
 }
 
+impl Block {
+    /// The same layer, held once.
+    fn shallow_clone(&self) -> Block {
+        Block {
+            input_layernorm: self.input_layernorm.shallow_clone(),
+            q_proj: self.q_proj.shallow_clone(),
+            k_proj: self.k_proj.shallow_clone(),
+            v_proj: self.v_proj.shallow_clone(),
+            o_proj: self.o_proj.shallow_clone(),
+            post_attention_layernorm: self.post_attention_layernorm.shallow_clone(),
+            gate_proj: self.gate_proj.shallow_clone(),
+            up_proj: self.up_proj.shallow_clone(),
+            down_proj: self.down_proj.shallow_clone(),
+        }
+    }
+
+    /// `x [tokens, hidden]` → the same shape; with a cache, that of this layer's index.
+    fn forward(
+        &self,
+        heads: Heads,
+        rope: &Rope,
+        pass: Pass,
+        x: &Tensor,
+        segments: &Segments,
+        cache: Option<(usize, &mut KvCache)>,
+    ) -> Result<Tensor> {
+        let qkv = Linear::group(
+            pass,
+            Input::Normed(&self.input_layernorm, x),
+            [&self.q_proj, &self.k_proj, &self.v_proj],
+        )?;
+        let q = rope.forward(&qkv[0], &segments.positions, heads.query)?;
+        let k = rope.forward(&qkv[1], &segments.positions, heads.key)?;
+        let seen = match cache {
+            Some((index, cache)) => {
+                let cached = cache.append(index, &k, &qkv[2], segments)?;
+                attend::attend_cached(heads, &q, cached, segments)?
+            }
+            None => attend::attend(heads, &q, &k, &qkv[2], segments)?,
+        };
+        drop((q, k, qkv));
+        let x = x + self.o_proj.forward(pass, Input::Plain(&seen))?;
+        let inner = Linear::group(
+            pass,
+            Input::Normed(&self.post_attention_layernorm, &x),
+            [&self.gate_proj, &self.up_proj],
+        )?;
+        let inner = Input::Gated {
+            gate: &inner[0],
+            up: &inner[1],
+        };
+        Ok(x + self.down_proj.forward(pass, inner)?)
+    }
+}
+
 /// The model.
 #[derive(Debug)]
 pub struct Llama {
@@ -44,6 +99,8 @@ pub struct Llama {
     pub config: LlamaConfig,
     /// Where it lives.
     pub place: Place,
+    /// In training keep only what goes into each layer, and compute its inside again in the backward pass: the same numbers.
+    pub checkpointing: bool,
     embed_tokens: Tensor,
     layers: Vec<Block>,
     norm: Norm,
@@ -228,6 +285,18 @@ impl Llama {
         Llama::build(&other.config, other.place, params, &mut source)
     }
 
+    /// Values of quantized weights, which are no parameters.
+    pub fn packed_values(&self) -> usize {
+        let linears = self.linears().into_iter();
+        let packed = linears.filter(|linear| linear.weight.is_quantized());
+        packed
+            .map(|linear| {
+                let (input, output) = linear.extents();
+                (input * output) as usize
+            })
+            .sum()
+    }
+
     /// True if a linear's weight is quantized.
     pub fn is_quantized(&self) -> bool {
         self.linears()
@@ -292,6 +361,7 @@ impl Llama {
         Ok(Llama {
             config: config.clone(),
             place,
+            checkpointing: false,
             embed_tokens,
             layers,
             norm,
@@ -355,8 +425,25 @@ impl Llama {
             }
             Inputs::Embeddings(embeddings) => embeddings.shallow_clone(),
         };
+        let heads = self.heads();
+        let anchor = match pass.train && self.checkpointing && cache.is_none() {
+            true => self.anchor(&x),
+            false => None,
+        };
         for (index, layer) in self.layers.iter().enumerate() {
-            x = self.block(index, layer, pass, x, segments, cache.as_deref_mut())?;
+            x = match &anchor {
+                Some(anchor) => {
+                    let (layer, rope) = (layer.shallow_clone(), self.rope.shallow_clone());
+                    let segments = segments.shallow_clone();
+                    let run =
+                        move |x: &Tensor| layer.forward(heads, &rope, pass, x, &segments, None);
+                    torch::checkpoint(&x, anchor, Box::new(run))?
+                }
+                None => {
+                    let cache = cache.as_deref_mut().map(|cache| (index, cache));
+                    layer.forward(heads, &self.rope, pass, &x, segments, cache)?
+                }
+            };
         }
         if let Some(cache) = cache {
             cache.advance(segments);
@@ -364,44 +451,16 @@ impl Llama {
         self.norm.forward(&x)
     }
 
-    fn block(
-        &self,
-        index: usize,
-        layer: &Block,
-        pass: Pass,
-        x: Tensor,
-        segments: &Segments,
-        cache: Option<&mut KvCache>,
-    ) -> Result<Tensor> {
-        let heads = self.heads();
-        let qkv = Linear::group(
-            pass,
-            Input::Normed(&layer.input_layernorm, &x),
-            [&layer.q_proj, &layer.k_proj, &layer.v_proj],
-        )?;
-        let q = self
-            .rope
-            .forward(&qkv[0], &segments.positions, heads.query)?;
-        let k = self.rope.forward(&qkv[1], &segments.positions, heads.key)?;
-        let seen = match cache {
-            Some(cache) => {
-                let cached = cache.append(index, &k, &qkv[2], segments)?;
-                attend::attend_cached(heads, &q, cached, segments)?
-            }
-            None => attend::attend(heads, &q, &k, &qkv[2], segments)?,
-        };
-        drop((q, k, qkv));
-        let x = x + layer.o_proj.forward(pass, Input::Plain(&seen))?;
-        let inner = Linear::group(
-            pass,
-            Input::Normed(&layer.post_attention_layernorm, &x),
-            [&layer.gate_proj, &layer.up_proj],
-        )?;
-        let inner = Input::Gated {
-            gate: &inner[0],
-            up: &inner[1],
-        };
-        Ok(x + layer.down_proj.forward(pass, inner)?)
+    /// A tensor with a gradient: x itself, or any trained number of the layers.
+    fn anchor(&self, x: &Tensor) -> Option<Tensor> {
+        if x.requires_grad() {
+            return Some(x.shallow_clone());
+        }
+        let linears = self.linears().into_iter();
+        let trained = linears
+            .flat_map(Linear::tensors)
+            .find(|tensor| tensor.requires_grad());
+        trained.map(Tensor::shallow_clone)
     }
 
     /// The matrix that turns hidden states into logits, `[vocabulary, hidden]`.

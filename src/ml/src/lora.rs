@@ -25,6 +25,15 @@ pub struct Lora {
 }
 
 impl Lora {
+    /// The same change, held once.
+    pub fn shallow_clone(&self) -> Lora {
+        Lora {
+            down: self.down.shallow_clone(),
+            up: self.up.shallow_clone(),
+            ..*self
+        }
+    }
+
     /// True if this pass drops elements.
     pub fn drops(&self, pass: Pass) -> bool {
         pass.train && self.dropout > 0.0

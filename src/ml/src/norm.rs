@@ -14,6 +14,14 @@ pub struct Norm {
 }
 
 impl Norm {
+    /// The same norm, held once.
+    pub fn shallow_clone(&self) -> Norm {
+        Norm {
+            weight: self.weight.shallow_clone(),
+            eps: self.eps,
+        }
+    }
+
     /// `x [.., width]` → the same shape.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         if torch::fused(x) && self.weight.kind() == x.kind() {

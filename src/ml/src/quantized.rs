@@ -2,6 +2,7 @@
 
 use crate::torch::{self, Stored};
 use anyhow::Result;
+use formats::nf4;
 use tch::{Device, Kind, Tensor};
 
 /// How the weight of a linear is stored.
@@ -64,6 +65,37 @@ fn rounding(kind: Kind) -> i64 {
         Kind::BFloat16 => 1,
         Kind::Half => 2,
         _ => 0,
+    }
+}
+
+impl Nf4 {
+    /// What `formats::nf4::quantize` made of a weight `[out, in]` of the type `kind`, in blocks of `block`.
+    pub fn new(weight: &nf4::Quantized, block: usize, extents: (i64, i64), kind: Kind) -> Nf4 {
+        let (scales, nested) = match &weight.scales {
+            nf4::Scales::Plain(scales) => (Tensor::from_slice(scales), None),
+            nf4::Scales::Nested {
+                codes,
+                scales,
+                offset,
+            } => {
+                let nested = Nested {
+                    codes: Tensor::from_slice(codes),
+                    table: Tensor::from_slice(&nf4::dynamic_map(true)),
+                    block: nf4::NESTED_BLOCK as i64,
+                    offset: f64::from(*offset),
+                };
+                (Tensor::from_slice(scales), Some(nested))
+            }
+        };
+        Nf4 {
+            extents,
+            codes: Tensor::from_slice(&weight.codes),
+            table: Tensor::from_slice(&nf4::TABLE),
+            block: block as i64,
+            scales,
+            nested,
+            kind,
+        }
     }
 }
 

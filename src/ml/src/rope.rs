@@ -16,6 +16,15 @@ pub struct Rope {
 }
 
 impl Rope {
+    /// The same tables, held once.
+    pub fn shallow_clone(&self) -> Rope {
+        Rope {
+            cos: self.cos.shallow_clone(),
+            sin: self.sin.shallow_clone(),
+            positions: self.positions,
+        }
+    }
+
     /// The tables for a config, computed in f32 in the order of transformers.
     pub fn new(config: &LlamaConfig, device: Device) -> Result<Rope> {
         let size = i64::try_from(config.head_dim)?;

@@ -30,7 +30,8 @@ pub(crate) fn learn(
 ) -> Result<Drafts> {
     let view = job.input("model")?;
     let mut policy = load(view, job)?;
-    choose_trained(&mut policy.params, policy.adapter.is_some(), cx);
+    let adapted = policy.adapter.is_some();
+    choose_trained(&mut policy, adapted, cx)?;
     let reference = reference(job, &policy, cx)?;
     let prompts = Dataset::open(job.input("prompts")?.file("rows.arrow")?)?;
     let questions = questions(&policy, &prompts, usize::MAX, rollout.max_new_tokens)?;

@@ -22,11 +22,12 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let params: Ppo = job.params()?;
     let view = job.input("model")?;
     let mut policy = load(view, job)?;
-    choose_trained(&mut policy.params, policy.adapter.is_some(), cx);
+    let adapted = policy.adapter.is_some();
+    choose_trained(&mut policy, adapted, cx)?;
     let reference = reference(job, &policy, cx)?;
     let mut critic = critic(job, &policy)?;
     let adapted = critic.adapter.is_some();
-    choose_trained(&mut critic.params, adapted, cx);
+    choose_trained(&mut critic, adapted, cx)?;
     let rollout = &params.rollout;
     let prompts = Dataset::open(job.input("prompts")?.file("rows.arrow")?)?;
     let questions = questions(&policy, &prompts, usize::MAX, rollout.max_new_tokens)?;

@@ -24,7 +24,9 @@ pub(crate) fn learn(
         false => None,
     };
     let mut loaded = load(view, job)?;
-    choose_trained(&mut loaded.params, loaded.adapter.is_some(), cx);
+    let adapted = loaded.adapter.is_some();
+    choose_trained(&mut loaded, adapted, cx)?;
+    loaded.model.checkpointing = training.checkpointing;
     let read = |index: usize| {
         let (rows, value) = groups.group(index)?;
         let reference = reference.as_ref().map(|all| {

@@ -39,7 +39,9 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let mut loaded = load(view, job)?;
     let width = loaded.model.config.hidden_size;
     loaded.attach_head(&Head::fresh(width, params.training.seed, 1.0))?;
-    choose_trained(&mut loaded.params, loaded.adapter.is_some(), cx);
+    let adapted = loaded.adapter.is_some();
+    choose_trained(&mut loaded, adapted, cx)?;
+    loaded.model.checkpointing = params.training.checkpointing;
     let head = loaded.head.as_ref().context("BUG: the head is attached")?;
     let read = |index: usize| {
         let (rows, value) = groups.group(index)?;

@@ -85,6 +85,7 @@ pub(crate) fn training(params: &Rollout, learning_rate: f64) -> Training {
         max_grad_norm: params.max_grad_norm,
         seed: params.seed,
         micro_batch: params.micro_batch,
+        checkpointing: false,
         snapshot_seconds: params.snapshot_seconds,
     }
 }

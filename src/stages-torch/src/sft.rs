@@ -13,7 +13,9 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let view = job.input("model")?;
     let tokens = Tokens::open(job.input("tokens")?.file("tokens.arrow")?)?;
     let mut loaded = load(view, job)?;
-    choose_trained(&mut loaded.params, loaded.adapter.is_some(), cx);
+    let adapted = loaded.adapter.is_some();
+    choose_trained(&mut loaded, adapted, cx)?;
+    loaded.model.checkpointing = params.training.checkpointing;
     let mut objective = ml::sft::Sft {
         model: &loaded.model,
         rows: tokens.len(),

@@ -47,14 +47,23 @@ pub(crate) enum Counted {
 }
 
 /// Sets what is trained: the adapter's parameters and the head, or without an adapter everything; says how many.
-pub(crate) fn choose_trained(params: &mut Params, adapted: bool, cx: &dyn Reporter) {
+pub(crate) fn choose_trained(loaded: &mut Loaded, adapted: bool, cx: &dyn Reporter) -> Result<()> {
+    let packed = loaded.model.packed_values();
+    if !adapted && packed > 0 {
+        bail!(
+            "the weights of this model are quantized and can't be trained: attach an adapter with `lora`, or train the model that was quantized"
+        );
+    }
+    let params = &mut loaded.params;
     params.train(|name| !adapted || is_adapter(name) || name == ml::reward::HEAD);
     let (trained, all) = params.count();
+    let all = all + packed;
     let part = 100.0 * trained as f64 / all as f64;
     cx.note(
         Level::Info,
         &format!("{trained} of {all} parameters are trained ({part:.2}%)"),
     );
+    Ok(())
 }
 
 /// Trains on an objective, with snapshots; the steps that were taken.

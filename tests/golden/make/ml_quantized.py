@@ -17,7 +17,6 @@ multiplies everywhere), and takes the mean of the scales in f32. The inputs are 
 import ctypes
 import hashlib
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -132,6 +131,7 @@ SMALL = 200
 STORED = {"96x128.f32.nested.values", "96x128.bf16.nested.values", "64x192.bf16.values"}
 """Of larger ones, what is stored for all that."""
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+SPARED = {("72x128", "bf16"), ("borders", "bf16")}
 
 
 def padded(values, block):
@@ -165,7 +165,7 @@ def quantized(values, block, nested):
 
 
 def nf4():
-    """All cases in both types."""
+    """All cases in both types; the input in bf16 is that in f32, rounded."""
     golden = {}
 
     def put(key, tensor):
@@ -175,9 +175,11 @@ def nf4():
             golden[f"{key}.sha256"] = torch.frombuffer(bytearray(sha256(tensor).digest()), dtype=torch.uint8)
 
     for name, (exact, block) in CASES.items():
+        golden[f"{name}.input"] = exact.float()
         for word, dtype in DTYPES.items():
-            values = exact.to(dtype)
-            golden[f"{name}.{word}.input"] = values
+            if (name, word) in SPARED:
+                continue
+            values = golden[f"{name}.input"].to(dtype)
             for nested in [False, True]:
                 key = f"{name}.{word}" + (".nested" if nested else "")
                 codes, state, scales, back, single = quantized(values, block, nested)
@@ -211,6 +213,7 @@ def adapted(base, a, b):
     """PEFT's layer over `base`."""
     model = torch.nn.Sequential()
     model.add_module("proj", base)
+    model.is_loaded_in_4bit = isinstance(base, bnb.nn.Linear4bit)
     model = inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["proj"]), model)
     layer = model.proj
     with torch.no_grad():
@@ -248,7 +251,7 @@ def linear():
         "x": numbers("linear.x", (5, 128), 1.0).float(), "way": numbers("linear.way", (5, 96), 1.0).float(),
         "a": numbers("linear.a", (RANK, 128), 0.2).float(), "b": numbers("linear.b", (96, RANK), 0.2).float(),
     }  # fmt: skip
-    values = CASES["96x128"][0].bfloat16()
+    values = CASES["96x128"][0].float().bfloat16()
     _, _, _, back, single = quantized(values, 64, True)
 
     def over(weight):
@@ -271,7 +274,7 @@ def linear():
     for key in ["gradient.x", "gradient.a", "gradient.b"]:
         agree(theirs[key], golden[key], 1e-6, f"{key} of Linear4bit")
     write("quantized_linear", {
-        **inputs, **golden, "unrounded.output": unrounded["output"], **{f"bitsandbytes.{key}": value for key, value in theirs.items()},
+        **inputs, **golden, **{f"bitsandbytes.{key}": value for key, value in theirs.items()},
     })  # fmt: skip
 
 
@@ -279,7 +282,7 @@ def linear():
 
 STEPS, RATE, DECAY, BETAS, EPS = 10, 0.01, 0.1, (0.9, 0.999), 1e-8
 SHAPES = {"large": (64, 128), "small": (50,)}
-FACTORS = [1.0, 0.1, 0.01, 0.0, 0.0, 0.0, 1e-4, 1.0]
+FACTORS = [1.0, 0.1, 0.01, 0.0, 0.0, 0.0, 0.3, 1.0]
 """What row i of a gradient is multiplied by: FACTORS[i % 8]. Two rows are a block, so that every fourth block is zero."""
 DRAW = 3
 """Which gradients: such that no moment comes so close to a midpoint that the order of operations could change its code."""
@@ -308,10 +311,15 @@ def unambiguous(codes, table, exact):
 
 
 def train(draw):
-    """Ten steps of AdamW8bit: the parameters after each, the optimizer, and whether all codes are beyond doubt."""
+    """Ten steps of AdamW8bit: the parameters after each, the optimizer, the same in f64, and whether all codes are beyond doubt.
+
+    A tensor of less than 4096 values keeps its moments in f32. Of others each step unpacks the moments, moves them, decays and moves
+    the parameter by the moments as they are then, in f32, and packs them. (CUDA decays last, and gives a first moment the code
+    next to zero where zero would lose its sign.)
+    """
     parameters = {name: torch.nn.Parameter(numbers(f"adam {name}", shape, 1.0).float()) for name, shape in SHAPES.items()}
     optimizer = bnb.optim.AdamW8bit(parameters.values(), lr=RATE, betas=BETAS, eps=EPS, weight_decay=DECAY)
-    # In f32 by torch, of which eight bits stray.
+    # torch's own, from which eight bits stray.
     plain = {name: torch.nn.Parameter(parameter.detach().double()) for name, parameter in parameters.items()}
     reference = torch.optim.AdamW(plain.values(), lr=RATE, betas=BETAS, eps=EPS, weight_decay=DECAY)
     after, clear = {name: [] for name in SHAPES}, True
@@ -371,7 +379,11 @@ def logits_of(model):
 
 
 def model():
-    """The tiny model in bf16, quantized and saved by transformers; logits of the numbers that it stands for, in f64 but for the end."""
+    """The tiny model in bf16, quantized and saved by transformers; logits and loss of the numbers that it stands for, by f64.
+
+    That is done before any forward pass: on processors with AVX512-BF16 one without gradients rearranges the weights for
+    bitsandbytes' native library, and what is saved after that has other scales.
+    """
     settings = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
     )
@@ -390,8 +402,7 @@ def model():
         assert size <= LIMIT, size
     print(f"quantized/model.safetensors: {len(stored)} tensors, {size} bytes")
 
-    exact, single = llama(torch.float64, **SHAPE), None
-    count = 0
+    exact, count = llama(torch.float64, **SHAPE), 0
     for name, parameter in exact.named_parameters():
         if f"{name}.absmax" in stored:
             blob = {key.removeprefix(f"{name}."): value for key, value in stored.items() if key.startswith(f"{name}.")}
@@ -419,11 +430,11 @@ def model():
     with torch.no_grad():
         again = LlamaForCausalLM.from_pretrained(FOLDER, dtype=torch.bfloat16).eval()
         agree(logits_of(again), logits, 0.05, "logits of the model that transformers loads, in bf16")
-    write("quantized_model", {"tokens": torch.cat(ROWS), "lengths": torch.tensor([len(row) for row in ROWS]), "logits": logits.float(), "loss": loss})
+    lengths = torch.tensor([len(row) for row in ROWS])
+    write("quantized_model", {"tokens": torch.cat(ROWS), "lengths": lengths, "logits": logits.float(), "loss": loss})
 
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", category=FutureWarning)
     for golden in [maps, nf4, linear, adam, model]:
         golden()
-    assert math.prod(SHAPES["large"]) >= 4096 > SHAPES["small"][0]
