@@ -326,7 +326,7 @@ fn what_cannot_be_measured_is_said() {
     for (fields, wanted) in [
         (
             "kind: exam, models: base, data: sums",
-            "question 1: the row has no choices; `task: exact_match` takes",
+            "have no choices: `task: exact_match` takes questions without them",
         ),
         (
             "kind: exam, models: base, data: questions, shots: 5",
@@ -351,7 +351,7 @@ fn what_cannot_be_measured_is_said() {
         ),
         (
             "kind: exam, models: base, data: sums, task: exact_match, answer_with: letter",
-            "question 1: the row has no choices, so there are no letters",
+            "have no choices, so that there are no letters to answer with",
         ),
         (
             "kind: exam, models: base, data: questions, template: Answer",

@@ -152,9 +152,9 @@ fn bad_names_and_nothing_to_compare_are_found() {
             .replace("pairs.jsonl, format: preference", "plain.jsonl")
             .replace("samples: rows", "samples: { kappa: rows, b: rows }"),
     );
-    let said = kitchen.say("run taken.yaml").expect(1);
+    let said = kitchen.say("check taken.yaml").expect(2);
     assert!(
-        said.err.contains("samples can't be called `kappa`"),
+        said.err.contains("a set of samples is called `kappa`"),
         "{}",
         said.err
     );

@@ -95,8 +95,8 @@ const NAME: &str = "template";
 impl JudgePrompt {
     /// Compiles a template.
     ///
-    /// Errors name the line of a template that can't be read, and the completion that it does not show: every question would be the
-    /// same.
+    /// Errors name the line of a template that can't be read, the place at which nothing is filled in, and the completion that it
+    /// does not show: every question would be the same.
     pub fn new(source: &str, pairwise: bool, terms: Terms) -> Result<JudgePrompt> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder()
@@ -122,6 +122,36 @@ impl JudgePrompt {
             ensure!(
                 used.contains(*name),
                 "the template does not show `{name}`: write {{{{ {name} }}}} where the judge should read it"
+            );
+        }
+        let terms_given = [
+            ("criteria", terms.criteria.is_some()),
+            ("examples", !terms.examples.is_empty()),
+        ];
+        for (name, given) in terms_given {
+            ensure!(
+                !given || used.contains(name),
+                "the template does not show `{name}`, so that the judge would not read what is given: write {{{{ {name} }}}} into it, or \
+                 leave `{name}` out"
+            );
+        }
+        let mut places = vec!["prompt"];
+        places.extend(shown);
+        places.extend(["criteria", "examples", "min", "max"]);
+        let known: Vec<&str> = places
+            .iter()
+            .copied()
+            .chain(environment.globals().map(|(name, _)| name))
+            .collect();
+        let strangers = used.iter().filter(|name| !known.contains(&name.as_str()));
+        // In the order of the alphabet: a set has none, and messages are to be the same each time.
+        if let Some(stranger) = strangers.min() {
+            let line = source.lines().position(|line| line.contains(stranger));
+            let places: Vec<String> = places.iter().map(|place| format!("`{place}`")).collect();
+            bail!(
+                "the judge's template, line {}: nothing is filled in at `{stranger}`: the places are {}",
+                line.unwrap_or(0) + 1,
+                places.join(", ")
             );
         }
         let prompt = JudgePrompt { environment, terms };
@@ -357,8 +387,23 @@ mod tests {
             };
         assert!(error("{{ a }}", true).contains("does not show `b`"));
         assert!(error("{{ a }}{{ b }}", false).contains("does not show `completion`"));
-        assert!(error("one\n{{ completion }} {{ promt }}", false).contains("line 2"));
+        let stranger = "line 2: nothing is filled in at `promt`: the places are `prompt`, `completion`, `criteria`";
+        assert!(error("one\n{{ completion }} {{ promt }}", false).contains(stranger));
+        // Also where nothing is filled in only at times.
+        let at_times = "{{ a }}{{ b }}{% if criteria %}{{ completion }}{% endif %}";
+        assert!(error(at_times, true).contains("filled in at `completion`"));
+        assert!(error("{{ completion }}{{ prompt.x.y }}", false).contains("line 1"));
         assert!(error("{{ completion }", false).contains("line 1"));
+        let fine = "{% for i in range(2) %}{{ loop.index }}{% endfor %}{% set last = b %}{{ a }}{{ last }}";
+        assert!(JudgePrompt::new(fine, true, Terms::default()).is_ok());
+        let deaf = Terms {
+            criteria: Some("kind".to_owned()),
+            ..Terms::default()
+        };
+        let error = JudgePrompt::new("{{ a }}{{ b }}", true, deaf)
+            .err()
+            .unwrap();
+        assert!(error.to_string().contains("does not show `criteria`"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use engine::artifact::ArtifactType;
 use engine::contract::{
-    Arity, Choice, Contract, FieldType, Literal, Need, Output, Pool, Port, Repeatable,
+    Arity, Choice, Contract, FieldType, Inputs, Literal, Need, Output, Pool, Port, Repeatable, Rows,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -203,6 +203,20 @@ fn program_fits(params: &Map<String, Value>) -> Option<(&'static str, String)> {
     }
 }
 
+/// Sets of samples whose own numbers would take the place of those about the judge.
+fn fits_inputs(_: &Map<String, Value>, inputs: &Inputs<'_>) -> Vec<(&'static str, String)> {
+    let names = (inputs.names)("samples").into_iter();
+    names
+        .filter(|name| NUMBERS.contains(&name.as_str()))
+        .map(|name| {
+            let message = format!(
+                "a set of samples is called `{name}`, as one of the metrics is: give it another name, `samples: {{ NAME: … }}`"
+            );
+            ("samples", message)
+        })
+        .collect()
+}
+
 /// The contract.
 pub const CONTRACT: Contract = Contract {
     kind: "ask",
@@ -332,8 +346,9 @@ metrics.",
         Output::new("metrics", ArtifactType::Metrics, "Numbers about the judge and the sets of samples, and every answer.").metrics(names),
     ],
     preparations: &[],
-    layout: Some(|_, _| Some("scored".to_owned())),
+    layout: Some(|_, _| Some(Rows::of("scored"))),
     check: fits,
+    check_inputs: Some(fits_inputs),
     memory: None,
 };
 

@@ -142,5 +142,6 @@ model `policy` has `policy.gold_score`, `policy.proxy_score`, `policy.gold_win_r
     }],
     layout: None,
     check: no_check,
+    check_inputs: None,
     memory: None,
 };

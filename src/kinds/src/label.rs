@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use engine::artifact::ArtifactType;
 use engine::contract::{
-    Arity, Choice, Contract, Field, FieldType, Literal, Need, Output, Pool, Port, Repeatable,
+    Arity, Choice, Contract, Field, FieldType, Inputs, Literal, Need, Output, Pool, Port,
+    Repeatable, Rows,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -111,6 +112,20 @@ fn metrics(params: &Map<String, Value>, named: &dyn Fn(&str) -> Vec<String>) -> 
     all
 }
 
+/// Sets of samples whose own numbers would take the place of those of all.
+fn fits_inputs(_: &Map<String, Value>, inputs: &Inputs<'_>) -> Vec<(&'static str, String)> {
+    let names = (inputs.names)("samples").into_iter();
+    names
+        .filter(|name| TAKEN.contains(&name.as_str()))
+        .map(|name| {
+            let message = format!(
+                "a set of samples is called `{name}`, as one of the stage's numbers is: give it another name, `samples: {{ NAME: … }}`"
+            );
+            ("samples", message)
+        })
+        .collect()
+}
+
 /// More annotators and more prompts ask for more of the same: the answers so far count on.
 const fn more(name: &'static str, ty: FieldType, need: Need, doc: &'static str) -> Field {
     Field {
@@ -188,7 +203,8 @@ Source: Cohen 1960; Fleiss 1971.",
         Output::new("metrics", ArtifactType::Metrics, "Counts, agreement, win rates.").metrics(metrics),
     ],
     preparations: &[],
-    layout: Some(|_, _| Some("scored".to_owned())),
+    layout: Some(|_, _| Some(Rows::of("scored"))),
     check,
+    check_inputs: Some(fits_inputs),
     memory: None,
 };

@@ -87,6 +87,7 @@ pub fn contracts() -> Contracts {
             &mismatch::CONTRACT,
             &reference::CONTRACT,
         ],
+        trials: &[],
     }
 }
 

@@ -309,6 +309,42 @@ fn mistakes_end_with_2_and_leave_no_cache_behind() {
 }
 
 #[test]
+fn rows_without_margins_are_known_before_and_after_they_are_loaded() {
+    let kitchen = Kitchen::new();
+    let recipe = |field: &str| {
+        kitchen.write(&format!(
+            "levain: 1\nstages:\n  rows: {{ kind: load_dataset, source: rows.jsonl }}\n  \
+             halves: {{ kind: split, data: rows, test: 1 }}\n  small: {{ kind: init_model, data: rows }}\n  \
+             tuned: {{ kind: dpo, model: small, data: halves.train, {field} }}\n"
+        ));
+    };
+    let pairs = |more: &str| {
+        let pair = |i: usize| {
+            format!("{{\"prompt\": \"{i}\", \"chosen\": \"a\", \"rejected\": \"b\"{more}}}\n")
+        };
+        let text: String = (0..4).map(pair).collect();
+        fs::write(kitchen.path().join("rows.jsonl"), text).unwrap();
+    };
+    pairs("");
+    for _ in 0..2 {
+        recipe("soft_labels: true");
+        let (status, text) = kitchen.levain("check tour.yaml");
+        assert_eq!(status, Status::Mistake, "{text}");
+        assert!(
+            text.contains("the rows of `halves` have no margins, of which `soft_labels`"),
+            "{text}"
+        );
+        // The second look is at rows that the cache has.
+        recipe("beta: 0.2");
+        let (status, text) = kitchen.levain("run tour.yaml halves");
+        assert_eq!(status, Status::Done, "{text}");
+    }
+    pairs(", \"margin\": 1.5");
+    recipe("soft_labels: true");
+    assert_eq!(kitchen.levain("check tour.yaml").0, Status::Done);
+}
+
+#[test]
 fn a_broken_row_fails_its_stage_and_skips_what_follows() {
     let kitchen = Kitchen::new();
     fs::write(

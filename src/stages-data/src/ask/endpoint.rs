@@ -21,6 +21,22 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// A server may ask to be left alone this long; longer is told to the user.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
+/// What an endpoint is told.
+///
+/// # Errors
+/// The template can't be used.
+pub(super) fn judge_prompt(params: &Ask) -> Result<JudgePrompt> {
+    let pairwise = params.how == "pairwise";
+    let usual = if pairwise { PAIRWISE } else { RUBRIC };
+    let source = params.template.as_deref().unwrap_or(usual);
+    let terms = Terms {
+        criteria: params.criteria.clone(),
+        examples: params.examples.clone(),
+        range: (params.min, params.max),
+    };
+    JudgePrompt::new(source, pairwise, terms)
+}
+
 /// An endpoint and how it is asked.
 pub(super) struct Endpoint<'a> {
     server: Server,
@@ -38,20 +54,12 @@ impl<'a> Endpoint<'a> {
     /// # Errors
     /// The template can't be used, or the key is not there.
     pub fn new(params: &'a Ask, cx: &'a dyn Reporter) -> Result<Endpoint<'a>> {
-        let pairwise = params.how == "pairwise";
-        let usual = if pairwise { PAIRWISE } else { RUBRIC };
-        let source = params.template.as_deref().unwrap_or(usual);
-        let terms = Terms {
-            criteria: params.criteria.clone(),
-            examples: params.examples.clone(),
-            range: (params.min, params.max),
-        };
         let address = params.endpoint.as_deref().context("BUG: no endpoint")?;
         let timeout = Duration::try_from_secs_f64(params.timeout_seconds)
             .context("`timeout_seconds` is too long")?;
         Ok(Endpoint {
             server: Server::new(address, params.key_from.as_deref(), timeout)?,
-            prompt: JudgePrompt::new(source, pairwise, terms)?,
+            prompt: judge_prompt(params)?,
             model: params.model.as_deref().context("BUG: no model")?,
             params,
             cx,
