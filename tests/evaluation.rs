@@ -343,7 +343,11 @@ fn what_cannot_be_measured_is_said() {
         ("kind: exam, models: base, data: long", "question 2 has "),
         (
             "kind: exam, models: base, data: long, task: exact_match",
-            "with max_new_tokens 64 the model has room for 64",
+            "with max_new_tokens 64 the model has room for 64: lower `max_new_tokens`",
+        ),
+        (
+            "kind: generate, model: base, prompts: sums, max_new_tokens: 127",
+            "tokens; with max_new_tokens 127 the model has room for 1: lower `max_new_tokens`",
         ),
         (
             "kind: exam, models: base, data: open, task: exact_match",
