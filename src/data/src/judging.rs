@@ -225,18 +225,19 @@ pub fn prompt_text(prompt: &Prompt) -> String {
 /// What stands around a verdict in answers that are meant for people.
 const AROUND: &[char] = &['*', '_', '`', '"', '\'', '[', ']', '(', ')'];
 
-/// The verdict on the last line of an answer that is not empty.
+/// The verdict on the last line of an answer that is not empty, in capitals or not, with marks around it or without.
 ///
 /// Errors say what was expected there: `A`, `B` or `TIE`, or a number within the range.
 pub fn read_verdict(answer: &str, pairwise: bool, range: (f64, f64)) -> Result<Verdict> {
-    let last = answer.lines().rfind(|line| !line.trim().is_empty());
-    let word = last.unwrap_or_default().trim().trim_matches(AROUND).trim();
+    let around = |c: char| c.is_whitespace() || AROUND.contains(&c);
+    let mut lines = answer.lines().map(|line| line.trim_matches(around));
+    let word = lines.rfind(|line| !line.is_empty()).unwrap_or_default();
     let word = word
         .strip_suffix('.')
         .unwrap_or(word)
-        .trim_end_matches(AROUND);
+        .trim_end_matches(around);
     if pairwise {
-        return match word {
+        return match word.to_ascii_uppercase().as_str() {
             "A" => Ok(Verdict::First),
             "B" => Ok(Verdict::Second),
             "TIE" => Ok(Verdict::Tie),
@@ -290,6 +291,10 @@ mod tests {
             ("[[B]]", Verdict::Second),
             ("because\r\n`B`.\r\n", Verdict::Second),
             ("TIE", Verdict::Tie),
+            ("a", Verdict::First),
+            ("It is close.\n** _tie_ **. ", Verdict::Tie),
+            ("```\nb\n```\n", Verdict::Second),
+            ("**[ B ]**\t", Verdict::Second),
         ] {
             assert_eq!(verdict(answer), Some(wanted), "{answer:?}");
         }
@@ -299,8 +304,8 @@ mod tests {
             "A is better",
             "Answer A",
             "A or B",
-            "a",
-            "tie",
+            "a tie",
+            "**",
             "A\nBut see above.",
             "AB",
             "C",
@@ -317,6 +322,7 @@ mod tests {
             ("10.", 10.0),
             ("1", 1.0),
             ("1e0", 1.0),
+            ("** 7 **", 7.0),
         ] {
             assert_eq!(score(answer), Some(wanted), "{answer:?}");
         }

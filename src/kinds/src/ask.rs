@@ -242,8 +242,8 @@ prompt: `NAME.score`, the mean of its scores, and `NAME.win_rate`, how often its
 
 **An endpoint** is sent `POST ENDPOINT/chat/completions` with `model`, one message of the user, `temperature`, `max_tokens` and `seed`, as OpenAI,
 vLLM, llama.cpp and others take it. The last line of the answer that is not empty must be the verdict and nothing else: `A`, `B` or `TIE`, or a
-number from `min` to `max`; `*`, `_`, `` ` ``, quotes and brackets around it do not matter, nor does a dot behind it. Another answer is asked for again, with the
-next seed, up to `attempts` times; then the stage fails. 408, 429, 5xx, broken connections and silence are tried again up to `retries` times, each pause
+number from `min` to `max`; capitals do not matter, nor do `*`, `_`, `` ` ``, quotes and brackets around it, nor a dot behind it. Above `temperature: 0`
+another answer is asked for again, with the next seed, up to `attempts` times; then the stage fails, and at 0 at once. 408, 429, 5xx, broken connections and silence are tried again up to `retries` times, each pause
 twice as long, or as long as `Retry-After` says. A `template` is Jinja with `prompt` (of a conversation its turns, each as `role: content`), `a` and `b`
 or `completion`, `criteria`, `examples`, `min` and `max`. The key never enters records, events, logs or answers; it goes over https or to this machine.
 
@@ -331,7 +331,7 @@ metrics.",
             "attempts",
             FieldType::Integer { min: 1, max: 100 },
             Need::Default(Literal::Integer(3)),
-            "How often an endpoint is asked a question until its answer can be read.",
+            "How often an endpoint is asked a question until its answer can be read; once at `temperature: 0`, where it would say the same again.",
         ),
     ],
     ports: &[Port {

@@ -129,7 +129,12 @@ impl<'a> Endpoint<'a> {
         let text = self.prompt.render(&prompt, question.shown(groups))?;
         let mut retries = 0;
         let mut last: Option<(Reply, anyhow::Error)> = None;
-        for attempt in 0..params.attempts {
+        // Nothing is drawn at temperature 0: what can't be read once can't be read another time.
+        let attempts = match params.temperature > 0.0 {
+            true => params.attempts,
+            false => 1,
+        };
+        for attempt in 0..attempts {
             // With the same seed an endpoint that is worth its name says the same again. OpenAI's seeds have a sign.
             let seed = params.seed.wrapping_add(u64::from(attempt)) & (u64::MAX >> 1);
             let body = chat_body(
@@ -159,11 +164,14 @@ impl<'a> Endpoint<'a> {
             true => format!("; it was cut off after `max_tokens`, {}", params.max_tokens),
             false => String::new(),
         };
+        let asked = match params.temperature > 0.0 {
+            true => format!("{attempts} attempts"),
+            false => "asked once: at `temperature: 0` it says the same again; a higher one, or a plainer `template`, may help".to_owned(),
+        };
         bail!(
-            "an answer of `{}` about prompt {} can't be read ({} attempts): {error}{cut}. It begins {}",
+            "an answer of `{}` about prompt {} can't be read ({asked}): {error}{cut}. It begins {}",
             self.model,
             question.group + 1,
-            params.attempts,
             beginning(&reply.text)
         );
     }
