@@ -252,3 +252,36 @@ stages:
     let said = kitchen.say("run whole.yaml").expect(0);
     assert!(!said.err.contains("`mixed` rows"), "{}", said.err);
 }
+
+#[test]
+fn a_policy_that_no_reward_taught_anything_is_told() {
+    let kitchen = kitchen();
+    let stage = |kind: &str| {
+        format!(
+            "  by_{kind}: {{ kind: {kind}, model: thin, reward: never, prompts: rows, updates: 2, batch: 4, group: 2, max_new_tokens: 4 }}\n"
+        )
+    };
+    kitchen.write(
+        "idle.yaml",
+        &format!(
+            "\
+levain: 1
+seed: 3
+stages:
+  model: {{ kind: load_model, source: model, dtype: f32 }}
+  thin: {{ kind: lora, model: model, r: 2 }}
+  rows: {{ kind: load_dataset, source: rows.jsonl }}
+  never: {{ kind: rule, pattern: \"sourdough, and nothing else\" }}
+{}{}",
+            stage("grpo"),
+            stage("rloo")
+        ),
+    );
+    let said = kitchen.say("run idle.yaml").expect(0);
+    for kind in ["grpo", "rloo"] {
+        let told = format!(
+            "warning: by_{kind}: in every update all completions of each prompt had the same reward"
+        );
+        assert!(said.err.contains(&told), "{}", said.err);
+    }
+}
