@@ -320,6 +320,8 @@ pub struct Output {
     pub keeps_tokenizer_of: Option<&'static str>,
     /// The names of the numbers in its summary, when it is metrics and they can be told beforehand.
     pub metrics: Option<MetricNames>,
+    /// Those of them that are the same whatever happens, so that a limit for them decides nothing.
+    pub constant: Option<MetricNames>,
     /// What it holds.
     pub doc: &'static str,
 }
@@ -344,6 +346,7 @@ impl Output {
             gives: Gives::New(artifact),
             keeps_tokenizer_of: None,
             metrics: None,
+            constant: None,
             doc,
         }
     }
@@ -368,6 +371,14 @@ impl Output {
     pub const fn metrics(self, names: MetricNames) -> Self {
         Self {
             metrics: Some(names),
+            ..self
+        }
+    }
+
+    /// The same with the names of its numbers that are always the same.
+    pub const fn constant(self, names: MetricNames) -> Self {
+        Self {
+            constant: Some(names),
             ..self
         }
     }

@@ -84,6 +84,15 @@ fn names(params: &Map<String, Value>, named: &dyn Fn(&str) -> Vec<String>) -> Ve
     all
 }
 
+/// How the first of several sets of samples does against itself.
+fn constant(_: &Map<String, Value>, named: &dyn Fn(&str) -> Vec<String>) -> Vec<String> {
+    let first: Vec<String> = named("samples").into_iter().take(1).collect();
+    match first.first().is_none_or(String::is_empty) {
+        true => Vec::new(),
+        false => each(&first, &["win_rate"]),
+    }
+}
+
 fn fits(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
     let mut wrong = Vec::new();
     let given = |name: &str| {
@@ -343,7 +352,7 @@ metrics.",
     }],
     outputs: &[
         Output::new("rows", ArtifactType::Dataset, "The completions with their scores."),
-        Output::new("metrics", ArtifactType::Metrics, "Numbers about the judge and the sets of samples, and every answer.").metrics(names),
+        Output::new("metrics", ArtifactType::Metrics, "Numbers about the judge and the sets of samples, and every answer.").metrics(names).constant(constant),
     ],
     preparations: &[],
     layout: Some(|_, _| Some(Rows::of("scored"))),

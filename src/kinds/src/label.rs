@@ -112,6 +112,16 @@ fn metrics(params: &Map<String, Value>, named: &dyn Fn(&str) -> Vec<String>) -> 
     all
 }
 
+/// How the first of several sets of samples does against itself.
+fn constant(_: &Map<String, Value>, named: &dyn Fn(&str) -> Vec<String>) -> Vec<String> {
+    let mut sets = named("samples");
+    if sets.len() < 2 {
+        return Vec::new();
+    }
+    sets.truncate(1);
+    each(&sets, &["win_rate"])
+}
+
 /// Sets of samples whose own numbers would take the place of those of all.
 fn fits_inputs(_: &Map<String, Value>, inputs: &Inputs<'_>) -> Vec<(&'static str, String)> {
     let names = (inputs.names)("samples").into_iter();
@@ -200,7 +210,7 @@ Source: Cohen 1960; Fleiss 1971.",
     }],
     outputs: &[
         Output::new("rows", ArtifactType::Dataset, "Completions with scores, and every answer."),
-        Output::new("metrics", ArtifactType::Metrics, "Counts, agreement, win rates.").metrics(metrics),
+        Output::new("metrics", ArtifactType::Metrics, "Counts, agreement, win rates.").metrics(metrics).constant(constant),
     ],
     preparations: &[],
     layout: Some(|_, _| Some(Rows::of("scored"))),
