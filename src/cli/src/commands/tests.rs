@@ -78,8 +78,10 @@ impl Kitchen {
         let (status, mut text) = match super::run(&options.command, &context) {
             Ok(status) => (status, String::new()),
             Err(error) => {
-                let json = for_programs(&error).filter(|_| options.command.json());
-                let text = json.map_or_else(|| text_of(&error, false), |j| format!("{j:#}\n"));
+                let text = match options.command.json() {
+                    true => format!("{:#}\n", for_programs(&error)),
+                    false => text_of(&error, false),
+                };
                 (status_of(&error), text)
             }
         };
@@ -306,6 +308,50 @@ fn mistakes_end_with_2_and_leave_no_cache_behind() {
     insta::assert_snapshot!(text, @"error: there is no recipe at nothing.yaml: is the path right? `levain init` writes a first recipe");
     let (status, _) = kitchen.levain("run tour.yaml --device tpu");
     assert_eq!(status, Status::Mistake);
+}
+
+#[test]
+fn what_is_no_mistake_of_a_recipe_is_told_to_programs_as_well() {
+    let kitchen = Kitchen::new();
+    let told = |words: &str, status: Status, code: &str, message: &str| {
+        let (found, text) = kitchen.levain(&format!("{words} --json"));
+        assert_eq!(found, status, "{words}");
+        let answer: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let problem = &answer["problems"][0];
+        assert_eq!(problem["code"], code, "{words}");
+        let said = problem["message"].as_str().unwrap();
+        assert!(said.contains(message), "{words}: {said}");
+        assert!(problem["place"].is_null(), "{words}");
+    };
+    for command in ["check", "plan", "run", "graph", "fetch"] {
+        let words = format!("{command} nothing.yaml");
+        told(
+            &words,
+            Status::Mistake,
+            "usage",
+            "there is no recipe at nothing.yaml",
+        );
+    }
+    for command in ["why", "show"] {
+        let words = format!("{command} tour.yaml halfs");
+        told(&words, Status::Mistake, "usage", "`halves`");
+    }
+    for words in ["kinds slit", "runs show 0000"] {
+        told(words, Status::Mistake, "usage", "");
+    }
+    // A file in the place of the cache.
+    fs::remove_dir_all(kitchen.path().join("cache")).unwrap();
+    fs::write(kitchen.path().join("cache"), "").unwrap();
+    told(
+        "cache size",
+        Status::Mistake,
+        "usage",
+        "there is no cache at",
+    );
+    for command in ["check", "plan", "run"] {
+        let words = format!("{command} tour.yaml");
+        told(&words, Status::Machine, "machine", "KITCHEN/cache");
+    }
 }
 
 #[test]
