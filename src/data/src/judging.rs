@@ -138,6 +138,15 @@ impl JudgePrompt {
         let mut places = vec!["prompt"];
         places.extend(shown);
         places.extend(["criteria", "examples", "min", "max"]);
+        for place in &places {
+            // What stands between single braces elsewhere would be shown as it is here.
+            let single = format!("{{{place}}}");
+            let mut found = source.match_indices(&single);
+            ensure!(
+                found.all(|(at, _)| source[..at].ends_with('{')),
+                "nothing is filled in at `{single}`: write {{{{ {place} }}}}; braces that are meant have a space behind them, `{{ {place}}}`"
+            );
+        }
         let known: Vec<&str> = places
             .iter()
             .copied()
@@ -400,8 +409,17 @@ mod tests {
         assert!(error(at_times, true).contains("filled in at `completion`"));
         assert!(error("{{ completion }}{{ prompt.x.y }}", false).contains("line 1"));
         assert!(error("{{ completion }", false).contains("line 1"));
-        let fine = "{% for i in range(2) %}{{ loop.index }}{% endfor %}{% set last = b %}{{ a }}{{ last }}";
-        assert!(JudgePrompt::new(fine, true, Terms::default()).is_ok());
+        let single = "nothing is filled in at `{prompt}`: write {{ prompt }};";
+        assert!(error("{prompt} {{ a }}{{ b }}", true).contains(single));
+        for fine in [
+            "{% for i in range(2) %}{{ loop.index }}{% endfor %}{% set last = b %}{{ a }}{{ last }}",
+            "{{prompt}} {{a}}{{b}} { a} {\"a\": 1}",
+        ] {
+            assert!(
+                JudgePrompt::new(fine, true, Terms::default()).is_ok(),
+                "{fine}"
+            );
+        }
         let deaf = Terms {
             criteria: Some("kind".to_owned()),
             ..Terms::default()
