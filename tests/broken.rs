@@ -164,11 +164,19 @@ fn what_is_no_recipe_at_all_is_said() {
         "{}",
         said.err
     );
-    let said = check(&folder.path().join("nothing.yaml"), &cache, &[]).expect(2);
-    assert_eq!(
-        said.err,
-        "error: there is no recipe at nothing.yaml: is the path right? `levain init` writes a first recipe\n"
-    );
+    let told = "there is no recipe at nothing.yaml: is the path right? `levain init` writes a first recipe";
+    let alone: [&str; 0] = [];
+    for more in [&alone[..], &["--json"]] {
+        let said = check(&folder.path().join("nothing.yaml"), &cache, more).expect(2);
+        assert_eq!(said.err, format!("error: {told}\n"));
+        match more {
+            [] => assert_eq!(said.out, ""),
+            _ => assert_eq!(
+                said.json(),
+                serde_json::json!({ "problems": [{ "code": "usage", "message": told, "place": null, "help": null }] })
+            ),
+        }
+    }
     fs::create_dir(folder.path().join("folder.yaml")).unwrap();
     let said = check(&folder.path().join("folder.yaml"), &cache, &[]).expect(2);
     assert_eq!(

@@ -82,7 +82,7 @@ stages:
   all: { kind: concat, data: [rows, texts] }
 ",
     );
-    let said = kitchen.say("run growth.yaml --json").expect(1);
+    let said = kitchen.say("run growth.yaml").expect(2);
     let words = "the rows of `rows` are prompt-completion, those of `texts` text";
     assert!(said.err.contains(words), "{}", said.err);
 }

@@ -326,7 +326,7 @@ fn what_cannot_be_measured_is_said() {
     for (fields, wanted) in [
         (
             "kind: exam, models: base, data: sums",
-            "question 1: the row has no choices; `task: exact_match` takes",
+            "have no choices: `task: exact_match` takes questions without them",
         ),
         (
             "kind: exam, models: base, data: questions, shots: 5",
@@ -343,7 +343,11 @@ fn what_cannot_be_measured_is_said() {
         ("kind: exam, models: base, data: long", "question 2 has "),
         (
             "kind: exam, models: base, data: long, task: exact_match",
-            "with max_new_tokens 64 the model has room for 64",
+            "with max_new_tokens 64 the model has room for 64: lower `max_new_tokens`",
+        ),
+        (
+            "kind: generate, model: base, prompts: sums, max_new_tokens: 127",
+            "tokens; with max_new_tokens 127 the model has room for 1: lower `max_new_tokens`",
         ),
         (
             "kind: exam, models: base, data: open, task: exact_match",
@@ -351,7 +355,7 @@ fn what_cannot_be_measured_is_said() {
         ),
         (
             "kind: exam, models: base, data: sums, task: exact_match, answer_with: letter",
-            "question 1: the row has no choices, so there are no letters",
+            "have no choices, so that there are no letters to answer with",
         ),
         (
             "kind: exam, models: base, data: questions, template: Answer",

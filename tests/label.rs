@@ -105,7 +105,7 @@ fn a_run_waits_until_everybody_has_answered_and_a_kill_loses_nothing() {
     let said = kitchen.say("run label.yaml").expect(3);
     assert!(
         said.err.contains(
-            "0 of 8 comparisons are answered (anna 0 of 4, ben 0 of 4): `levain label RECIPE asked`"
+            "0 of 8 comparisons are answered (anna 0 of 4, ben 0 of 4): `levain label label.yaml asked`"
         ),
         "{}",
         said.err

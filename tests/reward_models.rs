@@ -1,4 +1,5 @@
-//! Reward models out of folders, with untied embeddings, and with another tokenizer than the policy's.
+//! Reward models out of folders, with untied embeddings, and with another tokenizer than the policy's; what is said of policies that
+//! had too little to learn from.
 
 mod support;
 
@@ -223,4 +224,64 @@ stages:
         text(&show(&kitchen, "again.yaml", "tuned")["type"]),
         "model"
     );
+}
+
+#[test]
+fn mixed_rows_that_are_cut_are_counted() {
+    let kitchen = kitchen();
+    let recipe = |length: usize| {
+        format!(
+            "\
+levain: 1
+seed: 3
+stages:
+  model: {{ kind: load_model, source: model, dtype: f32 }}
+  thin: {{ kind: lora, model: model, r: 2 }}
+  rows: {{ kind: load_dataset, source: rows.jsonl }}
+  words: {{ kind: rule, length: 3 }}
+  tuned: {{ kind: ppo, model: thin, reward: words, prompts: rows, updates: 1, batch: 2, max_new_tokens: 4, mixed: rows, mixed_weight: 1.0, mixed_length: {length} }}
+"
+        )
+    };
+    // A prompt alone has more tokens than 4.
+    kitchen.write("cut.yaml", &recipe(4));
+    let said = kitchen.say("run cut.yaml").expect(0);
+    let told = "tuned: 6 of 6 `mixed` rows are longer than `mixed_length` 4 and were cut; 6 of them have no token left to learn";
+    assert!(said.err.contains(told), "{}", said.err);
+    kitchen.write("whole.yaml", &recipe(100));
+    let said = kitchen.say("run whole.yaml").expect(0);
+    assert!(!said.err.contains("`mixed` rows"), "{}", said.err);
+}
+
+#[test]
+fn a_policy_that_no_reward_taught_anything_is_told() {
+    let kitchen = kitchen();
+    let stage = |kind: &str| {
+        format!(
+            "  by_{kind}: {{ kind: {kind}, model: thin, reward: never, prompts: rows, updates: 2, batch: 4, group: 2, max_new_tokens: 4 }}\n"
+        )
+    };
+    kitchen.write(
+        "idle.yaml",
+        &format!(
+            "\
+levain: 1
+seed: 3
+stages:
+  model: {{ kind: load_model, source: model, dtype: f32 }}
+  thin: {{ kind: lora, model: model, r: 2 }}
+  rows: {{ kind: load_dataset, source: rows.jsonl }}
+  never: {{ kind: rule, pattern: \"sourdough, and nothing else\" }}
+{}{}",
+            stage("grpo"),
+            stage("rloo")
+        ),
+    );
+    let said = kitchen.say("run idle.yaml").expect(0);
+    for kind in ["grpo", "rloo"] {
+        let told = format!(
+            "warning: by_{kind}: in every update all completions of each prompt had the same reward"
+        );
+        assert!(said.err.contains(&told), "{}", said.err);
+    }
 }

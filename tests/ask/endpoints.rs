@@ -191,7 +191,8 @@ fn a_rubric_gives_every_completion_a_number() {
 fn what_fails_in_passing_is_asked_again() {
     let kitchen = kitchen();
     let calm = Endpoint::start(longer);
-    recipe(&kitchen, &words(&calm, TWO), "");
+    let warm = format!("{TWO}, temperature: 0.5");
+    recipe(&kitchen, &words(&calm, &warm), "");
     let wanted = kitchen.say("run asked.yaml --json").expect(0).json();
     let wild = Endpoint::start(|asked| match asked.number {
         0 => Reply::Refuses(429, "Retry-After: 0\r\n", "slow down".to_owned()),
@@ -204,7 +205,7 @@ fn what_fails_in_passing_is_asked_again() {
     });
     recipe(
         &kitchen,
-        &words(&wild, &format!("{TWO}, timeout_seconds: 1, parallel: 2")),
+        &words(&wild, &format!("{warm}, timeout_seconds: 1, parallel: 2")),
         "",
     );
     let found = kitchen.say("run asked.yaml --json").expect(0).json();
@@ -242,7 +243,10 @@ fn an_answer_that_can_not_be_read_fails_the_stage_and_costs_no_other() {
     });
     recipe(
         &kitchen,
-        &words(&endpoint, &format!("{TWO}, parallel: 1, attempts: 2")),
+        &words(
+            &endpoint,
+            &format!("{TWO}, parallel: 1, attempts: 2, temperature: 0.5"),
+        ),
         "",
     );
     let said = kitchen.say("run asked.yaml").expect(1);
@@ -260,6 +264,26 @@ fn an_answer_that_can_not_be_read_fails_the_stage_and_costs_no_other() {
     let answer = kitchen.say("run asked.yaml --json").expect(0).json();
     assert_eq!(endpoint.seen().len(), 6 + 6);
     assert_eq!(numbers(&kitchen, &answer)["calls"], 10);
+}
+
+#[test]
+fn at_temperature_0_an_answer_that_can_not_be_read_is_asked_for_once() {
+    let kitchen = kitchen();
+    let endpoint = Endpoint::start(|asked| match asked.number {
+        // What fails in passing is asked again at every temperature.
+        0 => Reply::Refuses(500, "Retry-After: 0\r\n", String::new()),
+        _ => Reply::Says("I like both.".to_owned()),
+    });
+    recipe(
+        &kitchen,
+        &words(&endpoint, &format!("{TWO}, parallel: 1")),
+        "",
+    );
+    let said = kitchen.say("run asked.yaml").expect(1);
+    let told =
+        "about prompt 1 can't be read (asked once: at `temperature: 0` it says the same again";
+    assert!(said.err.contains(told), "{}", said.err);
+    assert_eq!(endpoint.seen().len(), 2);
 }
 
 #[test]
@@ -459,18 +483,6 @@ fn what_lasts_is_told_at_once() {
     let mut gone = Endpoint::start(longer);
     gone.address = "http://127.0.0.1:9/v1".to_owned();
     fails(&gone, "parallel: 1", "does the endpoint run?");
-    let idle = Endpoint::start(longer);
-    fails(
-        &idle,
-        "template: \"{{ a }} {{ b }} {{ promt }}\"",
-        "the judge's template, line 1",
-    );
-    fails(
-        &idle,
-        "template: \"Who? {{ a }}\"",
-        "the template does not show `b`",
-    );
-    assert!(idle.seen().is_empty());
     assert!(begun.elapsed() < Duration::from_secs(30));
 }
 
@@ -490,7 +502,7 @@ fn there_is_something_to_compare() {
         &words(&endpoint, "samples: { sft: sft, score: dpo }"),
         "",
     );
-    let said = kitchen.say("run asked.yaml").expect(1);
+    let said = kitchen.say("check asked.yaml").expect(2);
     assert!(
         said.err.contains("a set of samples is called `score`"),
         "{}",

@@ -124,6 +124,18 @@ stages:
 }
 
 #[test]
+fn the_command_that_a_waiting_stage_names_can_be_typed() {
+    let kitchen = kitchen();
+    kitchen.write("two words.yaml", RECIPE);
+    let option = "asked.question=Whose is it?";
+    let said = Said::of(&mut kitchen.command(&["run", "two words.yaml", "--set", option]));
+    let said = said.expect(3);
+    let told = "`levain label 'two words.yaml' --set 'asked.question=Whose is it?' asked`";
+    assert!(said.err.contains(told), "{}", said.err);
+    assert!(said.out.contains(told), "{}", said.out);
+}
+
+#[test]
 fn bad_names_and_nothing_to_compare_are_found() {
     let kitchen = kitchen();
     let refused = |annotators: &str, why: &str| {
@@ -152,9 +164,9 @@ fn bad_names_and_nothing_to_compare_are_found() {
             .replace("pairs.jsonl, format: preference", "plain.jsonl")
             .replace("samples: rows", "samples: { kappa: rows, b: rows }"),
     );
-    let said = kitchen.say("run taken.yaml").expect(1);
+    let said = kitchen.say("check taken.yaml").expect(2);
     assert!(
-        said.err.contains("samples can't be called `kappa`"),
+        said.err.contains("a set of samples is called `kappa`"),
         "{}",
         said.err
     );

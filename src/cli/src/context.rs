@@ -42,9 +42,12 @@ impl Context {
         }
     }
 
-    /// Every kind that a recipe may name.
+    /// Every kind that a recipe may name, and what is tried of its fields.
     pub fn contracts(&self) -> Contracts {
-        kinds::contracts()
+        Contracts {
+            trials: stages_data::trials(),
+            ..kinds::contracts()
+        }
     }
 
     /// Where the cache is for a recipe in `folder`; it may not exist yet.

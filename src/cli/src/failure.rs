@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use engine::diagnostic::Problems;
+use serde_json::{Value, json};
 
 use crate::context::Context;
 
@@ -21,6 +22,20 @@ pub(crate) enum Status {
     Machine = 4,
     /// Interrupted by a signal.
     Interrupted = 130,
+}
+
+impl Status {
+    /// The word for programs that tells errors apart which are no mistakes of a recipe.
+    fn code(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Mistake => "usage",
+            Self::Waiting => "waiting",
+            Self::Machine => "machine",
+            Self::Interrupted => "interrupted",
+        }
+    }
 }
 
 impl From<Status> for ExitCode {
@@ -79,16 +94,23 @@ pub(crate) fn text_of(error: &anyhow::Error, color: bool) -> String {
     }
 }
 
-/// The mistakes of a recipe as a command with `--json` tells them; none for other errors.
-pub(crate) fn for_programs(error: &anyhow::Error) -> Option<serde_json::Value> {
-    let problems = cause(error).downcast_ref::<Problems>()?;
-    Some(problems.to_json())
+/// The error as a command with `--json` tells it: the mistakes of a recipe, or one that has no place in it.
+pub(crate) fn for_programs(error: &anyhow::Error) -> Value {
+    let inner = cause(error);
+    match inner.downcast_ref::<Problems>() {
+        Some(problems) => problems.to_json(),
+        None => {
+            let (code, message) = (status_of(error).code(), format!("{inner:#}"));
+            let problem = json!({ "code": code, "message": message, "place": null, "help": null });
+            json!({ "problems": [problem] })
+        }
+    }
 }
 
-/// Says what went wrong and gives the exit code. With `json` the mistakes of a recipe go to standard output, and nothing is said.
+/// Says what went wrong and gives the exit code. With `json` it goes to standard output; the mistakes of a recipe are said there only.
 pub(crate) fn report(error: &anyhow::Error, json: bool, context: &Context) -> ExitCode {
-    let answer = for_programs(error).filter(|_| json);
-    if answer.is_none_or(|answer| context.print_json(&answer).is_err()) {
+    let told = json && context.print_json(&for_programs(error)).is_ok();
+    if !told || !cause(error).is::<Problems>() {
         crate::terminal::say(&text_of(error, context.err.color));
     }
     status_of(error).into()
@@ -118,6 +140,29 @@ mod tests {
         );
         assert_eq!(status_of(&Failure::usage("no")), Status::Mistake);
         assert_eq!(status_of(&anyhow::anyhow!("disk full")), Status::Machine);
+    }
+
+    #[test]
+    fn programs_read_every_error_in_one_form() {
+        let error = anyhow::anyhow!("no space left").context("the cache can't be written");
+        for (error, code) in [
+            (
+                Failure::usage("the cache can't be written: no space left"),
+                "usage",
+            ),
+            (error, "machine"),
+        ] {
+            let told = for_programs(&error);
+            let problem = &told["problems"][0];
+            assert_eq!(problem["code"], code);
+            assert_eq!(
+                problem["message"],
+                "the cache can't be written: no space left"
+            );
+            assert!(problem["place"].is_null());
+        }
+        let problems = Problems::new(Vec::new(), Vec::new());
+        assert_eq!(for_programs(&problems.clone().into()), problems.to_json());
     }
 
     #[test]

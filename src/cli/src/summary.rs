@@ -5,6 +5,7 @@ use std::path::Path;
 use engine::artifact::ArtifactType;
 use engine::schedule::Outcome;
 use engine::session::Session;
+use engine::shell::quoted;
 use serde_json::{Value, json};
 
 use crate::context::{Context, width};
@@ -85,8 +86,9 @@ pub(crate) fn text(session: &Session, outcome: &Outcome, context: &Context) -> S
         for (name, stage) in stages.filter(|(_, s)| s.outcome == "waiting") {
             let how = match stage.kind.as_str() {
                 "label" => format!(
-                    ": people go on with `levain label {} {name}`",
-                    session.recipe.path.display()
+                    ": people go on with `levain label {} {}`",
+                    session.typed(),
+                    quoted(name)
                 ),
                 _ => String::new(),
             };

@@ -95,8 +95,8 @@ const NAME: &str = "template";
 impl JudgePrompt {
     /// Compiles a template.
     ///
-    /// Errors name the line of a template that can't be read, and the completion that it does not show: every question would be the
-    /// same.
+    /// Errors name the line of a template that can't be read, the place at which nothing is filled in, and the completion that it
+    /// does not show: every question would be the same.
     pub fn new(source: &str, pairwise: bool, terms: Terms) -> Result<JudgePrompt> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder()
@@ -122,6 +122,45 @@ impl JudgePrompt {
             ensure!(
                 used.contains(*name),
                 "the template does not show `{name}`: write {{{{ {name} }}}} where the judge should read it"
+            );
+        }
+        let terms_given = [
+            ("criteria", terms.criteria.is_some()),
+            ("examples", !terms.examples.is_empty()),
+        ];
+        for (name, given) in terms_given {
+            ensure!(
+                !given || used.contains(name),
+                "the template does not show `{name}`, so that the judge would not read what is given: write {{{{ {name} }}}} into it, or \
+                 leave `{name}` out"
+            );
+        }
+        let mut places = vec!["prompt"];
+        places.extend(shown);
+        places.extend(["criteria", "examples", "min", "max"]);
+        for place in &places {
+            // What stands between single braces elsewhere would be shown as it is here.
+            let single = format!("{{{place}}}");
+            let mut found = source.match_indices(&single);
+            ensure!(
+                found.all(|(at, _)| source[..at].ends_with('{')),
+                "nothing is filled in at `{single}`: write {{{{ {place} }}}}; braces that are meant have a space behind them, `{{ {place}}}`"
+            );
+        }
+        let known: Vec<&str> = places
+            .iter()
+            .copied()
+            .chain(environment.globals().map(|(name, _)| name))
+            .collect();
+        let strangers = used.iter().filter(|name| !known.contains(&name.as_str()));
+        // In the order of the alphabet: a set has none, and messages are to be the same each time.
+        if let Some(stranger) = strangers.min() {
+            let line = source.lines().position(|line| line.contains(stranger));
+            let places: Vec<String> = places.iter().map(|place| format!("`{place}`")).collect();
+            bail!(
+                "the judge's template, line {}: nothing is filled in at `{stranger}`: the places are {}",
+                line.unwrap_or(0) + 1,
+                places.join(", ")
             );
         }
         let prompt = JudgePrompt { environment, terms };
@@ -195,18 +234,19 @@ pub fn prompt_text(prompt: &Prompt) -> String {
 /// What stands around a verdict in answers that are meant for people.
 const AROUND: &[char] = &['*', '_', '`', '"', '\'', '[', ']', '(', ')'];
 
-/// The verdict on the last line of an answer that is not empty.
+/// The verdict on the last line of an answer that is not empty, in capitals or not, with marks around it or without.
 ///
 /// Errors say what was expected there: `A`, `B` or `TIE`, or a number within the range.
 pub fn read_verdict(answer: &str, pairwise: bool, range: (f64, f64)) -> Result<Verdict> {
-    let last = answer.lines().rfind(|line| !line.trim().is_empty());
-    let word = last.unwrap_or_default().trim().trim_matches(AROUND).trim();
+    let around = |c: char| c.is_whitespace() || AROUND.contains(&c);
+    let mut lines = answer.lines().map(|line| line.trim_matches(around));
+    let word = lines.rfind(|line| !line.is_empty()).unwrap_or_default();
     let word = word
         .strip_suffix('.')
         .unwrap_or(word)
-        .trim_end_matches(AROUND);
+        .trim_end_matches(around);
     if pairwise {
-        return match word {
+        return match word.to_ascii_uppercase().as_str() {
             "A" => Ok(Verdict::First),
             "B" => Ok(Verdict::Second),
             "TIE" => Ok(Verdict::Tie),
@@ -260,6 +300,10 @@ mod tests {
             ("[[B]]", Verdict::Second),
             ("because\r\n`B`.\r\n", Verdict::Second),
             ("TIE", Verdict::Tie),
+            ("a", Verdict::First),
+            ("It is close.\n** _tie_ **. ", Verdict::Tie),
+            ("```\nb\n```\n", Verdict::Second),
+            ("**[ B ]**\t", Verdict::Second),
         ] {
             assert_eq!(verdict(answer), Some(wanted), "{answer:?}");
         }
@@ -269,8 +313,8 @@ mod tests {
             "A is better",
             "Answer A",
             "A or B",
-            "a",
-            "tie",
+            "a tie",
+            "**",
             "A\nBut see above.",
             "AB",
             "C",
@@ -287,6 +331,7 @@ mod tests {
             ("10.", 10.0),
             ("1", 1.0),
             ("1e0", 1.0),
+            ("** 7 **", 7.0),
         ] {
             assert_eq!(score(answer), Some(wanted), "{answer:?}");
         }
@@ -357,8 +402,32 @@ mod tests {
             };
         assert!(error("{{ a }}", true).contains("does not show `b`"));
         assert!(error("{{ a }}{{ b }}", false).contains("does not show `completion`"));
-        assert!(error("one\n{{ completion }} {{ promt }}", false).contains("line 2"));
+        let stranger = "line 2: nothing is filled in at `promt`: the places are `prompt`, `completion`, `criteria`";
+        assert!(error("one\n{{ completion }} {{ promt }}", false).contains(stranger));
+        // Also where nothing is filled in only at times.
+        let at_times = "{{ a }}{{ b }}{% if criteria %}{{ completion }}{% endif %}";
+        assert!(error(at_times, true).contains("filled in at `completion`"));
+        assert!(error("{{ completion }}{{ prompt.x.y }}", false).contains("line 1"));
         assert!(error("{{ completion }", false).contains("line 1"));
+        let single = "nothing is filled in at `{prompt}`: write {{ prompt }};";
+        assert!(error("{prompt} {{ a }}{{ b }}", true).contains(single));
+        for fine in [
+            "{% for i in range(2) %}{{ loop.index }}{% endfor %}{% set last = b %}{{ a }}{{ last }}",
+            "{{prompt}} {{a}}{{b}} { a} {\"a\": 1}",
+        ] {
+            assert!(
+                JudgePrompt::new(fine, true, Terms::default()).is_ok(),
+                "{fine}"
+            );
+        }
+        let deaf = Terms {
+            criteria: Some("kind".to_owned()),
+            ..Terms::default()
+        };
+        let error = JudgePrompt::new("{{ a }}{{ b }}", true, deaf)
+            .err()
+            .unwrap();
+        assert!(error.to_string().contains("does not show `criteria`"));
     }
 
     #[test]

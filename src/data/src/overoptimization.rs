@@ -119,6 +119,27 @@ impl Fit {
         let gain = self.gain(d);
         (d.is_finite() && gain.is_finite()).then_some((d, gain))
     }
+
+    /// Whether the gain falls from the start on, and what comes is below it.
+    pub fn falls(&self) -> bool {
+        match self.law {
+            Law::BestOfN => self.alpha < 0.0 || self.alpha == 0.0 && self.beta > 0.0,
+            // With a β above 0 the very first steps gain, however few they are.
+            Law::Rl => self.alpha < 0.0 && self.beta <= 0.0,
+        }
+    }
+
+    /// The distance at which a gain that [`falls`](Self::falls) begins to rise again. None where it never does.
+    pub fn bottom(&self) -> Option<f64> {
+        if !self.falls() || self.beta >= 0.0 {
+            return None;
+        }
+        let d = match self.law {
+            Law::BestOfN => self.alpha / (2.0 * self.beta),
+            Law::Rl => (self.alpha / self.beta - 1.0).exp(),
+        };
+        d.is_finite().then_some(d)
+    }
 }
 
 /// What a step of optimization came to.
@@ -228,6 +249,45 @@ mod tests {
             r2: None,
         };
         assert_eq!(flat.peak(), None);
+    }
+
+    #[test]
+    fn a_curve_that_falls_from_the_start_is_told_from_one_that_rises() {
+        let of = |law, alpha, beta| Fit {
+            law,
+            alpha,
+            beta,
+            errors: None,
+            r2: None,
+        };
+        for (law, alpha, beta, bottom) in [
+            (Law::BestOfN, -0.5, 0.3, None),
+            (Law::BestOfN, 0.0, 0.3, None),
+            (Law::BestOfN, -0.5, 0.0, None),
+            (Law::BestOfN, -0.5, -0.25, Some(1.0)),
+            (Law::Rl, -0.5, 0.0, None),
+            (Law::Rl, -0.5, -0.5, Some(1.0)),
+        ] {
+            let fit = of(law, alpha, beta);
+            assert!(fit.falls() && fit.bottom() == bottom, "{fit:?}");
+            assert!(
+                fit.gain(0.1) < 0.0 && fit.gain(0.2) < fit.gain(0.1),
+                "{fit:?}"
+            );
+            if let Some(d) = bottom {
+                assert!(fit.gain(d - 0.1) > fit.gain(d) && fit.gain(d) < fit.gain(d + 0.1));
+            }
+        }
+        for (law, alpha, beta) in [
+            (Law::BestOfN, 0.5, 0.3),
+            (Law::BestOfN, 0.5, -0.3),
+            (Law::Rl, 0.5, 0.3),
+            (Law::Rl, 0.5, -0.3),
+            (Law::Rl, -0.5, 0.3),
+        ] {
+            let fit = of(law, alpha, beta);
+            assert!(!fit.falls() && fit.bottom().is_none(), "{fit:?}");
+        }
     }
 
     #[test]

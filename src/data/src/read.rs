@@ -120,13 +120,21 @@ pub fn read_files(
     reading.finish(byte_order_mark)
 }
 
-/// What shows in the first rows of the files, as many as decide the format; for a check before a run.
-pub fn peek(files: &[(String, PathBuf)], options: &ReadOptions) -> Result<ReadReport> {
+/// What shows in the first rows of the files, as many as decide the format, each of which `look` is given; for a check before a run.
+pub fn peek(
+    files: &[(String, PathBuf)],
+    options: &ReadOptions,
+    look: &mut dyn FnMut(&Row),
+) -> Result<ReadReport> {
     let few = ReadOptions {
         limit: Some(options.limit.map_or(PEEK as u64, |l| l.min(PEEK as u64))),
         ..options.clone()
     };
-    read_files(files, &few, &mut |_| Ok(()), &mut |_| {})
+    let mut sink = |row: Row| {
+        look(&row);
+        Ok(())
+    };
+    read_files(files, &few, &mut sink, &mut |_| {})
 }
 
 /// Reads all files into a dataset at `path`.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use regex::Regex;
 
 /// How a text is scored.
@@ -50,10 +50,11 @@ impl Rule {
     }
 
     /// A pattern in the syntax of the `regex` crate.
+    ///
+    /// Errors say why it is none, and at which of its characters.
     pub fn pattern(pattern: &str) -> Result<Rule> {
-        Ok(Rule::Pattern(Regex::new(pattern).with_context(|| {
-            format!("`{pattern}` is not a regular expression")
-        })?))
+        let regex = Regex::new(pattern).map_err(|error| explain(pattern, &error))?;
+        Ok(Rule::Pattern(regex))
     }
 
     /// The score of a text.
@@ -72,6 +73,27 @@ impl Rule {
         }
     }
 }
+
+/// What is wrong with a pattern. The crate draws it under the pattern, on lines of its own; of one line the place is a number here.
+fn explain(pattern: &str, error: &regex::Error) -> anyhow::Error {
+    let drawn = error.to_string();
+    let Some((drawing, cause)) = drawn.rsplit_once("\nerror: ") else {
+        return anyhow!("`{pattern}` can't be used as a regular expression: {drawn}");
+    };
+    // Behind a title and the pattern, which begins in the fifth column, the third line has marks under what is wrong.
+    let marks = drawing.lines().nth(2).filter(|_| !pattern.contains('\n'));
+    let column = marks.and_then(|marks| marks.chars().position(|c| c == '^'));
+    match column {
+        Some(column) if column >= MARGIN => anyhow!(
+            "`{pattern}` is not a regular expression: {cause}, at character {}; a sign that is meant as it is has a `\\` before it",
+            column + 1 - MARGIN
+        ),
+        _ => anyhow!("`{pattern}` is not a regular expression: {cause}"),
+    }
+}
+
+/// The columns before a pattern in a drawing of what is wrong with it.
+const MARGIN: usize = 4;
 
 /// The words of a text in lower case: what white space parts, without marks at either end.
 fn words(text: &str) -> impl Iterator<Item = String> {
@@ -108,7 +130,28 @@ mod tests {
     fn patterns_and_lengths() {
         let rule = Rule::pattern("(?i)yes").unwrap();
         assert_eq!((rule.score("Yes!"), rule.score("no")), (1.0, 0.0));
-        assert!(Rule::pattern("(").is_err());
+        let error = |pattern: &str| Rule::pattern(pattern).unwrap_err().to_string();
+        for (pattern, wrong) in [
+            (
+                "(",
+                "`(` is not a regular expression: unclosed group, at character 1;",
+            ),
+            (
+                "señor [z-a]",
+                "the start must be <= the end, at character 8;",
+            ),
+            (
+                "a**(?=b)",
+                "look-around, including look-ahead and look-behind, is not supported, at character 4;",
+            ),
+            ("(?x) a\nb(", "regular expression: unclosed group"),
+            (
+                "a{1000}{1000}{1000}",
+                "can't be used as a regular expression",
+            ),
+        ] {
+            assert!(error(pattern).contains(wrong), "{}", error(pattern));
+        }
         assert_eq!(Rule::Length(4).score("one two three"), -0.25);
     }
 }

@@ -446,7 +446,9 @@ fn several_files_are_one_dataset() {
         [("a.json".to_owned(), 1), ("b.jsonl".to_owned(), 1)]
     );
     assert_eq!(
-        peek(&files, &ReadOptions::default()).unwrap().format,
+        peek(&files, &ReadOptions::default(), &mut |_| ())
+            .unwrap()
+            .format,
         Format::Text
     );
     let missing = [("c.json".to_owned(), folder.path().join("c.json"))];

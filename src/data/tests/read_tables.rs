@@ -19,7 +19,7 @@ fn read(
     };
     let files = [(name.to_owned(), path)];
     let report = read_files(&files, options, &mut sink, &mut |_| {})?;
-    assert_eq!(peek(&files, options)?.format, report.format);
+    assert_eq!(peek(&files, options, &mut |_| ())?.format, report.format);
     Ok((report, rows))
 }
 

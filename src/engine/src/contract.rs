@@ -33,6 +33,8 @@ pub struct Contract {
     pub layout: Option<LayoutOf>,
     /// What no single field can say: (field, message) for every combination that makes no sense.
     pub check: Check,
+    /// What fields and inputs can't say together. Asked when the recipe is read, and again when something is known of the rows.
+    pub check_inputs: Option<CheckInputs>,
     /// Peak memory in bytes from the parameters and the summaries of the inputs, when it can be told.
     pub memory: Option<Estimate>,
 }
@@ -40,8 +42,44 @@ pub struct Contract {
 /// Looks at all parameters together.
 pub type Check = fn(&Map<String, Value>) -> Vec<(&'static str, String)>;
 
-/// The layout of a stage's rows, from its parameters and the layout of the rows in each port, as far as that is known.
-pub type LayoutOf = fn(&Map<String, Value>, &dyn Fn(&str) -> Option<String>) -> Option<String>;
+/// Looks at all parameters together with what feeds the ports: (field or port, message) for what does not go together.
+pub type CheckInputs = fn(&Map<String, Value>, &Inputs<'_>) -> Vec<(&'static str, String)>;
+
+/// A stage's rows, from its parameters and the rows in each port, as far as they are known.
+pub type LayoutOf = fn(&Map<String, Value>, &dyn Fn(&str) -> Option<Rows>) -> Option<Rows>;
+
+/// What is known of rows before they are there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rows {
+    /// Their layout.
+    pub layout: String,
+    /// The columns of the layout that no row fills.
+    pub empty: Vec<&'static str>,
+}
+
+impl Rows {
+    /// Rows of a layout of which nothing else is known.
+    pub fn of(layout: impl Into<String>) -> Self {
+        Self {
+            layout: layout.into(),
+            empty: Vec::new(),
+        }
+    }
+
+    /// The same, of which no row fills `column`.
+    pub fn without(mut self, column: &'static str) -> Self {
+        self.empty.push(column);
+        self
+    }
+}
+
+/// What is known of a stage's inputs before it runs.
+pub struct Inputs<'a> {
+    /// The names of what is in a port. What has no name there is called like the port, as it is when the stage runs.
+    pub names: &'a dyn Fn(&str) -> Vec<String>,
+    /// (stage, its rows) for everything in a port of whose rows something is known.
+    pub rows: &'a dyn Fn(&str) -> Vec<(String, Rows)>,
+}
 
 /// Estimates bytes from parameters and (port, summary) pairs.
 pub type Estimate =
@@ -282,6 +320,8 @@ pub struct Output {
     pub keeps_tokenizer_of: Option<&'static str>,
     /// The names of the numbers in its summary, when it is metrics and they can be told beforehand.
     pub metrics: Option<MetricNames>,
+    /// Those of them that are the same whatever happens, so that a limit for them decides nothing.
+    pub constant: Option<MetricNames>,
     /// What it holds.
     pub doc: &'static str,
 }
@@ -306,6 +346,7 @@ impl Output {
             gives: Gives::New(artifact),
             keeps_tokenizer_of: None,
             metrics: None,
+            constant: None,
             doc,
         }
     }
@@ -330,6 +371,14 @@ impl Output {
     pub const fn metrics(self, names: MetricNames) -> Self {
         Self {
             metrics: Some(names),
+            ..self
+        }
+    }
+
+    /// The same with the names of its numbers that are always the same.
+    pub const fn constant(self, names: MetricNames) -> Self {
+        Self {
+            constant: Some(names),
             ..self
         }
     }
@@ -437,6 +486,14 @@ pub fn command(words: impl Iterator<Item = String>, script: Option<String>) -> V
 /// The word of a [`FieldType::Program`] for which its script stands.
 pub const SCRIPT: &str = "{script}";
 
+/// Tries what the fields of a kind say in a language that its contract does not know: a pattern, a template.
+pub struct Trial {
+    /// The kind's name.
+    pub kind: &'static str,
+    /// (field, message) for what can't be read.
+    pub attempt: Check,
+}
+
 /// The contracts that an engine works with.
 #[derive(Clone, Copy)]
 pub struct Contracts {
@@ -444,6 +501,9 @@ pub struct Contracts {
     pub kinds: &'static [&'static Contract],
     /// Kinds that only preparations name.
     pub hidden: &'static [&'static Contract],
+    /// What is tried when a recipe is read. They come from those who know how kinds run; without them a mistake shows when its
+    /// stage runs.
+    pub trials: &'static [Trial],
 }
 
 impl Contracts {
@@ -456,6 +516,18 @@ impl Contracts {
     pub fn any(&self, name: &str) -> Option<&'static Contract> {
         self.kind(name)
             .or_else(|| self.hidden.iter().copied().find(|c| c.kind == name))
+    }
+
+    /// Every (field, message) of a kind's fields that make no sense together, or that can't be read.
+    pub fn mistakes(
+        &self,
+        contract: &Contract,
+        params: &Map<String, Value>,
+    ) -> Vec<(&'static str, String)> {
+        let mut mistakes = (contract.check)(params);
+        let own = self.trials.iter().filter(|t| t.kind == contract.kind);
+        mistakes.extend(own.flat_map(|trial| (trial.attempt)(params)));
+        mistakes
     }
 
     /// Every contract.

@@ -17,6 +17,8 @@ use crate::event::What;
 pub struct Job {
     /// The stage's name, for messages only.
     pub stage: String,
+    /// The recipe as it is typed behind a command, for messages only.
+    pub recipe: String,
     /// The kind.
     pub kind: String,
     /// The kind's version.

@@ -20,5 +20,6 @@ pub mod record;
 pub mod schedule;
 pub mod schema;
 pub mod session;
+pub mod shell;
 pub mod source;
 pub mod worker;

@@ -1,6 +1,6 @@
 //! The numbers of a metrics artifact, named by dotted paths into its summary: `tuned.loss`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Result, bail};
 use serde_json::Value;
@@ -31,6 +31,42 @@ pub fn number(summary: &Summary, wanted: &[String]) -> Result<f64> {
     let name = wanted.last().map_or("", String::as_str);
     let known = names(summary);
     bail!("there is no metric `{name}`: {}", listed(name, &known));
+}
+
+/// The significant digits that a person is told of a number; the number itself keeps all.
+const DIGITS: usize = 6;
+
+/// A number as a person is told it.
+pub fn short(value: f64) -> String {
+    rounded(value, DIGITS)
+}
+
+/// Numbers as a person is told them beside each other: with as many digits more as tell different ones apart. What is greater than a
+/// limit is then greater in words as well.
+pub fn apart(values: &[f64]) -> Vec<String> {
+    let different: BTreeSet<u64> = values.iter().map(|value| value.to_bits()).collect();
+    let mut told = Vec::new();
+    // Any two numbers differ in 17 digits.
+    for digits in DIGITS..=17 {
+        told = values.iter().map(|value| rounded(*value, digits)).collect();
+        if told.iter().collect::<BTreeSet<&String>>().len() == different.len() {
+            break;
+        }
+    }
+    told
+}
+
+/// A number of so many significant digits, without zeros at its end. Whole numbers count something, and stay as they are.
+fn rounded(value: f64, digits: usize) -> String {
+    if value.fract() == 0.0 && value.abs() < 1e15 {
+        return value.to_string();
+    }
+    let text = format!("{value:.*e}", digits - 1);
+    match text.parse::<f64>() {
+        Ok(near) if near.abs() < 1e-5 || near.abs() >= 1e15 => format!("{near:e}"),
+        Ok(near) => near.to_string(),
+        Err(_) => text,
+    }
 }
 
 /// The name of every number.
@@ -183,6 +219,31 @@ mod tests {
         assert!(listed("m3", &many).ends_with(" and 8 more"));
         assert_eq!(listed("x", &[]), "there are no numbers");
         assert_eq!(listed("x", &["loss".to_owned()]), "there is `loss`");
+    }
+
+    #[test]
+    fn a_person_is_told_six_digits() {
+        for (value, wanted) in [
+            (2.0 / 3.0, "0.666667"),
+            (-1234.567891, "-1234.57"),
+            (2.5, "2.5"),
+            (0.0, "0"),
+            (12_345_678.0, "12345678"),
+            (0.1 + 0.2, "0.3"),
+            (1.0 / 3e9, "3.33333e-10"),
+            (f64::INFINITY, "inf"),
+        ] {
+            assert_eq!(short(value), wanted);
+        }
+    }
+
+    #[test]
+    fn what_differs_is_told_apart() {
+        assert_eq!(apart(&[2.0 / 3.0, 0.5, 0.5]), ["0.666667", "0.5", "0.5"]);
+        assert_eq!(apart(&[2.500_000_04, 2.5]), ["2.50000004", "2.5"]);
+        let (one, next) = (0.1, 0.1_f64.next_up());
+        assert_eq!(apart(&[one, next]), [one.to_string(), next.to_string()]);
+        assert!(apart(&[]).is_empty());
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! What shows of datasets before anything runs: the layout of rows, from the first rows of a source or from the cache, handed on to
-//! the stages that keep it; and the inputs that can't use it.
+//! the stages that keep it; and the inputs that can't use it, with the fields that do not go with it.
 
 use std::collections::BTreeMap;
 
@@ -7,11 +7,11 @@ use anyhow::Result;
 use serde_json::{Map, Value};
 
 use crate::artifact::ArtifactType;
-use crate::contract::{Contract, Output};
+use crate::contract::{Contract, Output, Rows};
 use crate::diagnostic::{Problem, Problems};
 use crate::job::SourceFile;
-use crate::plan::{Feed, Standing};
-use crate::recipe::Target;
+use crate::plan::{Feed, Node, Standing};
+use crate::recipe::{Binding, Target, inputs};
 use crate::session::Session;
 
 /// Looks at the beginning of a kind's sources.
@@ -31,8 +31,8 @@ pub type Sources = BTreeMap<String, Vec<SourceFile>>;
 /// What shows of a dataset.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// The layout of its rows.
-    pub layout: String,
+    /// Its rows.
+    pub rows: Rows,
     /// In words: `alpaca rows, kept as prompt-completion`.
     pub words: String,
 }
@@ -60,34 +60,26 @@ pub fn look(
     let mut problems = Vec::new();
     for &index in &session.plan.order {
         let node = &nodes[index];
-        if let Some(entry) = &standings[index].entry {
-            seen[index] = node
-                .contract
-                .outputs
-                .first()
-                .filter(|o| o.is(ArtifactType::Dataset) || o.handed_on().is_some())
-                .and_then(|o| entry.outputs.get(o.name))
-                .and_then(|digest| session.cache.manifest(*digest).ok())
-                .and_then(|manifest| Some(manifest.summary.get("layout")?.as_str()?.to_owned()))
-                .map(|layout| Seen {
-                    words: format!("{layout}, as the cache has it"),
-                    layout,
-                });
-        } else if let Some(peek) = peeks.iter().find(|p| p.kind == node.contract.kind) {
-            let files = session.files(index);
-            match files.map(|f| (peek.look)(&node.params, &f)).transpose() {
-                Ok(found) => seen[index] = found,
-                Err(error) => problems.push(problem(session, index, &error).ok_or(error)?),
+        let is_cached = standings[index].entry.is_some();
+        let shown = match peeks.iter().find(|p| p.kind == node.contract.kind) {
+            Some(peek) => {
+                let files = session.files(index);
+                match files.map(|f| (peek.look)(&node.params, &f)).transpose() {
+                    Ok(found) => found,
+                    // Rows that were read before are as they should be.
+                    Err(_) if is_cached => None,
+                    Err(error) => {
+                        problems.push(problem(session, index, &error).ok_or(error)?);
+                        None
+                    }
+                }
             }
-        } else {
-            let of = |port: &str| fed(node.inputs.get(port)?, &seen);
-            seen[index] = match (node.contract.layout, handed_on(node.contract)) {
-                (Some(layout), _) => layout(&node.params, &|port| Some(of(port)?.layout))
-                    .map(|layout| told(layout, node.inputs.values(), &seen)),
-                (None, Some(port)) => of(port),
-                (None, None) => None,
-            };
-        }
+            None => by_inputs(node, &seen),
+        };
+        seen[index] = match is_cached {
+            true => kept(session, node, &standings[index], shown),
+            false => shown,
+        };
     }
     for stage in &session.recipe.stages {
         for port in stage
@@ -105,7 +97,7 @@ pub fn look(
                 let Some(found) = &seen[target.stage] else {
                     continue;
                 };
-                if !port.layouts.contains(&found.layout.as_str()) {
+                if !port.layouts.contains(&found.rows.layout.as_str()) {
                     let message = format!(
                         "`{}` takes rows laid out as {}, and those of `{}` are {}",
                         port.name,
@@ -118,6 +110,17 @@ pub fn look(
                 }
             }
         }
+        let rows = |port: &str| -> Vec<(String, Rows)> {
+            let targets = stage.inputs.get(port).into_iter();
+            targets
+                .flat_map(Binding::targets)
+                .filter_map(|target| {
+                    let found = seen[target.stage].as_ref()?;
+                    Some((nodes[target.stage].name.clone(), found.rows.clone()))
+                })
+                .collect()
+        };
+        problems.extend(inputs::check(stage, MISMATCH, &rows));
     }
     if problems.is_empty() {
         return Ok(seen);
@@ -125,20 +128,58 @@ pub fn look(
     Err(Problems::new(session.recipe.sources.clone(), problems).into())
 }
 
-/// What shows of an input. One of several may come through: it shows when they are alike.
-fn fed(feed: &Feed, seen: &[Option<Seen>]) -> Option<Seen> {
-    let mut all = feed.edges().into_iter().map(|edge| &seen[edge.node]);
-    let first = all.next().cloned().flatten();
-    first.filter(|f| all.all(|other| other.as_ref().is_some_and(|o| o.layout == f.layout)))
+/// What shows of a stage that has not run, by what feeds it.
+fn by_inputs(node: &Node, seen: &[Option<Seen>]) -> Option<Seen> {
+    let of = |port: &str| fed(node.inputs.get(port)?, seen);
+    match (node.contract.layout, handed_on(node.contract)) {
+        (Some(layout), _) => layout(&node.params, &|port| Some(of(port)?.rows))
+            .map(|rows| told(rows, node.inputs.values(), seen)),
+        (None, Some(port)) => of(port),
+        (None, None) => None,
+    }
 }
 
-/// A layout in the words of the input that has it, if one has: `alpaca, kept as messages`.
-fn told<'a>(layout: String, inputs: impl Iterator<Item = &'a Feed>, seen: &[Option<Seen>]) -> Seen {
-    let mut alike = inputs.filter_map(|feed| fed(feed, seen));
-    alike.find(|found| found.layout == layout).unwrap_or(Seen {
-        words: layout.clone(),
-        layout,
+/// What the cache has of a dataset. It tells the layout; what else was `shown` holds where that is the same.
+fn kept(session: &Session, node: &Node, standing: &Standing, shown: Option<Seen>) -> Option<Seen> {
+    let output = node.contract.outputs.first()?;
+    if !output.is(ArtifactType::Dataset) && output.handed_on().is_none() {
+        return None;
+    }
+    let digest = standing.entry.as_ref()?.outputs.get(output.name)?;
+    let manifest = session.cache.manifest(*digest).ok()?;
+    let layout = manifest.summary.get("layout")?.as_str()?;
+    let rows = shown.map(|found| found.rows);
+    Some(Seen {
+        rows: rows
+            .filter(|rows| rows.layout == layout)
+            .unwrap_or_else(|| Rows::of(layout)),
+        words: format!("{layout}, as the cache has it"),
     })
+}
+
+/// What shows of an input. One of several may come through: it shows when they are alike.
+fn fed(feed: &Feed, seen: &[Option<Seen>]) -> Option<Seen> {
+    let edges = feed.edges().into_iter();
+    let all: Option<Vec<&Seen>> = edges.map(|edge| seen[edge.node].as_ref()).collect();
+    let all = all?;
+    let (first, others) = all.split_first()?;
+    if others.iter().any(|o| o.rows.layout != first.rows.layout) {
+        return None;
+    }
+    let mut found = Seen::clone(first);
+    let empty = &mut found.rows.empty;
+    empty.retain(|column| others.iter().all(|o| o.rows.empty.contains(column)));
+    Some(found)
+}
+
+/// Rows in the words of the input that has their layout, if one has: `alpaca, kept as messages`.
+fn told<'a>(rows: Rows, inputs: impl Iterator<Item = &'a Feed>, seen: &[Option<Seen>]) -> Seen {
+    let mut alike = inputs.filter_map(|feed| fed(feed, seen));
+    let alike = alike.find(|found| found.rows.layout == rows.layout);
+    Seen {
+        words: alike.map_or_else(|| rows.layout.clone(), |found| found.words),
+        rows,
+    }
 }
 
 /// The port whose artifact a kind hands on.

@@ -14,6 +14,7 @@ use crate::job::SourceFile;
 use crate::lock::{RecipeLock, RunLock};
 use crate::plan::{Plan, Sources, Standing, Verdict};
 use crate::recipe::{self, Recipe};
+use crate::shell::quoted;
 use crate::source::{BlobStore, Memo, Network, Progress, Resolved, Resolver, SourceSpec};
 
 /// A recipe with everything that can be told without running it.
@@ -56,6 +57,15 @@ impl Session {
         };
         session.look()?;
         Ok(session)
+    }
+
+    /// The recipe as it is typed behind a command, with the options that change it.
+    pub fn typed(&self) -> String {
+        let mut words = quoted(&self.recipe.path.to_string_lossy()).into_owned();
+        for option in &self.set {
+            words.push_str(&format!(" --set {}", quoted(option)));
+        }
+        words
     }
 
     /// From now on only the sources of `targets` and of what they need are missed and fetched.

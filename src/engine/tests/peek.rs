@@ -7,6 +7,7 @@ mod support;
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
+use engine::contract::Rows;
 use engine::job::SourceFile;
 use engine::peek::{Peek, Seen, look};
 use serde_json::{Map, Value};
@@ -20,7 +21,10 @@ fn first_word(_: &Map<String, Value>, sources: &BTreeMap<String, Vec<SourceFile>
         .next()
         .context("the file is empty")?;
     Ok(Seen {
-        layout: word.to_owned(),
+        rows: match text.contains("unsalted") {
+            true => Rows::of(word).without("salt"),
+            false => Rows::of(word),
+        },
         words: format!("{word} rows"),
     })
 }
@@ -35,7 +39,12 @@ const RECIPE: &str = "  a: { kind: read, source: a.txt }\n  b: { kind: keep, dat
 
 #[track_caller]
 fn looked(kitchen: &Kitchen) -> String {
-    let session = kitchen.open(RECIPE, &Told::default());
+    looked_at(kitchen, RECIPE)
+}
+
+#[track_caller]
+fn looked_at(kitchen: &Kitchen, recipe: &str) -> String {
+    let session = kitchen.open(recipe, &Told::default());
     match look(&session, &session.standings(), PEEKS) {
         Ok(seen) => {
             let words = seen
@@ -75,4 +84,57 @@ fn an_input_that_cant_use_it_and_a_source_that_cant_be_read_are_told() {
     );
     kitchen.write("a.txt", " ");
     same(&looked(&kitchen), "first-rows: the file is empty");
+}
+
+#[test]
+fn what_a_field_says_is_held_against_the_rows() {
+    let kitchen = Kitchen::new();
+    kitchen.write("a.txt", "sweet dough");
+    let recipe = "  a: { kind: read, source: a.txt }\n  b: { kind: keep, data: a }\n  \
+                  c: { kind: blend, parts: { one: a, two: b }, first: two }\n";
+    same(&looked_at(&kitchen, recipe), "sweet rows\nsweet rows\n?");
+    kitchen.write("a.txt", "sweet unsalted dough");
+    same(
+        &looked_at(&kitchen, recipe),
+        "layout-mismatch: `a` has no salt\nlayout-mismatch: `b` has no salt",
+    );
+}
+
+#[test]
+fn what_the_recipe_alone_shows_is_found_when_it_is_read() {
+    let contracts = support::kinds::contracts();
+    let problems = |stages: &str| -> Vec<String> {
+        let text = format!("levain: 1\nstages:\n{stages}");
+        let read = engine::recipe::check_text("r.yaml".as_ref(), text, &[], contracts);
+        let found = read.err().map(|found| found.problems).unwrap_or_default();
+        let lines = found
+            .into_iter()
+            .map(|p| format!("{}: {}", p.code, p.message));
+        lines.collect()
+    };
+    let a = "  a: { kind: say, text: hm }\n";
+    let blend = |more: &str| format!("{a}  b: {{ kind: blend, {more} }}\n");
+    let none: [&str; 0] = [];
+    // What is alone and has no name is called like its port.
+    for fine in ["parts: a, first: parts", "parts: { x: a }, first: x"] {
+        assert_eq!(problems(&blend(fine)), none, "{fine}");
+    }
+    for (wrong, told) in [
+        ("parts: a, first: a", "out-of-range: there is no part `a`"),
+        (
+            "parts: { x: a }, first: y",
+            "out-of-range: there is no part `y`",
+        ),
+        // A name that leads nowhere is told, and nothing that follows from it.
+        (
+            "parts: { x: n }, first: y",
+            "bad-reference: there is no stage `n`",
+        ),
+    ] {
+        assert_eq!(problems(&blend(wrong)), [told], "{wrong}");
+    }
+    assert_eq!(
+        problems("  a: { kind: say, text: ugh }\n"),
+        ["out-of-range: nobody says `ugh`"]
+    );
 }

@@ -2,12 +2,12 @@
 
 use engine::artifact::ArtifactType;
 use engine::contract::{
-    Arity, Choice, Contract, FieldType, Literal, Need, Output, Pool, Port, Repeatable,
+    Arity, Choice, Contract, FieldType, Inputs, Literal, Need, Output, Pool, Port, Repeatable, Rows,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::rollout::WEIGHTS;
+use crate::rollout::{WEIGHTS, unknown_judges};
 use crate::words::{FRACTION, MICRO_BATCH, NOT_NEGATIVE, NUMBER, field};
 
 /// The parameters.
@@ -69,6 +69,47 @@ fn fits(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
                 "`threshold` goes with `make: unpaired`; with `make: {make}` it does nothing: leave it out"
             ),
         ));
+    }
+    problems
+}
+
+/// The layouts of completions.
+const SAMPLED: &[&str] = &[
+    "prompt-completion",
+    "messages",
+    "scored",
+    "preference",
+    "ranking",
+    "unpaired",
+];
+
+/// Weights of judges that are not there, and rows that nobody judges or that have no order to keep.
+fn fits_inputs(params: &Map<String, Value>, inputs: &Inputs<'_>) -> Vec<(&'static str, String)> {
+    let mut problems = unknown_judges(params, inputs, "judge");
+    let kept = params.get("order").and_then(Value::as_str) == Some("kept");
+    let unjudged = (inputs.names)("judge").is_empty();
+    for (stage, rows) in (inputs.rows)("samples") {
+        let layout = rows.layout.as_str();
+        // What the port does not take has been said.
+        if !SAMPLED.contains(&layout) {
+            continue;
+        }
+        if unjudged && layout != "scored" {
+            problems.push((
+                "samples",
+                format!(
+                    "the rows of `{stage}` are laid out as {layout} and have no scores of their own: say who judges them with `judge`"
+                ),
+            ));
+        }
+        if kept && layout != "preference" {
+            problems.push((
+                "order",
+                format!(
+                    "`order: kept` takes pairs that have an order, and the rows of `{stage}` are laid out as {layout}: leave it out"
+                ),
+            ));
+        }
     }
     problems
 }
@@ -143,7 +184,7 @@ trained on these very pairs, round after round, this is the self-curation of Lee
             name: "samples",
             accepts: &[ArtifactType::Dataset],
             arity: Arity::One,
-            layouts: &["prompt-completion", "messages", "scored", "preference", "ranking", "unpaired"],
+            layouts: SAMPLED,
             doc: "Prompts with completions.",
         },
         Port {
@@ -157,13 +198,14 @@ trained on these very pairs, round after round, this is the self-curation of Lee
     outputs: &[Output::new("rows", ArtifactType::Dataset, "The annotated rows.")],
     preparations: &[],
     layout: Some(|params, of| match params.get("make")?.as_str()? {
-        "best" => match of("samples")?.as_str() {
-            "messages" => Some("messages".to_owned()),
-            "prompt-completion" => Some("prompt-completion".to_owned()),
+        "best" => match of("samples")?.layout.as_str() {
+            "messages" => Some(Rows::of("messages")),
+            "prompt-completion" => Some(Rows::of("prompt-completion")),
             _ => None,
         },
-        made => Some(made.to_owned()),
+        made => Some(Rows::of(made)),
     }),
     check: fits,
+    check_inputs: Some(fits_inputs),
     memory: None,
 };

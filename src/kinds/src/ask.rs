@@ -2,7 +2,7 @@
 
 use engine::artifact::ArtifactType;
 use engine::contract::{
-    Arity, Choice, Contract, FieldType, Literal, Need, Output, Pool, Port, Repeatable,
+    Arity, Choice, Contract, FieldType, Inputs, Literal, Need, Output, Pool, Port, Repeatable, Rows,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -82,6 +82,15 @@ fn names(params: &Map<String, Value>, named: &dyn Fn(&str) -> Vec<String>) -> Ve
         .collect();
     all.extend(each(&sets, &["score", "win_rate"]));
     all
+}
+
+/// How the first of several sets of samples does against itself.
+fn constant(_: &Map<String, Value>, named: &dyn Fn(&str) -> Vec<String>) -> Vec<String> {
+    let first: Vec<String> = named("samples").into_iter().take(1).collect();
+    match first.first().is_none_or(String::is_empty) {
+        true => Vec::new(),
+        false => each(&first, &["win_rate"]),
+    }
 }
 
 fn fits(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
@@ -203,6 +212,20 @@ fn program_fits(params: &Map<String, Value>) -> Option<(&'static str, String)> {
     }
 }
 
+/// Sets of samples whose own numbers would take the place of those about the judge.
+fn fits_inputs(_: &Map<String, Value>, inputs: &Inputs<'_>) -> Vec<(&'static str, String)> {
+    let names = (inputs.names)("samples").into_iter();
+    names
+        .filter(|name| NUMBERS.contains(&name.as_str()))
+        .map(|name| {
+            let message = format!(
+                "a set of samples is called `{name}`, as one of the metrics is: give it another name, `samples: {{ NAME: … }}`"
+            );
+            ("samples", message)
+        })
+        .collect()
+}
+
 /// The contract.
 pub const CONTRACT: Contract = Contract {
     kind: "ask",
@@ -228,8 +251,8 @@ prompt: `NAME.score`, the mean of its scores, and `NAME.win_rate`, how often its
 
 **An endpoint** is sent `POST ENDPOINT/chat/completions` with `model`, one message of the user, `temperature`, `max_tokens` and `seed`, as OpenAI,
 vLLM, llama.cpp and others take it. The last line of the answer that is not empty must be the verdict and nothing else: `A`, `B` or `TIE`, or a
-number from `min` to `max`; `*`, `_`, `` ` ``, quotes and brackets around it do not matter, nor does a dot behind it. Another answer is asked for again, with the
-next seed, up to `attempts` times; then the stage fails. 408, 429, 5xx, broken connections and silence are tried again up to `retries` times, each pause
+number from `min` to `max`; capitals do not matter, nor do `*`, `_`, `` ` ``, quotes and brackets around it, nor a dot behind it. Above `temperature: 0`
+another answer is asked for again, with the next seed, up to `attempts` times; then the stage fails, and at 0 at once. 408, 429, 5xx, broken connections and silence are tried again up to `retries` times, each pause
 twice as long, or as long as `Retry-After` says. A `template` is Jinja with `prompt` (of a conversation its turns, each as `role: content`), `a` and `b`
 or `completion`, `criteria`, `examples`, `min` and `max`. The key never enters records, events, logs or answers; it goes over https or to this machine.
 
@@ -317,7 +340,7 @@ metrics.",
             "attempts",
             FieldType::Integer { min: 1, max: 100 },
             Need::Default(Literal::Integer(3)),
-            "How often an endpoint is asked a question until its answer can be read.",
+            "How often an endpoint is asked a question until its answer can be read; once at `temperature: 0`, where it would say the same again.",
         ),
     ],
     ports: &[Port {
@@ -329,11 +352,12 @@ metrics.",
     }],
     outputs: &[
         Output::new("rows", ArtifactType::Dataset, "The completions with their scores."),
-        Output::new("metrics", ArtifactType::Metrics, "Numbers about the judge and the sets of samples, and every answer.").metrics(names),
+        Output::new("metrics", ArtifactType::Metrics, "Numbers about the judge and the sets of samples, and every answer.").metrics(names).constant(constant),
     ],
     preparations: &[],
-    layout: Some(|_, _| Some("scored".to_owned())),
+    layout: Some(|_, _| Some(Rows::of("scored"))),
     check: fits,
+    check_inputs: Some(fits_inputs),
     memory: None,
 };
 

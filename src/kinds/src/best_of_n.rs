@@ -75,5 +75,6 @@ are those of the largest n; `best_n` is the n with the highest gold score, `best
     preparations: &[],
     layout: None,
     check: no_check,
+    check_inputs: None,
     memory: None,
 };

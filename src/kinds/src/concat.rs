@@ -2,9 +2,10 @@
 
 use engine::artifact::ArtifactType;
 use engine::contract::{
-    Arity, Contract, FieldType, Literal, Need, Output, Pool, Port, Repeatable, no_check,
+    Arity, Contract, FieldType, Inputs, Literal, Need, Output, Pool, Port, Repeatable, no_check,
 };
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use crate::words::field;
 
@@ -14,6 +15,23 @@ use crate::words::field;
 pub struct Concat {
     /// Whether rows that were there already are left out.
     pub distinct: bool,
+}
+
+/// Datasets that can't be joined.
+fn fits_inputs(_: &Map<String, Value>, inputs: &Inputs<'_>) -> Vec<(&'static str, String)> {
+    let all = (inputs.rows)("data");
+    let Some(((first, rows), others)) = all.split_first() else {
+        return Vec::new();
+    };
+    let other = others.iter().find(|(_, own)| own.layout != rows.layout);
+    let told = other.map(|(stage, own)| {
+        let message = format!(
+            "datasets of one layout are joined, and the rows of `{first}` are {}, those of `{stage}` {}",
+            rows.layout, own.layout
+        );
+        ("data", message)
+    });
+    told.into_iter().collect()
 }
 
 /// The contract.
@@ -47,5 +65,6 @@ every column, it is left out, and how many are is said. In a `repeat`, what is c
     preparations: &[],
     layout: Some(|_, of| of("data")),
     check: no_check,
+    check_inputs: Some(fits_inputs),
     memory: None,
 };

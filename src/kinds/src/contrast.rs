@@ -2,7 +2,8 @@
 
 use engine::artifact::ArtifactType;
 use engine::contract::{
-    Arity, Choice, Contract, FieldType, Literal, Need, Output, Pool, Port, Repeatable, no_check,
+    Arity, Choice, Contract, FieldType, Literal, Need, Output, Pool, Port, Repeatable, Rows,
+    no_check,
 };
 use serde::Deserialize;
 
@@ -56,7 +57,8 @@ is then trained by `dpo` against itself, round after round, this is self-play fi
     ],
     outputs: &[Output::new("rows", ArtifactType::Dataset, "Pairs, laid out as preference.")],
     preparations: &[],
-    layout: Some(|_, _| Some("preference".to_owned())),
+    layout: Some(|_, _| Some(Rows::of("preference").without("margin"))),
     check: no_check,
+    check_inputs: None,
     memory: None,
 };

@@ -141,5 +141,6 @@ With p the sum of log π over a completion's tokens and |y| their number:
     ],
     layout: None,
     check: fits,
+    check_inputs: None,
     memory: None,
 };

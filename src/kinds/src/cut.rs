@@ -1,7 +1,9 @@
 //! `cut`: texts → prompts with their completions.
 
 use engine::artifact::ArtifactType;
-use engine::contract::{Arity, Contract, Literal, Need, Output, Pool, Port, Repeatable, no_check};
+use engine::contract::{
+    Arity, Contract, Literal, Need, Output, Pool, Port, Repeatable, Rows, no_check,
+};
 use serde::Deserialize;
 
 use crate::words::{count, field};
@@ -41,7 +43,8 @@ left out, and their number is said; none left is an error. Line breaks of HTML a
     }],
     outputs: &[Output::new("rows", ArtifactType::Dataset, "Prompts with their completions, laid out as prompt-completion.")],
     preparations: &[],
-    layout: Some(|_, _| Some("prompt-completion".to_owned())),
+    layout: Some(|_, _| Some(Rows::of("prompt-completion"))),
     check: no_check,
+    check_inputs: None,
     memory: None,
 };

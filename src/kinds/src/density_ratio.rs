@@ -2,7 +2,7 @@
 
 use engine::artifact::ArtifactType;
 use engine::contract::{
-    Arity, Choice, Contract, FieldType, Literal, Need, Output, Pool, Port, Repeatable,
+    Arity, Choice, Contract, FieldType, Literal, Need, Output, Pool, Port, Repeatable, Rows,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -135,8 +135,9 @@ would be asked different things. Completions of a prompt that are the same word 
     ],
     outputs: &[Output::new("rows", ArtifactType::Dataset, "The completions with their scores; those of a prompt follow each other.")],
     preparations: &[],
-    layout: Some(|_, _| Some("scored".to_owned())),
+    layout: Some(|_, _| Some(Rows::of("scored"))),
     check: fits,
+    check_inputs: None,
     memory: None,
 };
 

@@ -2,8 +2,8 @@
 
 use engine::artifact::ArtifactType;
 use engine::contract::{
-    Arity, Choice, Contract, Field, FieldType, From, Literal, Need, Pool, Port, Preparation,
-    Repeatable,
+    Arity, Choice, Contract, Field, FieldType, From, Inputs, Literal, Need, Pool, Port,
+    Preparation, Repeatable,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -267,6 +267,43 @@ pub fn fits(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
     problems
 }
 
+/// What rankings do not read, and labels of margins that are not there.
+fn fits_inputs(params: &Map<String, Value>, inputs: &Inputs<'_>) -> Vec<(&'static str, String)> {
+    let mut problems = Vec::new();
+    let word = |name: &str| params.get(name).and_then(Value::as_str);
+    let on = |name: &str| params.get(name) == Some(&Value::Bool(true));
+    let number = |name: &str| params.get(name).and_then(Value::as_f64);
+    let given = [
+        ("loss", word("loss") != Some("sigmoid")),
+        ("label_smoothing", number("label_smoothing") != Some(0.0)),
+        ("divergence", word("divergence") != Some("reverse_kl")),
+        ("ld_alpha", number("ld_alpha").is_some()),
+        ("weighted", on("weighted")),
+        ("soft_labels", on("soft_labels")),
+    ];
+    for (stage, rows) in (inputs.rows)("data") {
+        if rows.layout == "ranking" {
+            let idle = given.iter().filter(|(_, given)| *given);
+            problems.extend(idle.map(|(name, _)| {
+                let message = format!(
+                    "`{name}` is about pairs, and the rows of `{stage}` are rankings, which take the list-wise loss: leave it out, or make \
+                     pairs of them with `annotate`"
+                );
+                (*name, message)
+            }));
+        } else if on("soft_labels") && rows.empty.contains(&"margin") {
+            problems.push((
+                "soft_labels",
+                format!(
+                    "the rows of `{stage}` have no margins, of which `soft_labels` makes its labels: have a judge give them with `annotate`, or \
+                     leave it out"
+                ),
+            ));
+        }
+    }
+    problems
+}
+
 const fn number(name: &'static str, default: f64, doc: &'static str) -> Field {
     field(name, POSITIVE, Need::Default(Literal::Number(default)), doc)
 }
@@ -375,5 +412,6 @@ only the adapter changes. Logged: rewards β c and β r, their difference, and h
     ],
     layout: None,
     check: fits,
+    check_inputs: Some(fits_inputs),
     memory: None,
 };

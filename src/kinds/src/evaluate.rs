@@ -35,7 +35,7 @@ pub struct Evaluate {
     pub micro_batch: usize,
 }
 
-/// What a judge's scores say of a model.
+/// What a judge's scores say of a model: their mean, and what it is against the first model.
 const JUDGED: [&str; 5] = [
     "score",
     "win_rate",
@@ -67,6 +67,20 @@ fn names(_: &Map<String, Value>, named: &dyn Fn(&str) -> Vec<String>) -> Vec<Str
     }
     let all: Vec<&str> = all.iter().map(String::as_str).collect();
     each(&named("models"), &all)
+}
+
+/// What the first model is found to be when it is held against itself.
+fn constant(_: &Map<String, Value>, named: &dyn Fn(&str) -> Vec<String>) -> Vec<String> {
+    let mut first = named("models");
+    first.truncate(1);
+    let judges = named("judge");
+    let of = |judge: &String| -> Vec<String> {
+        let measures = JUDGED[1..].iter();
+        measures.map(|measure| under(judge, measure)).collect()
+    };
+    let own: Vec<Vec<String>> = judges.iter().map(of).collect();
+    let own: Vec<&str> = own.iter().flatten().map(String::as_str).collect();
+    each(&first, &own)
 }
 
 /// The contract.
@@ -132,7 +146,8 @@ model `policy` has `policy.gold_score`, `policy.proxy_score`, `policy.gold_win_r
         },
     ],
     outputs: &[Output::new("metrics", ArtifactType::Metrics, "Numbers and answers.")
-        .metrics(names)],
+        .metrics(names)
+        .constant(constant)],
     preparations: &[Preparation {
         name: "tokens",
         kind: "tokenize",
@@ -142,5 +157,6 @@ model `policy` has `policy.gold_score`, `policy.proxy_score`, `policy.gold_win_r
     }],
     layout: None,
     check: no_check,
+    check_inputs: None,
     memory: None,
 };

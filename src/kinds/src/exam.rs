@@ -2,7 +2,7 @@
 
 use engine::artifact::ArtifactType;
 use engine::contract::{
-    Arity, Choice, Contract, FieldType, Literal, Need, Output, Pool, Port, Repeatable,
+    Arity, Choice, Contract, FieldType, Inputs, Literal, Need, Output, Pool, Port, Repeatable,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -80,6 +80,42 @@ fn fits(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
 
 /// The layouts whose rows have answers.
 const ANSWERED: &[&str] = &["choices", "prompt-completion", "messages"];
+
+/// Examples that are not shown, and rows without the choices that the task asks for.
+fn fits_inputs(params: &Map<String, Value>, inputs: &Inputs<'_>) -> Vec<(&'static str, String)> {
+    let mut problems = Vec::new();
+    let word = |name: &str| params.get(name).and_then(Value::as_str);
+    let examples = !(inputs.names)("examples").is_empty();
+    if examples && params.get("shots").and_then(Value::as_u64) == Some(0) {
+        let message =
+            "`examples` are given, and `shots` is 0: say how many to show, or leave `examples` out";
+        problems.push(("examples", message.to_owned()));
+    }
+    let chosen = word("task") == Some("multiple_choice");
+    let letters = word("answer_with") == Some("letter");
+    for port in ["data", "examples"] {
+        for (stage, rows) in (inputs.rows)(port) {
+            let layout = rows.layout;
+            // What the port does not take has been said.
+            if layout == "choices" || !ANSWERED.contains(&layout.as_str()) {
+                continue;
+            }
+            let bare =
+                format!("the rows of `{stage}` are laid out as {layout} and have no choices");
+            if chosen && port == "data" {
+                let way = "`task: exact_match` takes questions without them";
+                problems.push((port, format!("{bare}: {way}")));
+            } else if letters {
+                let way = "leave `answer_with` out";
+                problems.push((
+                    port,
+                    format!("{bare}, so that there are no letters to answer with: {way}"),
+                ));
+            }
+        }
+    }
+    problems
+}
 
 /// The contract.
 pub const CONTRACT: Contract = Contract {
@@ -190,5 +226,6 @@ the log-likelihood of each choice, is in the file `samples.jsonl`, which `levain
     preparations: &[],
     layout: None,
     check: fits,
+    check_inputs: Some(fits_inputs),
     memory: None,
 };

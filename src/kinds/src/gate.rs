@@ -64,5 +64,6 @@ is not there, and one that is not a number (a loss that went astray), does not g
     preparations: &[],
     layout: None,
     check,
+    check_inputs: None,
     memory: None,
 };

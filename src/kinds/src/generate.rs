@@ -2,7 +2,8 @@
 
 use engine::artifact::ArtifactType;
 use engine::contract::{
-    Arity, Contract, Field, FieldType, Literal, Need, Output, Pool, Port, Repeatable, no_check,
+    Arity, Contract, Field, FieldType, Literal, Need, Output, Pool, Port, Repeatable, Rows,
+    no_check,
 };
 use serde::Deserialize;
 
@@ -110,9 +111,10 @@ beside it. A completion ends at an end-of-turn token or after `max_new_tokens`."
     outputs: &[Output::new("rows", ArtifactType::Dataset, "Prompts with their completions; several completions of a prompt follow each other.")],
     preparations: &[],
     layout: Some(|_, of| {
-        let messages = of("prompts")? == "messages";
-        Some(if messages { "messages" } else { "prompt-completion" }.to_owned())
+        let messages = of("prompts")?.layout == "messages";
+        Some(Rows::of(if messages { "messages" } else { "prompt-completion" }))
     }),
     check: no_check,
+    check_inputs: None,
     memory: None,
 };

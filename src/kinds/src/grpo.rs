@@ -6,7 +6,7 @@ use serde::Deserialize;
 use crate::rollout::{
     CLIP, CLIP_HIGH, Groups, MASK_TRUNCATED, MINIBATCHES, MISSING_EOS_PENALTY, PROMPTS, REFERENCE,
     REWARD, REWARD_CLIP, ROLLOUT_BATCH, ROLLOUT_MICRO_BATCH, Rollout, TRAINED, UPDATES, WEIGHTS,
-    group, sampling_temperature, update_epochs, whole_groups,
+    group, sampling_temperature, unknown_rewards, update_epochs, whole_groups,
 };
 use crate::training::{
     BETA1, BETA2, EPSILON, MAX_GRAD_NORM, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, WARMUP,
@@ -119,5 +119,6 @@ probability. A group with equal rewards teaches nothing; how many there are is l
     preparations: &[],
     layout: None,
     check: whole_groups,
+    check_inputs: Some(unknown_rewards),
     memory: None,
 };

@@ -141,6 +141,7 @@ Touvron et al., arXiv 2302.13971 (Llama).",
     preparations: &[],
     layout: None,
     check,
+    check_inputs: None,
     memory: None,
 };
 

@@ -134,5 +134,6 @@ several follow each other. Logged: β times the mean x of the desirable and of t
     ],
     layout: None,
     check: no_check,
+    check_inputs: None,
     memory: None,
 };

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use engine::artifact::ArtifactType;
 use engine::contract::{
-    Arity, Choice, Contract, Field, FieldType, Literal, Need, Output, Pool, Port, Repeatable,
+    Arity, Choice, Contract, Field, FieldType, Inputs, Literal, Need, Output, Pool, Port,
+    Repeatable, Rows,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -111,6 +112,30 @@ fn metrics(params: &Map<String, Value>, named: &dyn Fn(&str) -> Vec<String>) -> 
     all
 }
 
+/// How the first of several sets of samples does against itself.
+fn constant(_: &Map<String, Value>, named: &dyn Fn(&str) -> Vec<String>) -> Vec<String> {
+    let mut sets = named("samples");
+    if sets.len() < 2 {
+        return Vec::new();
+    }
+    sets.truncate(1);
+    each(&sets, &["win_rate"])
+}
+
+/// Sets of samples whose own numbers would take the place of those of all.
+fn fits_inputs(_: &Map<String, Value>, inputs: &Inputs<'_>) -> Vec<(&'static str, String)> {
+    let names = (inputs.names)("samples").into_iter();
+    names
+        .filter(|name| TAKEN.contains(&name.as_str()))
+        .map(|name| {
+            let message = format!(
+                "a set of samples is called `{name}`, as one of the stage's numbers is: give it another name, `samples: {{ NAME: … }}`"
+            );
+            ("samples", message)
+        })
+        .collect()
+}
+
 /// More annotators and more prompts ask for more of the same: the answers so far count on.
 const fn more(name: &'static str, ty: FieldType, need: Need, doc: &'static str) -> Field {
     Field {
@@ -185,10 +210,11 @@ Source: Cohen 1960; Fleiss 1971.",
     }],
     outputs: &[
         Output::new("rows", ArtifactType::Dataset, "Completions with scores, and every answer."),
-        Output::new("metrics", ArtifactType::Metrics, "Counts, agreement, win rates.").metrics(metrics),
+        Output::new("metrics", ArtifactType::Metrics, "Counts, agreement, win rates.").metrics(metrics).constant(constant),
     ],
     preparations: &[],
-    layout: Some(|_, _| Some("scored".to_owned())),
+    layout: Some(|_, _| Some(Rows::of("scored"))),
     check,
+    check_inputs: Some(fits_inputs),
     memory: None,
 };

@@ -89,6 +89,7 @@ pub fn contracts() -> Contracts {
             &mismatch::CONTRACT,
             &reference::CONTRACT,
         ],
+        trials: &[],
     }
 }
 

@@ -121,5 +121,6 @@ their number is said. Rows are streamed: a file may be larger than memory.",
     preparations: &[],
     layout: None,
     check: no_check,
+    check_inputs: None,
     memory: None,
 };

@@ -63,5 +63,6 @@ tensors become numbers of `dtype` when a stage loads the model. A folder with a 
     preparations: &[],
     layout: None,
     check: no_check,
+    check_inputs: None,
     memory: None,
 };

@@ -64,5 +64,6 @@ give (r − `mean`) / `deviation`. Unless they are given, the two are what `rewa
     preparations: &[],
     layout: None,
     check: no_check,
+    check_inputs: None,
     memory: None,
 };

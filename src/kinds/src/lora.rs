@@ -85,5 +85,6 @@ Source: Hu et al., *LoRA*, arXiv 2106.09685; rsLoRA: Kalajdzievski, arXiv 2312.0
     preparations: &[],
     layout: None,
     check: no_check,
+    check_inputs: None,
     memory: None,
 };

@@ -44,5 +44,6 @@ no baseline, groups stay as they are.",
     preparations: &[],
     layout: None,
     check: no_check,
+    check_inputs: None,
     memory: None,
 };

@@ -67,5 +67,6 @@ arXiv 2403.07691.",
     ],
     layout: None,
     check: no_check,
+    check_inputs: None,
     memory: None,
 };

@@ -152,5 +152,6 @@ them (or not below −0.001, which rounding explains). What is lower is an error
     preparations: &[],
     layout: None,
     check: no_check,
+    check_inputs: None,
     memory: None,
 };

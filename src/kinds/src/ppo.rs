@@ -9,7 +9,8 @@ use serde_json::{Map, Value};
 
 use crate::rollout::{
     MINIBATCHES, MISSING_EOS_PENALTY, PROMPTS, REFERENCE, REWARD, ROLLOUT_BATCH,
-    ROLLOUT_MICRO_BATCH, Rollout, TRAINED, UPDATES, WEIGHTS, sampling_temperature, update_epochs,
+    ROLLOUT_MICRO_BATCH, Rollout, TRAINED, UPDATES, WEIGHTS, sampling_temperature, unknown_rewards,
+    update_epochs,
 };
 use crate::training::{
     BETA1, BETA2, EPSILON, MAX_GRAD_NORM, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, WARMUP,
@@ -240,5 +241,6 @@ Logged for each update: `score` (of the judge, before shaping), `kl` (of a compl
     preparations: &[],
     layout: None,
     check: fits,
+    check_inputs: Some(unknown_rewards),
     memory: None,
 };

@@ -2,7 +2,8 @@
 
 use engine::artifact::ArtifactType;
 use engine::contract::{
-    Arity, Contract, From, Literal, Need, Output, Pool, Port, Preparation, Repeatable, no_check,
+    Arity, Contract, From, Inputs, Literal, Need, Output, Pool, Port, Preparation, Repeatable,
+    no_check,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -64,6 +65,26 @@ fn names(_: &Map<String, Value>, named: &dyn Fn(&str) -> Vec<String>) -> Vec<Str
     all.extend(each(&owners("judge", named), &REWARDS));
     all.extend(each(&owners("judge", named), &["pairs"]));
     all
+}
+
+/// Nobody to measure, a reference for nobody, and two who share a name.
+fn fits_inputs(_: &Map<String, Value>, inputs: &Inputs<'_>) -> Vec<(&'static str, String)> {
+    let (policies, judges) = ((inputs.names)("policy"), (inputs.names)("judge"));
+    let mut problems = Vec::new();
+    if policies.is_empty() && judges.is_empty() {
+        let message = "there is nobody to measure: give `policy`, `judge` or both";
+        problems.push(("kind", message.to_owned()));
+    }
+    if policies.is_empty() && !(inputs.names)("reference").is_empty() {
+        let message = "a `reference` is what a `policy` is measured against, and there is none: give a `policy`, or leave `reference` out";
+        problems.push(("reference", message.to_owned()));
+    }
+    if let Some(name) = judges.iter().find(|name| policies.contains(name)) {
+        let message =
+            format!("a policy and a judge are both called `{name}`: give one of them another name");
+        problems.push(("judge", message));
+    }
+    problems
 }
 
 /// The contract.
@@ -142,5 +163,6 @@ alone without a name is called `policy` or `judge`. A policy reads each pair as 
     }],
     layout: None,
     check: no_check,
+    check_inputs: Some(fits_inputs),
     memory: None,
 };

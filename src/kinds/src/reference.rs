@@ -51,5 +51,6 @@ is computed once.",
     preparations: &[],
     layout: None,
     check: no_check,
+    check_inputs: None,
     memory: None,
 };

@@ -1,7 +1,9 @@
 //! `revise`: prompts → pairs of a model's answer and its own revision of it.
 
 use engine::artifact::ArtifactType;
-use engine::contract::{Arity, Contract, FieldType, Literal, Need, Output, Pool, Port, Repeatable};
+use engine::contract::{
+    Arity, Contract, FieldType, Literal, Need, Output, Pool, Port, Repeatable, Rows,
+};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -110,7 +112,8 @@ learns from them with the label σ(margin).",
     ],
     outputs: &[Output::new("rows", ArtifactType::Dataset, "Pairs: the revision is the chosen completion, the answer the rejected one.")],
     preparations: &[],
-    layout: Some(|_, _| Some("preference".to_owned())),
+    layout: Some(|_, _| Some(Rows::of("preference").without("margin"))),
     check: fits,
+    check_inputs: None,
     memory: None,
 };

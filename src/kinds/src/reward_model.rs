@@ -2,10 +2,11 @@
 
 use engine::artifact::ArtifactType;
 use engine::contract::{
-    Arity, Choice, Contract, FieldType, From, Literal, Need, Output, Pool, Port, Preparation,
-    Repeatable, no_check,
+    Arity, Choice, Contract, FieldType, From, Inputs, Literal, Need, Output, Pool, Port,
+    Preparation, Repeatable, no_check,
 };
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use crate::training::{
     BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS,
@@ -35,6 +36,22 @@ pub struct RewardModel {
 
 /// The layouts that rewards are learned from.
 pub(crate) const COMPARED: &[&str] = &["preference", "ranking", "scored"];
+
+/// Margins that are not there.
+fn fits_inputs(params: &Map<String, Value>, inputs: &Inputs<'_>) -> Vec<(&'static str, String)> {
+    if params.get("margins") != Some(&Value::Bool(true)) {
+        return Vec::new();
+    }
+    let rows = (inputs.rows)("data").into_iter();
+    rows.filter(|(_, rows)| rows.empty.contains(&"margin"))
+        .map(|(stage, _)| {
+            let message = format!(
+                "the rows of `{stage}` have no margins: have a judge give them with `annotate`, or leave `margins` out"
+            );
+            ("margins", message)
+        })
+        .collect()
+}
 
 /// The contract.
 pub const CONTRACT: Contract = Contract {
@@ -124,5 +141,6 @@ another tokenizer.",
     ],
     layout: None,
     check: no_check,
+    check_inputs: Some(fits_inputs),
     memory: None,
 };

@@ -1,9 +1,9 @@
 //! The parameters that PPO, RLOO and GRPO share: how completions are sampled and scored, the optimizer, snapshots.
 
 use engine::artifact::ArtifactType;
-use engine::contract::{Arity, Field, FieldType, Literal, Need, Output, Port};
+use engine::contract::{Arity, Field, FieldType, Inputs, Literal, Need, Output, Port};
 use serde::Deserialize;
-use serde_json::Map;
+use serde_json::{Map, Value};
 
 use crate::words::{NOT_NEGATIVE, NUMBER, POSITIVE, count, field, numeric, words};
 
@@ -27,7 +27,7 @@ pub struct Rollout {
     /// What a completion without end loses.
     pub missing_eos_penalty: f64,
     /// Judge → weight.
-    pub weights: Map<String, serde_json::Value>,
+    pub weights: Map<String, Value>,
     /// Peak learning rate.
     pub learning_rate: f64,
     /// `constant`, `linear` or `cosine`.
@@ -189,6 +189,43 @@ pub(crate) const WEIGHTS: Field = field(
     "The weight of each of several judges, by its name; 1 unless given.",
 );
 
+/// Weights of judges that `port` does not have, which would weigh nothing.
+pub(crate) fn unknown_judges(
+    params: &Map<String, Value>,
+    inputs: &Inputs<'_>,
+    port: &str,
+) -> Vec<(&'static str, String)> {
+    let Some(weights) = params.get("weights").and_then(Value::as_object) else {
+        return Vec::new();
+    };
+    let judges = (inputs.names)(port);
+    let known: Vec<String> = judges.iter().map(|name| format!("`{name}`")).collect();
+    let strangers = weights.keys().filter(|name| !judges.contains(name));
+    strangers
+        .map(|name| {
+            let why = match judges.as_slice() {
+                [] => format!("there is no `{port}`"),
+                [one] if one == port => {
+                    format!(
+                        "the one that there is has no name; give it one, `{port}: {{ {name}: … }}`"
+                    )
+                }
+                _ => format!("`{port}` has {}", known.join(", ")),
+            };
+            let message = format!("`weights` names `{name}`, which is no judge here: {why}");
+            ("weights", message)
+        })
+        .collect()
+}
+
+/// The same where judges give rewards.
+pub(crate) fn unknown_rewards(
+    params: &Map<String, Value>,
+    inputs: &Inputs<'_>,
+) -> Vec<(&'static str, String)> {
+    unknown_judges(params, inputs, REWARD.name)
+}
+
 /// Who scores.
 pub(crate) const REWARD: Port = Port {
     name: "reward",
@@ -228,9 +265,9 @@ pub(crate) const REFERENCE: Port = Port {
 };
 
 /// A batch must be a number of minibatches of whole groups.
-pub(crate) fn whole_groups(params: &Map<String, serde_json::Value>) -> Vec<(&'static str, String)> {
+pub(crate) fn whole_groups(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
     let number = |name: &str| {
-        let value = params.get(name).and_then(serde_json::Value::as_u64);
+        let value = params.get(name).and_then(Value::as_u64);
         value.unwrap_or(1).max(1)
     };
     let (batch, group, parts) = (number("batch"), number("group"), number("minibatches"));

@@ -59,5 +59,6 @@ A lexicon is a text file: a word, a tab, its value; what follows another tab is 
     preparations: &[],
     layout: None,
     check: one_of_three,
+    check_inputs: None,
     memory: None,
 };

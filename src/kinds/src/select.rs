@@ -74,5 +74,6 @@ round that went furthest within a budget of 3 nats. When none is within them, th
     preparations: &[],
     layout: None,
     check,
+    check_inputs: None,
     memory: None,
 };

@@ -89,5 +89,6 @@ A killed or stopped training goes on from its last snapshot, and ends with the s
     }],
     layout: None,
     check: no_check,
+    check_inputs: None,
     memory: None,
 };

@@ -50,5 +50,6 @@ without rows is an error; rows that stand on both sides word for word are counte
     preparations: &[],
     layout: Some(|_, of| of("data")),
     check: no_check,
+    check_inputs: None,
     memory: None,
 };

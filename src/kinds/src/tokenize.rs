@@ -54,5 +54,6 @@ pub const CONTRACT: Contract = Contract {
     preparations: &[],
     layout: None,
     check: no_check,
+    check_inputs: None,
     memory: None,
 };

@@ -64,5 +64,6 @@ error.",
     preparations: &[],
     layout: None,
     check: no_check,
+    check_inputs: None,
     memory: None,
 };

@@ -416,7 +416,8 @@ impl Llama {
         let longest = segments.filled.iter().copied().max().unwrap_or(0);
         ensure!(
             longest <= self.rope.positions(),
-            "a row of {longest} tokens is longer than the model's {} positions",
+            "a row of {longest} tokens is longer than the model's {} positions: lower `max_length`, leave longer rows out, or take a model with \
+             more positions",
             self.rope.positions()
         );
         let mut x = match inputs {

@@ -320,7 +320,10 @@ fn lengths_and_tokens_that_do_not_fit_are_errors() {
     let message = evaluate(&model, Pass::eval(), &[row], 256)
         .unwrap_err()
         .to_string();
-    assert!(message.contains("256 positions"), "{message}");
+    assert!(
+        message.contains("256 positions: lower `max_length`"),
+        "{message}"
+    );
 }
 
 proptest! {

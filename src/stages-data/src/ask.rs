@@ -29,6 +29,23 @@ use program::Program;
 use questions::{Question, of_completions, of_pairs, pairs};
 use results::Results;
 
+/// Whether an endpoint's template can be used.
+pub(crate) fn attempt(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
+    // Of an endpoint alone: what a program is told has no template. Fields that do not fit have been said.
+    let Ok(params) = serde_json::from_value::<Ask>(Value::Object(params.clone())) else {
+        return Vec::new();
+    };
+    let wrong = params
+        .endpoint
+        .is_some()
+        .then(|| endpoint::judge_prompt(&params).err());
+    let wrong = wrong.flatten();
+    wrong
+        .map(|error| ("template", format!("{error:#}")))
+        .into_iter()
+        .collect()
+}
+
 pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let params: Ask = job.params()?;
     let pairwise = params.how == "pairwise";

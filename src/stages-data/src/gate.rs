@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use engine::event::Level;
 use engine::job::{Draft, Drafts, Job, Reporter};
-use engine::metric::number;
+use engine::metric::{apart, number};
 use kinds::gate::Gate;
 
 pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
@@ -12,13 +12,16 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         &job.input("metrics")?.summary,
         std::slice::from_ref(&metric),
     )?;
+    let limits = [min, max].into_iter().flatten();
+    let beside: Vec<f64> = [value].into_iter().chain(limits).collect();
+    let told = apart(&beside).swap_remove(0);
     if let Some(min) = min.filter(|min| value < *min) {
-        bail!("the gate is closed: `{metric}` is {value}, below {min}");
+        bail!("the gate is closed: `{metric}` is {told}, below {min}");
     }
     if let Some(max) = max.filter(|max| value > *max) {
-        bail!("the gate is closed: `{metric}` is {value}, above {max}");
+        bail!("the gate is closed: `{metric}` is {told}, above {max}");
     }
-    cx.note(Level::Info, &format!("`{metric}` is {value}"));
+    cx.note(Level::Info, &format!("`{metric}` is {told}"));
     let same = Draft::of(job.input("input")?);
     Ok([("output".to_owned(), same)].into())
 }
@@ -34,7 +37,7 @@ mod tests {
         let input = artifact("model", json!({ "parameters": 3 }));
         let metrics = artifact(
             "metrics",
-            json!({ "tuned": { "loss": 2.5, "astray": null } }),
+            json!({ "tuned": { "loss": 2.5, "long": 7.0 / 3.0, "astray": null } }),
         );
         let job = job(
             "gate",
@@ -68,7 +71,17 @@ mod tests {
         );
         assert_eq!(
             of("loss"),
-            Err("there is no metric `loss`: there is `tuned.loss`".to_owned())
+            Err("there is no metric `loss`: there are `tuned.loss`, `tuned.long`".to_owned())
+        );
+    }
+
+    #[test]
+    fn a_value_is_told_short_unless_it_is_near_a_limit() {
+        let of = |max: f64| gate(json!({ "metric": "tuned.long", "min": null, "max": max }));
+        assert_eq!(of(9.0), Ok("`tuned.long` is 2.33333".to_owned()));
+        assert_eq!(
+            of(2.333_333),
+            Err("the gate is closed: `tuned.long` is 2.3333333, above 2.333333".to_owned())
         );
     }
 }

@@ -15,6 +15,7 @@ use data::{Dataset, DatasetWriter, Layout, Row};
 use engine::artifact::{ArtifactType, ArtifactView};
 use engine::event::Level;
 use engine::job::{Draft, Drafts, Job, Reporter, Waiting};
+use engine::shell::quoted;
 use kinds::label::{Label, TAKEN};
 use serde_json::{Map, Value, json};
 
@@ -200,8 +201,9 @@ fn wait(job: &Job, labelling: &Labelling, answers: &[Answers]) -> Result<()> {
     };
     Err(Waiting {
         reason: format!(
-            "{sum} of {all} comparisons are answered{whose}: `levain label RECIPE {}` asks for the others",
-            job.stage
+            "{sum} of {all} comparisons are answered{whose}: `levain label {} {}` asks for the others",
+            job.recipe,
+            quoted(&job.stage)
         ),
     }
     .into())
@@ -225,8 +227,9 @@ fn rows(job: &Job, labelling: &Labelling, answers: &[Answers]) -> Result<Draft> 
     let summary = writer.finish()?;
     ensure!(
         summary.rows > 0,
-        "nothing is left: every comparison was skipped; take an answer back with `u` in `levain label RECIPE {}` and give another",
-        job.stage
+        "nothing is left: every comparison was skipped; take an answer back with `u` in `levain label {} {}` and give another",
+        job.recipe,
+        quoted(&job.stage)
     );
     let mut draft = crate::dataset_draft(path, &summary)?;
     let path = job.out.join("answers.jsonl");

@@ -23,6 +23,7 @@ mod testing;
 mod tokenize;
 mod tokenize_completions;
 
+use engine::contract::Trial;
 use engine::job::Implementation;
 use engine::peek::Peek;
 
@@ -114,6 +115,20 @@ pub fn peeks() -> &'static [Peek] {
         kind: "load_dataset",
         look: load_dataset::look,
     }]
+}
+
+/// What is tried of a recipe's fields before anything runs: what the kinds here read only when they run.
+pub fn trials() -> &'static [Trial] {
+    &[
+        Trial {
+            kind: "rule",
+            attempt: rule::attempt,
+        },
+        Trial {
+            kind: "ask",
+            attempt: ask::attempt,
+        },
+    ]
 }
 
 /// Says how many rows are done, and how many in a second since `start`.

@@ -5,25 +5,34 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use data::Format;
 use data::read::{ReadOptions, peek, read_into};
+use data::{Format, Row};
+use engine::contract::Rows;
 use engine::event::{Level, What};
 use engine::job::{Drafts, Job, Reporter, SourceFile};
 use engine::peek::Seen;
 use kinds::load_dataset::LoadDataset;
 use serde_json::{Map, Value};
 
-/// The layout that the first rows have.
+/// The layout that the first rows have, and whether pairs come without margins.
 pub(crate) fn look(
     params: &Map<String, Value>,
     sources: &BTreeMap<String, Vec<SourceFile>>,
 ) -> Result<Seen> {
     let params: LoadDataset = serde_json::from_value(Value::Object(params.clone()))?;
     let files = paths(sources.get("source").context("no source")?);
-    let report = peek(&files, &options(params)?)?;
+    let mut margins = false;
+    let report = peek(&files, &options(params)?, &mut |row| {
+        margins |= !matches!(row, Row::Preference { margin: None, .. });
+    })?;
     let (format, layout) = (report.format.name(), report.layout.name());
+    let rows = Rows::of(layout);
     Ok(Seen {
-        layout: layout.to_owned(),
+        rows: if margins {
+            rows
+        } else {
+            rows.without("margin")
+        },
         words: if format == layout {
             layout.to_owned()
         } else {

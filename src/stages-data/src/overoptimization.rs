@@ -389,17 +389,33 @@ fn say(curve: &Curve, cx: &dyn Reporter) {
     let Some(fit) = &curve.gold else {
         return;
     };
-    let farthest = points.iter().map(Point::distance).fold(0.0, f64::max);
-    let text = match fit.peak() {
-        Some((d, _)) if d > farthest => format!(
-            "{whose}the fitted gold curve peaks at d = {d:.2}, beyond every point: that is extrapolated"
-        ),
-        Some((d, gain)) => {
-            format!("{whose}the fitted gold curve peaks at d = {d:.2} with {gain:+.3}")
-        }
-        None => format!("{whose}the fitted gold curve does not turn down"),
-    };
+    let text = format!("{whose}the fitted gold curve {}", shape(fit, points));
     cx.note(Level::Info, &text);
+}
+
+/// What a fitted curve does, as far as there are points.
+fn shape(fit: &Fit, points: &[Point]) -> String {
+    let distances = || points.iter().map(Point::distance).filter(|d| *d > 0.0);
+    let nearest = distances().fold(f64::INFINITY, f64::min);
+    let farthest = distances().fold(0.0, f64::max);
+    if fit.falls() {
+        return match fit.bottom().filter(|d| *d < farthest) {
+            Some(d) => format!("falls from the start, and rises again from d = {d:.2} on"),
+            None => "falls from the start".to_owned(),
+        };
+    }
+    match fit.peak() {
+        Some((d, _)) if d > farthest => {
+            format!("peaks at d = {d:.2}, beyond every point: that is extrapolated")
+        }
+        Some((d, gain)) if d < nearest => {
+            format!(
+                "peaks at d = {d:.2} with {gain:+.3}, before every point, and falls from there on"
+            )
+        }
+        Some((d, gain)) => format!("peaks at d = {d:.2} with {gain:+.3}"),
+        None => "does not turn down".to_owned(),
+    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,17 @@ use anyhow::{Context, Result, bail};
 use engine::artifact::ArtifactType;
 use engine::job::{Draft, Drafts, Job, Reporter};
 use kinds::rule::Rule;
-use serde_json::json;
+use serde_json::{Map, Value, json};
+
+/// Whether the pattern is one.
+pub(crate) fn attempt(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
+    let pattern = params.get("pattern").and_then(Value::as_str);
+    let wrong = pattern.and_then(|pattern| data::rule::Rule::pattern(pattern).err());
+    wrong
+        .map(|error| ("pattern", format!("{error:#}")))
+        .into_iter()
+        .collect()
+}
 
 pub(crate) fn run(job: &Job, _: &dyn Reporter) -> Result<Drafts> {
     let params: Rule = job.params()?;

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use engine::event::Level;
 use engine::job::{Draft, Drafts, Job, Reporter};
-use engine::metric::{number, places};
+use engine::metric::{apart, number, places};
 use kinds::select::Select;
 
 pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
@@ -27,9 +27,10 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
             .with_context(|| format!("`{name}` can't be compared"))?;
         values.push(value);
     }
+    let told = apart(&values);
     let all: Vec<String> = own
         .iter()
-        .zip(&values)
+        .zip(&told)
         .map(|(n, v)| format!("{n} {v}"))
         .collect();
     let all = all.join(", ");
@@ -45,13 +46,13 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
             best = Some((index, value));
         }
     }
-    let Some((index, value)) = best else {
+    let Some((index, _)) = best else {
         bail!("none of the candidates is within the limits; `{metric}`: {all}");
     };
     let (name, view) = &candidates[index];
     cx.note(
         Level::Info,
-        &format!("`{name}` wins with {value}; `{metric}`: {all}"),
+        &format!("`{name}` wins with {}; `{metric}`: {all}", told[index]),
     );
     Ok([("best".to_owned(), Draft::of(view))].into())
 }
@@ -99,6 +100,16 @@ mod tests {
         );
         assert_eq!(of("loss", "max"), format!("`a` wins with 2; {losses} → a"));
         assert!(of("acc", "max").ends_with("→ b"));
+    }
+
+    #[test]
+    fn values_are_told_short() {
+        let all =
+            json!({ "a": { "acc": 2.0 / 3.0 }, "b": { "acc": 1.0 / 7.0 }, "c": { "acc": 0 } });
+        assert_eq!(
+            select("acc", "max", &[("scores", scores(all))]).unwrap(),
+            "`a` wins with 0.666667; `acc`: a 0.666667, b 0.142857, c 0 → a"
+        );
     }
 
     #[test]

@@ -38,6 +38,7 @@ pub(crate) fn job(
     };
     Job {
         stage: "stage".to_owned(),
+        recipe: "recipe.yaml".to_owned(),
         kind: kind.to_owned(),
         version: 1,
         params: serde_json::from_value(params).unwrap(),

@@ -150,6 +150,7 @@ mod tests {
         ];
         let job = Job {
             stage: "tuned › tokens".to_owned(),
+            recipe: "recipe.yaml".to_owned(),
             kind: "tokenize_completions".to_owned(),
             version: 1,
             params: serde_json::from_value(params)?,

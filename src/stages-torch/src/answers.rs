@@ -49,6 +49,10 @@ impl Question {
     }
 }
 
+/// What to do where a prompt and its answer do not fit into a model.
+pub(crate) const MORE_ROOM: &str =
+    "lower `max_new_tokens`, leave longer rows out, or take a model with more positions";
+
 /// The questions of the first `count` rows. One without tokens, or one that leaves no room for an answer of `max_new_tokens`, is an
 /// error that names its row.
 pub(crate) fn questions(
@@ -70,7 +74,7 @@ pub(crate) fn questions(
             );
             ensure!(
                 ids.len() <= room,
-                "the prompt of row {of} has {} tokens; with max_new_tokens {max_new_tokens} the model has room for {room}",
+                "the prompt of row {of} has {} tokens; with max_new_tokens {max_new_tokens} the model has room for {room}: {MORE_ROOM}",
                 ids.len()
             );
             Ok(Question {

@@ -9,6 +9,7 @@ use data::candidates::{Candidates, candidates};
 use engine::artifact::ArtifactType;
 use engine::event::{Level, What};
 use engine::job::{Draft, Drafts, Job, Reporter};
+use engine::metric::short;
 use kinds::best_of_n::BestOfN;
 use serde_json::{Map, Value, json};
 
@@ -50,8 +51,9 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         serde_json::to_vec_pretty(&json!({ "points": rows }))?,
     )?;
     let summary = summary(&pools, size, &picked);
-    let told = ["best_n", "best_gain", "drop"].map(|name| summary[name].clone());
-    let [best, gain, drop] = told;
+    let best = &summary["best_n"];
+    let [gain, drop] =
+        ["best_gain", "drop"].map(|name| short(summary[name].as_f64().unwrap_or(0.0)));
     cx.note(
         Level::Info,
         &format!(

@@ -15,7 +15,7 @@ use ml::generate::Prompt;
 use ml::pairwise::wilson;
 use serde_json::{Map, Value, json};
 
-use crate::answers::{self, answer, room, text};
+use crate::answers::{self, MORE_ROOM, answer, room, text};
 use crate::completions::log_probabilities;
 use crate::model::{Loaded, load};
 
@@ -153,7 +153,8 @@ fn choose(
             };
             ensure!(
                 row.tokens.len() <= longest,
-                "question {} has {} tokens with the choice `{choice}`, and the model reads {longest}{}",
+                "question {} has {} tokens with the choice `{choice}`, and the model reads {longest}: leave longer rows out, or take a model with \
+                 more positions{}",
                 index + 1,
                 row.tokens.len(),
                 fewer(params)
@@ -217,7 +218,7 @@ fn write(
         let ids = loaded.encoder.encode_prompt(&asked.prompt)?;
         ensure!(
             ids.len() <= room,
-            "question {} has {} tokens; with max_new_tokens {} the model has room for {room}{}",
+            "question {} has {} tokens; with max_new_tokens {} the model has room for {room}: {MORE_ROOM}{}",
             index + 1,
             ids.len(),
             params.max_new_tokens,
@@ -289,7 +290,7 @@ fn proportion(name: &str, part: f64, count: f64, values: &mut Map<String, Value>
 fn fewer(params: &Exam) -> &'static str {
     match params.shots {
         0 => "",
-        _ => "; take fewer `shots`",
+        _ => "; fewer `shots` help as well",
     }
 }
 

@@ -64,6 +64,7 @@ pub(crate) fn learn(
     drop((actor, data));
     judges.say_what_was_cut(cx);
     updates.end()?;
+    updates.say_what_taught_nothing();
     let metrics = updates.metrics(job)?;
     let model = trained_model(job, view, &policy)?;
     ml::torch::release_memory();

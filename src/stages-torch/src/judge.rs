@@ -242,7 +242,8 @@ fn row(loaded: &Loaded, answer: &Answer, longest: usize) -> Result<(Row, usize)>
     let (prompt, over) = (group.prompt, ids.len().saturating_sub(longest));
     ensure!(
         over <= prompt,
-        "a completion has {} tokens, and the reward model reads {longest}: `{}`",
+        "a completion has {} tokens, and the reward model reads {longest}: lower the `max_new_tokens` that it was sampled with, leave it out, \
+         or take a reward model with more positions. It begins `{}`",
         ids.len() - prompt,
         answer.text.chars().take(60).collect::<String>()
     );

@@ -35,7 +35,7 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         cx.note(Level::Info, "critic and policy are adapters on one base");
     }
     let judges = Judges::load_beside(&policy, job, "reward", rollout)?;
-    let mixed = mixed(job, &params, &policy.encoder)?;
+    let mixed = mixed(job, &params, &policy.encoder, cx)?;
     let mut updates = Updates::new(job, rollout, cx)?;
 
     let head = critic.head.as_ref().context("BUG: a critic has a head")?;
@@ -144,25 +144,42 @@ fn options(params: &Ppo, policy: &Loaded) -> Result<Options> {
     })
 }
 
-/// The rows of the language-modelling loss, cut to their length.
-fn mixed(job: &Job, params: &Ppo, encoder: &Encoder) -> Result<Option<Vec<Row>>> {
+/// The rows of the language-modelling loss, cut to their length; how many were is said.
+fn mixed(
+    job: &Job,
+    params: &Ppo,
+    encoder: &Encoder,
+    cx: &dyn Reporter,
+) -> Result<Option<Vec<Row>>> {
     if !job.inputs.contains_key("mixed") || params.mixed_weight == 0.0 {
         return Ok(None);
     }
     let dataset = Dataset::open(job.input("mixed")?.file("rows.arrow")?)?;
-    let rows = (0..dataset.len())
-        .map(|index| {
-            let encoded = encoder.encode(&dataset.row(index)?, LossOn::Completions)?;
-            let mut tokens: Vec<i64> = encoded.ids.iter().map(|id| i64::from(*id)).collect();
-            let mut trained = encoded.trained;
-            tokens.truncate(params.mixed_length);
-            trained.truncate(params.mixed_length);
-            Ok(Row {
-                tokens,
-                trained,
-                documents: Vec::new(),
-            })
-        })
-        .collect::<Result<Vec<_>>>()?;
+    let longest = params.mixed_length;
+    let (mut cut, mut idle) = (0, 0);
+    let mut rows = Vec::with_capacity(dataset.len());
+    for index in 0..dataset.len() {
+        let encoded = encoder.encode(&dataset.row(index)?, LossOn::Completions)?;
+        let mut tokens: Vec<i64> = encoded.ids.iter().map(|id| i64::from(*id)).collect();
+        let mut trained = encoded.trained;
+        if tokens.len() > longest {
+            tokens.truncate(longest);
+            trained.truncate(longest);
+            cut += 1;
+            idle += usize::from(!trained.contains(&true));
+        }
+        rows.push(Row {
+            tokens,
+            trained,
+            documents: Vec::new(),
+        });
+    }
+    if cut > 0 {
+        let of = rows.len();
+        let text = format!(
+            "{cut} of {of} `mixed` rows are longer than `mixed_length` {longest} and were cut; {idle} of them have no token left to learn"
+        );
+        cx.note(Level::Warning, &text);
+    }
     Ok(Some(rows))
 }

@@ -277,6 +277,16 @@ impl<'a> Updates<'a> {
         Ok(())
     }
 
+    /// After a training in groups: says so when no group ever had two rewards to compare.
+    pub(crate) fn say_what_taught_nothing(&self) {
+        if all_equal(&self.rows) {
+            let text = "in every update all completions of each prompt had the same reward, so that no reward taught anything: sample at a higher \
+                        `temperature` or in a larger `group`, take prompts that are neither too easy nor too hard, or a judge that tells \
+                        such completions apart";
+            self.cx.note(Level::Warning, text);
+        }
+    }
+
     /// The metrics artifact.
     pub(crate) fn metrics(&self, job: &Job) -> Result<Draft> {
         let path = job.out.join("metrics.json");
@@ -304,6 +314,12 @@ impl<'a> Updates<'a> {
     }
 }
 
+/// Whether all groups of all updates had equal rewards.
+fn all_equal(rows: &[UpdateRow]) -> bool {
+    let equal = |row: &UpdateRow| row.values.get("equal_groups") == Some(&1.0);
+    !rows.is_empty() && rows.iter().all(equal)
+}
+
 /// What an update measured.
 fn named(step: &Step) -> BTreeMap<String, f64> {
     let values = step.values.iter();
@@ -328,4 +344,29 @@ fn sample(
     let asked = questions[episode.prompt].text();
     let title = format!("update {}, score {score:.2}: {asked}", step.index);
     Ok(Some((title, completion_text(policy, episode)?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_group_that_differs_is_enough() {
+        let row = |share: Option<f64>| UpdateRow {
+            update: 1,
+            tokens: 8,
+            values: share
+                .map(|share| ("equal_groups".to_owned(), share))
+                .into_iter()
+                .collect(),
+        };
+        assert!(all_equal(&[row(Some(1.0)), row(Some(1.0))]));
+        for rows in [
+            vec![],
+            vec![row(None)],
+            vec![row(Some(1.0)), row(Some(0.75))],
+        ] {
+            assert!(!all_equal(&rows), "{rows:?}");
+        }
+    }
 }

@@ -33,6 +33,18 @@ enum CacheCommand {
     Verify(verify::Args),
 }
 
+impl Args {
+    /// Whether the answer is for programs.
+    pub(super) fn json(&self) -> bool {
+        match &self.command {
+            CacheCommand::Path => false,
+            CacheCommand::Size { json } => *json,
+            CacheCommand::Gc(args) => args.json,
+            CacheCommand::Verify(args) => args.json,
+        }
+    }
+}
+
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     match &args.command {
         CacheCommand::Path => {

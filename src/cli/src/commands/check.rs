@@ -33,7 +33,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
             .iter()
             .zip(&seen)
             .filter_map(|(node, seen)| {
-                Some((node.name.clone(), seen.as_ref()?.layout.clone().into()))
+                Some((node.name.clone(), seen.as_ref()?.rows.layout.clone().into()))
             })
             .collect();
         context.print_json(&json!({

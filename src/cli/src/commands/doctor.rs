@@ -22,7 +22,7 @@ use crate::{table, units};
 pub(crate) struct Args {
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 /// How a finding is.

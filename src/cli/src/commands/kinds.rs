@@ -19,7 +19,7 @@ pub(crate) struct Args {
     markdown: bool,
     /// Print the contracts as JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {

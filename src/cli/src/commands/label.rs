@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use engine::plan::{Content, Verdict};
 use engine::session::Session;
+use engine::shell::quoted;
 use serde_json::{Value, json};
 use stages_data::label::Labelling;
 use stages_data::label::log::{Answers, Writer};
@@ -300,8 +301,8 @@ impl<'a> Desk<'a> {
                 units::plural(pairs, "pair")
             ));
         }
-        let recipe = self.session.recipe.path.display();
-        let stage = &args.stage;
+        let recipe = self.session.typed();
+        let stage = quoted(&args.stage);
         let next = match (
             labelling
                 .annotators

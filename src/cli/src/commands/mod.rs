@@ -73,7 +73,7 @@ pub(crate) fn run(command: &Command, context: &Context) -> Result<Status> {
 }
 
 impl Command {
-    /// Whether its answer is for programs: then mistakes in a recipe are told as JSON as well.
+    /// Whether its answer is for programs: then what goes wrong is told as JSON as well.
     pub(crate) fn json(&self) -> bool {
         match self {
             Command::Check(args) => args.json,
@@ -85,7 +85,14 @@ impl Command {
             Command::Export(args) => args.json,
             Command::Graph(args) => args.json,
             Command::Fetch(args) => args.json,
-            _ => false,
+            Command::Runs(args) => args.json(),
+            Command::Kinds(args) => args.json,
+            Command::Cache(args) => args.json(),
+            Command::Doctor(args) => args.json,
+            // These can't fail with `--json`, or do not have it.
+            Command::Init(_) | Command::Chat(_) | Command::Schema(_) | Command::Completions(_) => {
+                false
+            }
         }
     }
 }

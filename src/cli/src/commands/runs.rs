@@ -51,6 +51,16 @@ struct ShowArgs {
     json: bool,
 }
 
+impl Args {
+    /// Whether the answer is for programs.
+    pub(super) fn json(&self) -> bool {
+        match &self.command {
+            Some(RunsCommand::Show(args)) => args.json,
+            None => self.json,
+        }
+    }
+}
+
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     if let Some(RunsCommand::Show(show_args)) = &args.command {
         return show(show_args, context);

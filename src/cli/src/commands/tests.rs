@@ -78,8 +78,10 @@ impl Kitchen {
         let (status, mut text) = match super::run(&options.command, &context) {
             Ok(status) => (status, String::new()),
             Err(error) => {
-                let json = for_programs(&error).filter(|_| options.command.json());
-                let text = json.map_or_else(|| text_of(&error, false), |j| format!("{j:#}\n"));
+                let text = match options.command.json() {
+                    true => format!("{:#}\n", for_programs(&error)),
+                    false => text_of(&error, false),
+                };
                 (status_of(&error), text)
             }
         };
@@ -306,6 +308,86 @@ fn mistakes_end_with_2_and_leave_no_cache_behind() {
     insta::assert_snapshot!(text, @"error: there is no recipe at nothing.yaml: is the path right? `levain init` writes a first recipe");
     let (status, _) = kitchen.levain("run tour.yaml --device tpu");
     assert_eq!(status, Status::Mistake);
+}
+
+#[test]
+fn what_is_no_mistake_of_a_recipe_is_told_to_programs_as_well() {
+    let kitchen = Kitchen::new();
+    let told = |words: &str, status: Status, code: &str, message: &str| {
+        let (found, text) = kitchen.levain(&format!("{words} --json"));
+        assert_eq!(found, status, "{words}");
+        let answer: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let problem = &answer["problems"][0];
+        assert_eq!(problem["code"], code, "{words}");
+        let said = problem["message"].as_str().unwrap();
+        assert!(said.contains(message), "{words}: {said}");
+        assert!(problem["place"].is_null(), "{words}");
+    };
+    for command in ["check", "plan", "run", "graph", "fetch"] {
+        let words = format!("{command} nothing.yaml");
+        told(
+            &words,
+            Status::Mistake,
+            "usage",
+            "there is no recipe at nothing.yaml",
+        );
+    }
+    for command in ["why", "show"] {
+        let words = format!("{command} tour.yaml halfs");
+        told(&words, Status::Mistake, "usage", "`halves`");
+    }
+    for words in ["kinds slit", "runs show 0000"] {
+        told(words, Status::Mistake, "usage", "");
+    }
+    // A file in the place of the cache.
+    fs::remove_dir_all(kitchen.path().join("cache")).unwrap();
+    fs::write(kitchen.path().join("cache"), "").unwrap();
+    told(
+        "cache size",
+        Status::Mistake,
+        "usage",
+        "there is no cache at",
+    );
+    for command in ["check", "plan", "run"] {
+        let words = format!("{command} tour.yaml");
+        told(&words, Status::Machine, "machine", "KITCHEN/cache");
+    }
+}
+
+#[test]
+fn rows_without_margins_are_known_before_and_after_they_are_loaded() {
+    let kitchen = Kitchen::new();
+    let recipe = |field: &str| {
+        kitchen.write(&format!(
+            "levain: 1\nstages:\n  rows: {{ kind: load_dataset, source: rows.jsonl }}\n  \
+             halves: {{ kind: split, data: rows, test: 1 }}\n  small: {{ kind: init_model, data: rows }}\n  \
+             tuned: {{ kind: dpo, model: small, data: halves.train, {field} }}\n"
+        ));
+    };
+    let pairs = |more: &str| {
+        let pair = |i: usize| {
+            format!("{{\"prompt\": \"{i}\", \"chosen\": \"a\", \"rejected\": \"b\"{more}}}\n")
+        };
+        let text: String = (0..4).map(pair).collect();
+        fs::write(kitchen.path().join("rows.jsonl"), text).unwrap();
+    };
+    pairs("");
+    for _ in 0..2 {
+        recipe("soft_labels: true");
+        let (status, text) = kitchen.levain("check tour.yaml");
+        assert_eq!(status, Status::Mistake, "{text}");
+        assert!(
+            text.contains("the rows of `halves` have no margins, of which `soft_labels`"),
+            "{text}"
+        );
+        // The second look is at rows that the cache has.
+        recipe("beta: 0.2");
+        let (status, text) = kitchen.levain("run tour.yaml halves");
+        assert_eq!(status, Status::Done, "{text}");
+    }
+    pairs(", \"margin\": 1.5");
+    recipe("soft_labels: true");
+    assert_eq!(kitchen.levain("check tour.yaml").0, Status::Done);
 }
 
 #[test]

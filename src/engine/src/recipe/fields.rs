@@ -75,6 +75,7 @@ pub(super) fn read(
     body: &Node,
     key: &Key,
     contract: &'static Contract,
+    contracts: Contracts,
     seed: u64,
     problems: &mut Vec<Problem>,
 ) -> Fields {
@@ -125,7 +126,7 @@ pub(super) fn read(
         fields.params.insert(field.name.to_owned(), value);
     }
     if problems.len() == before {
-        for (name, message) in (contract.check)(&fields.params) {
+        for (name, message) in contracts.mistakes(contract, &fields.params) {
             let span = fields.spans.get(name).copied().unwrap_or(key_span(key));
             problems.push(Problem::at("out-of-range", span, message));
         }

@@ -2,11 +2,12 @@
 
 use super::stop_if::Stop;
 use super::{Binding, Guard, Pick, Stage, Target};
-use crate::contract::{FieldType, Literal, Need};
+use crate::contract::{FieldType, Literal, MetricNames, Need, Output};
 use crate::diagnostic::{Problem, Span};
 use crate::metric::{listed, places};
 
 const UNKNOWN: &str = "unknown-metric";
+const CONSTANT: &str = "constant-metric";
 
 /// Every name of a metric that its producer will not have.
 pub(super) fn check(stages: &[Stage], problems: &mut Vec<Problem>) {
@@ -40,14 +41,7 @@ pub(super) fn check(stages: &[Stage], problems: &mut Vec<Problem>) {
                 continue;
             }
             let Some(each) = each else {
-                missing(
-                    stages,
-                    metrics[0].1,
-                    metric,
-                    &|known| known == metric,
-                    span,
-                    problems,
-                );
+                alone(stages, metrics[0].1, metric, span, problems);
                 continue;
             };
             let Some(owners) = stage.inputs.get(each).map(listing) else {
@@ -86,15 +80,41 @@ pub(super) fn check_stop(
     problems: &mut Vec<Problem>,
 ) {
     let metric = &guard.stop.metric;
+    alone(stages, &guard.metrics, metric, stop.metric_span, problems);
+}
+
+/// A number that is held against limits by itself: it is there, and may be this or that.
+fn alone(
+    stages: &[Stage],
+    pick: &Pick<Target>,
+    metric: &str,
+    span: Span,
+    problems: &mut Vec<Problem>,
+) {
     let fits = |known: &String| known == metric;
-    missing(
-        stages,
-        &guard.metrics,
-        metric,
-        &fits,
-        stop.metric_span,
-        problems,
-    );
+    if missing(stages, pick, metric, &fits, span, problems) {
+        return;
+    }
+    let always = |target: &Target| {
+        let (stage, output) = maker(stages, target)?;
+        Some(names(stage, output.constant?))
+    };
+    let all: Option<Vec<Vec<String>>> = pick.from.iter().map(always).collect();
+    let constant = all.is_some_and(|all| all.iter().all(|names| names.iter().any(fits)));
+    // The same in every round is told once.
+    let told = |p: &Problem| p.code == CONSTANT && p.span == Some(span);
+    if let (true, Some(target)) = (constant, pick.from.last())
+        && !problems.iter().any(told)
+    {
+        let message = format!(
+            "`{metric}` of `{}` is the same whatever happens: no limit for it decides anything",
+            stages[target.stage].name
+        );
+        let mut others = known(stages, pick).unwrap_or_default();
+        let always = always(target).unwrap_or_default();
+        others.retain(|name| !always.contains(name));
+        problems.push(Problem::at(CONSTANT, span, message).help(listed(metric, &others)));
+    }
 }
 
 /// What a port holds; one that takes one thing holds it without a name.
@@ -144,18 +164,19 @@ fn known(stages: &[Stage], pick: &Pick<Target>) -> Option<Vec<String>> {
 }
 
 fn of_target(stages: &[Stage], target: &Target) -> Option<Vec<String>> {
+    let (stage, output) = maker(stages, target)?;
+    Some(names(stage, output.metrics?))
+}
+
+/// What metrics are made by: what a gate hands on has the names that it had before.
+fn maker<'a>(stages: &'a [Stage], target: &Target) -> Option<(&'a Stage, &'static Output)> {
     let mut target = target;
     for _ in 0..stages.len() {
         let stage = &stages[target.stage];
         let output = stage.contract.output(target.output)?;
-        if let Some(names) = output.metrics {
-            let named = |port: &str| {
-                let bound = stage.inputs.get(port).map(listing).unwrap_or_default();
-                bound.iter().map(|(name, _)| (*name).to_owned()).collect()
-            };
-            return Some(names(&stage.params, &named));
+        if output.metrics.is_some() {
+            return Some((stage, output));
         }
-        // What a gate hands on has the names that it had before.
         let Binding::One(pick) = stage.inputs.get(output.handed_on()?)? else {
             return None;
         };
@@ -165,4 +186,13 @@ fn of_target(stages: &[Stage], target: &Target) -> Option<Vec<String>> {
         target = only;
     }
     None
+}
+
+/// The names that a stage gives to its numbers, or to some of them.
+fn names(stage: &Stage, of: MetricNames) -> Vec<String> {
+    let named = |port: &str| {
+        let bound = stage.inputs.get(port).map(listing).unwrap_or_default();
+        bound.iter().map(|(name, _)| (*name).to_owned()).collect()
+    };
+    of(&stage.params, &named)
 }

@@ -2,6 +2,7 @@
 
 mod bind;
 mod fields;
+pub(crate) mod inputs;
 mod matrix;
 mod metrics;
 mod names;

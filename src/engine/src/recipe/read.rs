@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use super::names::Names;
 use super::unroll::{Declared, Unroll};
 use super::yaml::{Key, Node, NodeKind};
-use super::{Guard, Recipe, Stage, bind, fields, metrics, outputs, params, set, yaml};
+use super::{Guard, Recipe, Stage, bind, fields, inputs, metrics, outputs, params, set, yaml};
 use crate::contract::Contracts;
 use crate::diagnostic::{Problem, Problems, SourceText, Span, nearest};
 
@@ -185,7 +185,7 @@ fn build(
     let known = problems.len();
     let outputs = outputs::read(root, &names, problems);
     let guards: Vec<Option<Guard>> = stops.iter().map(|s| s.bind(&names, problems)).collect();
-    let stages = read_stages(&declared, &names, &guards, problems);
+    let stages = read_stages(&declared, &names, &guards, contracts, problems);
     let mut index = 0;
     problems.retain(|p| {
         index += 1;
@@ -293,6 +293,7 @@ fn read_stages(
     declared: &[Declared<'_>],
     names: &Names,
     guards: &[Option<Guard>],
+    contracts: Contracts,
     problems: &mut Vec<Problem>,
 ) -> Vec<Stage> {
     let mut stages = Vec::new();
@@ -301,22 +302,27 @@ fn read_stages(
             continue;
         };
         let (key, body) = (stage.key, stage.body.as_ref());
-        let read = fields::read(body, key, contract, stage.seed, problems);
-        let inputs = bind::read(body, key, contract, names, index, problems);
-        stages.push(Stage {
+        let known = problems.len();
+        let read = fields::read(body, key, contract, contracts, stage.seed, problems);
+        let bound = bind::read(body, key, contract, names, index, problems);
+        let stage = Stage {
             name: names.stages[index].name.clone(),
             span: key.span,
             contract,
             params: read.params,
             sources: read.sources,
-            inputs,
+            inputs: bound,
             guards: stage
                 .guards
                 .iter()
                 .filter_map(|at| guards[*at].clone())
                 .collect(),
             spans: read.spans,
-        });
+        };
+        if problems.len() == known {
+            problems.extend(inputs::check_names(&stage));
+        }
+        stages.push(stage);
     }
     stages
 }

@@ -11,7 +11,7 @@ use super::unroll::{Place, Unroll};
 use super::yaml::{Key, Node, NodeKind};
 use super::{Guard, bind};
 use crate::diagnostic::{Problem, Span, nearest};
-use crate::metric::{Summary, number};
+use crate::metric::{Summary, apart, number};
 
 const WORDS: [&str; 4] = ["metrics", "metric", "above", "below"];
 
@@ -39,14 +39,15 @@ impl StopIf {
         let value = number(metrics, std::slice::from_ref(&self.metric))?;
         let above = self.above.filter(|limit| value > *limit);
         let below = self.below.filter(|limit| value < *limit);
-        let limit = match (above, below) {
-            (Some(limit), _) => format!("above {limit}"),
-            (None, Some(limit)) => format!("below {limit}"),
+        let (word, limit) = match (above, below) {
+            (Some(limit), _) => ("above", limit),
+            (None, Some(limit)) => ("below", limit),
             (None, None) => return Ok(None),
         };
+        let told = apart(&[value, limit]).swap_remove(0);
         let (group, round, metric) = (&self.group, self.round, &self.metric);
         Ok(Some(format!(
-            "`{group}` stopped after round {round}: `{metric}` is {value}, {limit}"
+            "`{group}` stopped after round {round}: `{metric}` is {told}, {word} {limit}"
         )))
     }
 

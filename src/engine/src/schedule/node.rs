@@ -207,6 +207,7 @@ impl Work<'_> {
         let recipe = &self.session.recipe;
         Ok(Job {
             stage: node.name.clone(),
+            recipe: self.session.typed(),
             kind: node.contract.kind.to_owned(),
             version: node.contract.version,
             params: node.params.clone(),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, bail};
 use engine::artifact::{ArtifactType, ArtifactView};
-use engine::contract::{Arity, Contract, Field, FieldType, Need, Output, Port};
+use engine::contract::{Arity, Contract, Field, FieldType, Need, Output, Port, Trial};
 use engine::job::{Draft, Drafts, Job, Reporter};
 use engine::metric::{number, places};
 use serde_json::{Map, Value, json};
@@ -80,6 +80,33 @@ pub const CHANGE: Contract = toy(
     &[any("data", Arity::One)],
     &[Output::same("same", "data", "what it was given")],
 );
+/// Mixes salted parts, of which one may be the first.
+pub const BLEND: Contract = Contract {
+    check_inputs: Some(|params, inputs| {
+        let parts = (inputs.names)("parts");
+        let first = params.get("first").and_then(Value::as_str);
+        let lost = first.filter(|first| !parts.iter().any(|part| part == first));
+        let lost = lost.map(|first| ("first", format!("there is no part `{first}`")));
+        let rows = (inputs.rows)("parts").into_iter();
+        let bland = rows.filter(|(_, rows)| rows.empty.contains(&"salt"));
+        let bland = bland.map(|(stage, _)| ("parts", format!("`{stage}` has no salt")));
+        lost.into_iter().chain(bland).collect()
+    }),
+    ..toy(
+        "blend",
+        &[field("first", FieldType::Text, Need::Optional)],
+        &[any("parts", Arity::OneOrMany)],
+        &[Output::new("text", ArtifactType::Dataset, "a text")],
+    )
+};
+/// Reads what is to be said: nobody says `ugh`.
+pub const TRIALS: &[Trial] = &[Trial {
+    kind: "say",
+    attempt: |params| match params.get("text").and_then(Value::as_str) {
+        Some("ugh") => vec![("text", "nobody says `ugh`".to_owned())],
+        _ => Vec::new(),
+    },
+}];
 
 fn size(view: &ArtifactView) -> Result<Value> {
     let text = std::fs::read_to_string(&view.files[0].1)?;

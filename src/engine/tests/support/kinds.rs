@@ -13,7 +13,7 @@ use engine::contract::{
 };
 use engine::job::{Draft, Drafts, Implementation, Input, Job, Reference, Reporter, Waiting};
 
-use super::control::{self, CHANGE, LONGEST, PASS, WEIGH, WEIGH_ALL};
+use super::control::{self, BLEND, CHANGE, LONGEST, PASS, TRIALS, WEIGH, WEIGH_ALL};
 
 pub(super) const fn field(name: &'static str, ty: FieldType, need: Need) -> Field {
     Field {
@@ -87,6 +87,7 @@ pub(super) const fn toy(
         preparations: &[],
         layout: None,
         check: no_check,
+        check_inputs: None,
         memory: None,
     }
 }
@@ -290,8 +291,10 @@ pub fn contracts() -> Contracts {
         kinds: &[
             &SAY, &READ, &SCRIBBLE, &JOIN, &LOWER, &HALVES, &FAIL, &CRASH, &LIE, &SLOW, &ASK,
             &LONG, &MAKE, &TUNE, &KEEP, &SWEET, &WEIGH, &WEIGH_ALL, &PASS, &LONGEST, &CHANGE,
+            &BLEND,
         ],
         hidden: &[&CUT],
+        trials: TRIALS,
     }
 }
 
@@ -300,6 +303,7 @@ pub fn later() -> Contracts {
     Contracts {
         kinds: &[&SAY_LATER, &LOWER, &JOIN],
         hidden: &[],
+        trials: &[],
     }
 }
 
@@ -308,6 +312,7 @@ pub fn newer() -> Contracts {
     Contracts {
         kinds: &[&SAY_NEWER, &LOWER, &JOIN],
         hidden: &[],
+        trials: &[],
     }
 }
 

@@ -21,6 +21,22 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// A server may ask to be left alone this long; longer is told to the user.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
+/// What an endpoint is told.
+///
+/// # Errors
+/// The template can't be used.
+pub(super) fn judge_prompt(params: &Ask) -> Result<JudgePrompt> {
+    let pairwise = params.how == "pairwise";
+    let usual = if pairwise { PAIRWISE } else { RUBRIC };
+    let source = params.template.as_deref().unwrap_or(usual);
+    let terms = Terms {
+        criteria: params.criteria.clone(),
+        examples: params.examples.clone(),
+        range: (params.min, params.max),
+    };
+    JudgePrompt::new(source, pairwise, terms)
+}
+
 /// An endpoint and how it is asked.
 pub(super) struct Endpoint<'a> {
     server: Server,
@@ -38,20 +54,12 @@ impl<'a> Endpoint<'a> {
     /// # Errors
     /// The template can't be used, or the key is not there.
     pub fn new(params: &'a Ask, cx: &'a dyn Reporter) -> Result<Endpoint<'a>> {
-        let pairwise = params.how == "pairwise";
-        let usual = if pairwise { PAIRWISE } else { RUBRIC };
-        let source = params.template.as_deref().unwrap_or(usual);
-        let terms = Terms {
-            criteria: params.criteria.clone(),
-            examples: params.examples.clone(),
-            range: (params.min, params.max),
-        };
         let address = params.endpoint.as_deref().context("BUG: no endpoint")?;
         let timeout = Duration::try_from_secs_f64(params.timeout_seconds)
             .context("`timeout_seconds` is too long")?;
         Ok(Endpoint {
             server: Server::new(address, params.key_from.as_deref(), timeout)?,
-            prompt: JudgePrompt::new(source, pairwise, terms)?,
+            prompt: judge_prompt(params)?,
             model: params.model.as_deref().context("BUG: no model")?,
             params,
             cx,
@@ -121,7 +129,12 @@ impl<'a> Endpoint<'a> {
         let text = self.prompt.render(&prompt, question.shown(groups))?;
         let mut retries = 0;
         let mut last: Option<(Reply, anyhow::Error)> = None;
-        for attempt in 0..params.attempts {
+        // Nothing is drawn at temperature 0: what can't be read once can't be read another time.
+        let attempts = match params.temperature > 0.0 {
+            true => params.attempts,
+            false => 1,
+        };
+        for attempt in 0..attempts {
             // With the same seed an endpoint that is worth its name says the same again. OpenAI's seeds have a sign.
             let seed = params.seed.wrapping_add(u64::from(attempt)) & (u64::MAX >> 1);
             let body = chat_body(
@@ -151,11 +164,14 @@ impl<'a> Endpoint<'a> {
             true => format!("; it was cut off after `max_tokens`, {}", params.max_tokens),
             false => String::new(),
         };
+        let asked = match params.temperature > 0.0 {
+            true => format!("{attempts} attempts"),
+            false => "asked once: at `temperature: 0` it says the same again; a higher one, or a plainer `template`, may help".to_owned(),
+        };
         bail!(
-            "an answer of `{}` about prompt {} can't be read ({} attempts): {error}{cut}. It begins {}",
+            "an answer of `{}` about prompt {} can't be read ({asked}): {error}{cut}. It begins {}",
             self.model,
             question.group + 1,
-            params.attempts,
             beginning(&reply.text)
         );
     }

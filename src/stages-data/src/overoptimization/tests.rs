@@ -68,7 +68,11 @@ fn law(name: &str, alpha: f64, beta: f64) -> Fit {
 
 /// Points on two curves, off 0 at the start: 3 and 5 are what the start scores.
 fn synthetic(name: &str, kls: &[f64]) -> ArtifactView {
-    let (proxy, gold) = (law(name, 1.3, 0.05), law(name, 0.8, 0.3));
+    on_curves(name, law(name, 0.8, 0.3), kls)
+}
+
+fn on_curves(name: &str, gold: Fit, kls: &[f64]) -> ArtifactView {
+    let proxy = law(name, 1.3, 0.05);
     let at = |kl: &f64| {
         let d = kl.sqrt();
         (*kl, 3.0 + proxy.gain(d), 5.0 + gold.gain(d))
@@ -101,6 +105,39 @@ fn coefficients_are_found_again() {
         close(&told["peak_d"], peak);
         close(&told["peak_gain"], law(name, 0.8, 0.3).gain(peak));
         assert_eq!(told["points"], 5);
+    }
+}
+
+#[test]
+fn what_the_fitted_gold_curve_does_is_told_as_it_is() {
+    for (name, alpha, beta, told) in [
+        ("best_of_n", 0.8, 0.3, "peaks at d = 1.33 with +0.533"),
+        ("best_of_n", 0.8, -0.3, "does not turn down"),
+        ("best_of_n", -0.5, 0.3, "falls from the start"),
+        ("best_of_n", -0.8, -0.05, "falls from the start"),
+        (
+            "best_of_n",
+            -0.8,
+            -0.2,
+            "falls from the start, and rises again from d = 2.00 on",
+        ),
+        (
+            "rl",
+            -0.5,
+            -0.3,
+            "falls from the start, and rises again from d = 1.95 on",
+        ),
+        (
+            "rl",
+            -0.5,
+            0.1,
+            "peaks at d = 0.00 with +0.000, before every point, and falls from there on",
+        ),
+    ] {
+        let points = on_curves(name, law(name, alpha, beta), &[0.0, 0.3, 1.5, 6.0, 16.0]);
+        let said = run(name, &points).unwrap().said;
+        let told = format!("the fitted gold curve {told}");
+        assert!(said.lines().any(|line| line == told), "{told}: {said}");
     }
 }
 

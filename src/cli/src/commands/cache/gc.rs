@@ -42,7 +42,7 @@ pub(crate) struct Args {
     dry_run: bool,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 fn days(text: &str) -> Result<f64, String> {

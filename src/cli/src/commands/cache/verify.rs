@@ -17,7 +17,7 @@ use crate::units;
 pub(crate) struct Args {
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
