@@ -106,6 +106,10 @@ const ROWS: &[Row] = &[
     row("load_reward_model", "dtype", ["f32", "bf16"]),
     row("load_reward_model", "mean", ["", "0.5"]),
     row("load_reward_model", "deviation", ["", "2.0"]),
+    row("quantize", "scheme", ["nf4", "int8"]),
+    row("quantize", "block", ["64", "128"]),
+    row("quantize", "double_quant", ["true", "false"]),
+    row("quantize", "skip", ["[]", "[q_proj]"]),
     row("lora", "r", ["4", "2"]),
     row("lora", "alpha", ["16", "8"]),
     row("lora", "dropout", ["0.0", "0.1"]),
@@ -150,6 +154,7 @@ const ROWS: &[Row] = &[
     ),
     row("sft", "loss_on", ["completions", "all"]),
     row("sft", "micro_batch", ["4", "1"]),
+    row("sft", "checkpointing", ["false", "true"]),
     row("sft", "snapshot_seconds", ["60", "1"]),
     row("evaluate", "samples", ["0", "2"]),
     with(
@@ -260,7 +265,7 @@ fn usual(kind: &str) -> &'static [(&'static str, &'static str)] {
         ],
         "load_model" => &[("source", "model")],
         "load_reward_model" => &[("source", "rewards"), ("dtype", "f32")],
-        "lora" => &[("model", "base")],
+        "quantize" | "lora" => &[("model", "base")],
         "sft" => &[
             ("model", "thin"),
             ("data", "chats"),

@@ -38,6 +38,8 @@ stages:
   fresh: { kind: init_model, data: reviews, vocabulary: 270, hidden: 16, layers: 2, heads: 2, key_value_heads: 1, intermediate: 24, context: 64 }
   halves: { kind: split, data: chats, test: 0.25 }
   joined: { kind: concat, data: { held_out: halves.test, all: chats }, distinct: true }
+  small: { kind: quantize, model: folder }
+  eight: { kind: quantize, model: folder, scheme: int8, skip: [q_proj] }
   thin: { kind: lora, model: folder, r: 4, dropout: 0.1 }
   wide: { kind: lora, model: folder, r: 2, targets: [q_proj, v_proj], rslora: true }
   tuned: { kind: sft, model: thin, data: halves.train, learning_rate: 1.0e-2, batch: 4, micro_batch: 3, epochs: 2 }

@@ -25,6 +25,7 @@ pub const ROWS: &[Row] = &[
     row("reward_model", "seed", ["1", "2"]),
     row("reward_model", "max_length", ["1024", "24"]),
     row("reward_model", "micro_batch", ["4", "1"]),
+    row("reward_model", "checkpointing", ["false", "true"]),
     row("reward_model", "snapshot_seconds", ["60", "1"]),
     with(
         "reward_model",
@@ -54,6 +55,8 @@ pub const ROWS: &[Row] = &[
     row("dpo", "seed", ["1", "2"]),
     row("dpo", "max_length", ["1024", "24"]),
     with("dpo", "micro_batch", ["4", "1"], &[("max_steps", "2")]),
+    row("dpo", "checkpointing", ["false", "true"]),
+    row("kto", "checkpointing", ["false", "true"]),
     row("dpo", "snapshot_seconds", ["60", "1"]),
     with(
         "dpo",
@@ -96,6 +99,7 @@ pub const ROWS: &[Row] = &[
     row("cpo", "seed", ["1", "2"]),
     row("cpo", "max_length", ["1024", "24"]),
     row("cpo", "micro_batch", ["4", "1"]),
+    row("cpo", "checkpointing", ["false", "true"]),
     row("cpo", "snapshot_seconds", ["60", "1"]),
     with(
         "cpo",
@@ -123,6 +127,7 @@ pub const ROWS: &[Row] = &[
     row("orpo", "seed", ["1", "2"]),
     row("orpo", "max_length", ["1024", "24"]),
     row("orpo", "micro_batch", ["4", "1"]),
+    row("orpo", "checkpointing", ["false", "true"]),
     row("orpo", "snapshot_seconds", ["60", "1"]),
     with(
         "orpo",

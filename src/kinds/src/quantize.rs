@@ -116,5 +116,6 @@ Source: Dettmers et al., *QLoRA*, arXiv 2305.14314; Dettmers et al., *LLM.int8()
     preparations: &[],
     layout: None,
     check,
+    check_inputs: None,
     memory: None,
 };
