@@ -79,7 +79,7 @@ mod tests {
             ("undesirable_weight", weights[1]),
         ];
         let mut params = serde_json::json!({
-            "schedule": "linear", "batch": 2, "seed": 1, "micro_batch": 1, "snapshot_seconds": 60, "max_steps": null,
+            "schedule": "linear", "batch": 2, "seed": 1, "micro_batch": 1, "checkpointing": false, "snapshot_seconds": 60, "max_steps": null,
             "max_length": 8, "truncation": "drop", "loss": "kto",
         });
         for (name, value) in fields {
