@@ -1,6 +1,8 @@
 //! Every field of every kind does what its class says: a semantic one is in the key and changes the output of some input, a numeric
 //! one changes the last bits at most, an execution one changes nothing. A stage of each row below is run with both of its values.
 
+#[path = "fields/measures.rs"]
+mod measures;
 #[path = "fields/models.rs"]
 mod models;
 #[path = "fields/preferences.rs"]
@@ -131,69 +133,6 @@ const ROWS: &[Row] = &[
     row("sft", "micro_batch", ["4", "1"]),
     row("sft", "checkpointing", ["false", "true"]),
     row("sft", "snapshot_seconds", ["60", "1"]),
-    row("evaluate", "samples", ["0", "2"]),
-    with(
-        "evaluate",
-        "max_new_tokens",
-        ["4", "8"],
-        &[("samples", "2")],
-    ),
-    with("evaluate", "temperature", ["0", "1.5"], &[("samples", "2")]),
-    with(
-        "evaluate",
-        "seed",
-        ["1", "2"],
-        &[("samples", "2"), ("temperature", "1.5")],
-    ),
-    row("evaluate", "max_length", ["1024", "24"]),
-    with(
-        "evaluate",
-        "truncation",
-        ["keep_start", "keep_end"],
-        &[("max_length", "24")],
-    ),
-    row("evaluate", "loss_on", ["completions", "all"]),
-    row("evaluate", "micro_batch", ["4", "1"]),
-    with(
-        "exam",
-        "task",
-        ["multiple_choice", "exact_match"],
-        &[("max_new_tokens", "4")],
-    ),
-    row("exam", "answer_with", ["text", "letter"]),
-    row("exam", "template", ["", "\"Ask: {prompt}\\nSay:\""]),
-    row("exam", "instructions", ["", "Bake."]),
-    row("exam", "shots", ["0", "1"]),
-    with(
-        "exam",
-        "normalization",
-        ["squad", "none"],
-        &[
-            ("task", "exact_match"),
-            ("models", "parrot"),
-            ("data", "echoes"),
-            ("template", "\"{prompt}\""),
-        ],
-    ),
-    with(
-        "exam",
-        "until",
-        ["line", "end"],
-        &[
-            ("task", "exact_match"),
-            ("models", "parrot"),
-            ("data", "echoes"),
-            ("template", "\"{prompt}\""),
-        ],
-    ),
-    with(
-        "exam",
-        "max_new_tokens",
-        ["4", "8"],
-        &[("task", "exact_match")],
-    ),
-    with("exam", "seed", ["1", "2"], &[("shots", "2")]),
-    row("exam", "micro_batch", ["4", "1"]),
     row("generate", "n", ["1", "2"]),
     row("generate", "max_new_tokens", ["4", "8"]),
     row("generate", "temperature", ["0.0", "1.5"]),
@@ -219,12 +158,14 @@ const ROWS: &[Row] = &[
 
 /// The rows of all kinds.
 fn all_rows() -> impl Iterator<Item = &'static Row> {
-    ROWS.iter().chain(preferences::ROWS).chain(models::ROWS)
+    let others = [models::ROWS, measures::ROWS, preferences::ROWS];
+    ROWS.iter().chain(others.into_iter().flatten())
 }
 
 /// The rest of a stage of this kind.
 fn usual(kind: &str) -> &'static [(&'static str, &'static str)] {
-    if let Some(fields) = preferences::usual(kind).or_else(|| models::usual(kind)) {
+    let elsewhere = [models::usual, measures::usual, preferences::usual];
+    if let Some(fields) = elsewhere.iter().find_map(|usual| usual(kind)) {
         return fields;
     }
     match kind {
@@ -240,8 +181,6 @@ fn usual(kind: &str) -> &'static [(&'static str, &'static str)] {
         ],
         // A preparation of this one.
         "tokenize" => &[("kind", "sft"), ("model", "thin"), ("data", "chats")],
-        "evaluate" => &[("models", "base"), ("data", "chats")],
-        "exam" => &[("models", "base"), ("data", "quiz")],
         "generate" => &[
             ("model", "base"),
             ("prompts", "chats"),
@@ -429,6 +368,9 @@ stages:
   sums: { kind: load_dataset, source: sums.jsonl }
   reviews: { kind: load_dataset, source: reviews.csv, format: labelled }
   thin: { kind: lora, model: base, r: 4, dropout: 0.1 }
+  bent: { kind: sft, model: thin, data: chats, batch: 4, max_steps: 3, learning_rate: 1.0e-2 }
+  packed: { kind: quantize, model: base }
+  slim: { kind: lora, model: packed, r: 2 }
   other: { kind: load_model, source: other, dtype: f32 }
   prefs: { kind: load_dataset, source: prefs.jsonl, format: preference }
   ranks: { kind: load_dataset, source: ranks.jsonl, format: ranking }
