@@ -21,6 +21,7 @@ pub mod load_dataset;
 pub mod load_model;
 pub mod load_reward_model;
 pub mod lora;
+pub mod memory;
 pub mod mismatch;
 pub mod model;
 pub mod orpo;
