@@ -7,6 +7,7 @@ use engine::contract::{
 };
 use serde::Deserialize;
 
+use crate::memory;
 use crate::training::{
     BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS,
     POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAINED, Training, WARMUP, WEIGHT_DECAY,
@@ -135,5 +136,5 @@ several follow each other. Logged: β times the mean x of the desirable and of t
     layout: None,
     check: no_check,
     check_inputs: None,
-    memory: None,
+    memory: Some(memory::of_rows),
 };

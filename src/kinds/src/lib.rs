@@ -22,6 +22,7 @@ pub mod load_model;
 pub mod load_reward_model;
 pub mod lora;
 pub mod merge;
+pub mod memory;
 pub mod mismatch;
 pub mod model;
 pub mod orpo;

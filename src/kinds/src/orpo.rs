@@ -4,6 +4,7 @@ use engine::artifact::ArtifactType;
 use engine::contract::{Arity, Contract, Literal, Need, Pool, Port, Repeatable, no_check};
 use serde::Deserialize;
 
+use crate::memory;
 use crate::training::{
     BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS,
     POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAINED, Training, WARMUP, WEIGHT_DECAY,
@@ -68,5 +69,5 @@ arXiv 2403.07691.",
     layout: None,
     check: no_check,
     check_inputs: None,
-    memory: None,
+    memory: Some(memory::of_groups),
 };

@@ -8,6 +8,7 @@ use engine::contract::{
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::memory;
 use crate::training::{
     BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS,
     SCHEDULE, SEED, SNAPSHOT_SECONDS, Training, WARMUP, WEIGHT_DECAY, learning_rate,
@@ -142,5 +143,5 @@ another tokenizer.",
     layout: None,
     check: no_check,
     check_inputs: Some(fits_inputs),
-    memory: None,
+    memory: Some(memory::of_scores),
 };

@@ -6,6 +6,7 @@ use engine::contract::{
 };
 use serde::Deserialize;
 
+use crate::memory;
 use crate::training::{
     BATCH, BETA1, BETA2, CHECKPOINTING, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS, SCHEDULE, SEED,
     SNAPSHOT_SECONDS, Training, WARMUP, WEIGHT_DECAY, learning_rate,
@@ -76,7 +77,7 @@ A killed or stopped training goes on from its last snapshot, and ends with the s
         },
     ],
     outputs: &[
-        Output::new("model", ArtifactType::Model, "The trained model.").keeps_tokenizer_of("model"),
+        Output::new("model", ArtifactType::Model, "The trained model.").keeps_tokenizer_of("model").foreseen(memory::same),
         Output::new("metrics", ArtifactType::Metrics, "Loss, rate and gradient norm of each step.")
             .metrics(|_, _| words(&["first_loss", "last_loss", "steps", "tokens"])),
     ],
@@ -90,5 +91,5 @@ A killed or stopped training goes on from its last snapshot, and ends with the s
     layout: None,
     check: no_check,
     check_inputs: None,
-    memory: None,
+    memory: Some(memory::of_rows),
 };

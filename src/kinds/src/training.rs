@@ -6,6 +6,7 @@ use engine::contract::{
 };
 use serde::Deserialize;
 
+use crate::memory;
 use crate::words::{
     COMPLETION_FIELDS, FRACTION, NOT_NEGATIVE, POSITIVE, count, execution, field, words,
 };
@@ -215,7 +216,9 @@ pub(crate) const COMPLETIONS: Preparation = Preparation {
 
 /// What a policy that learned from comparisons comes with.
 pub(crate) const TRAINED: [Output; 2] = [
-    Output::new("model", ArtifactType::Model, "The trained policy.").keeps_tokenizer_of("model"),
+    Output::new("model", ArtifactType::Model, "The trained policy.")
+        .keeps_tokenizer_of("model")
+        .foreseen(memory::same),
     Output::new(
         "metrics",
         ArtifactType::Metrics,
