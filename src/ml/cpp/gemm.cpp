@@ -10,7 +10,7 @@ namespace levain {
 namespace {
 
 constexpr int64_t kRows = 6;      // of a register tile: 6 x 16 sums in 12 of 16 registers
-constexpr int64_t kDepth = kPass;  // of one pass: two panels (32 KB) stay in the first cache
+constexpr int64_t kDepth = kPass;  // of one pass: two panels (24 KB) and a pair of slivers (9 KB) stay in the first cache
 constexpr int64_t kPassBytes = 1 << 20;    // of one pass over the rows of a block: half of the second cache
 constexpr int64_t kBlockBytes = 32 << 20;  // of all passes over them
 constexpr int64_t kSumsBytes = 1 << 20;    // of the columns that go through all passes together
@@ -141,7 +141,7 @@ struct Pass {
   int64_t before;           // the depth of all passes before it
 };
 
-// The passes over a depth are even, those of one part after those of another.
+// The passes over a depth are even up to a multiple of 32, which packed weights like; those of one part come after those of another.
 template <typename F>
 void each_pass(const Product& p, const F& f) {
   int64_t before = 0;
@@ -149,7 +149,7 @@ void each_pass(const Product& p, const F& f) {
     const int64_t depth = p.parts[part].depth;
     const int64_t passes = (depth + kDepth - 1) / kDepth;
     if (passes == 0) continue;
-    const int64_t step = (depth + passes - 1) / passes;
+    const int64_t step = ((depth + passes - 1) / passes + 31) / 32 * 32;
     for (int64_t k = 0; k < depth; k += step) {
       const int64_t length = depth - k < step ? depth - k : step;
       f(Pass{part, k, length, before});

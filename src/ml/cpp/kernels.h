@@ -82,7 +82,7 @@ struct Source {
   void (*fill)(const void* of, int64_t k, int64_t length, int64_t column, int64_t count, float* to);
   const void* of;
 };
-constexpr int64_t kPass = 256;
+constexpr int64_t kPass = 192;
 // A weight for x * weight^T (depth in, columns out) and for gradient * weight (depth out, columns in).
 Source forward_source(const Weight& weight);
 Source backward_source(const Weight& weight);
