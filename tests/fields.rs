@@ -1,6 +1,8 @@
 //! Every field of every kind does what its class says: a semantic one is in the key and changes the output of some input, a numeric
 //! one changes the last bits at most, an execution one changes nothing. A stage of each row below is run with both of its values.
 
+#[path = "fields/models.rs"]
+mod models;
 #[path = "fields/preferences.rs"]
 mod preferences;
 mod support;
@@ -89,33 +91,6 @@ const ROWS: &[Row] = &[
     row("split", "seed", ["1", "2"]),
     row("cut", "prompt_words", ["4", "2"]),
     row("cut", "completion_words", ["", "1"]),
-    row("init_model", "vocabulary", ["280", "270"]),
-    row("init_model", "hidden", ["16", "32"]),
-    row("init_model", "layers", ["1", "2"]),
-    row("init_model", "heads", ["2", "4"]),
-    row("init_model", "key_value_heads", ["", "1"]),
-    row("init_model", "intermediate", ["", "48"]),
-    row("init_model", "context", ["512", "64"]),
-    row("init_model", "rope_theta", ["10000.0", "20000.0"]),
-    row("init_model", "dtype", ["f32", "bf16"]),
-    row("init_model", "initializer_range", ["0.02", "0.04"]),
-    row("init_model", "seed", ["1", "2"]),
-    row("load_model", "source", ["model", "other"]),
-    row("load_model", "dtype", ["f32", "bf16"]),
-    row("load_reward_model", "source", ["rewards", "rewards2"]),
-    row("load_reward_model", "dtype", ["f32", "bf16"]),
-    row("load_reward_model", "mean", ["", "0.5"]),
-    row("load_reward_model", "deviation", ["", "2.0"]),
-    row("quantize", "scheme", ["nf4", "int8"]),
-    row("quantize", "block", ["64", "128"]),
-    row("quantize", "double_quant", ["true", "false"]),
-    row("quantize", "skip", ["[]", "[q_proj]"]),
-    row("lora", "r", ["4", "2"]),
-    row("lora", "alpha", ["16", "8"]),
-    row("lora", "dropout", ["0.0", "0.1"]),
-    row("lora", "targets", ["all-linear", "[q_proj, v_proj]"]),
-    row("lora", "rslora", ["false", "true"]),
-    row("lora", "seed", ["1", "2"]),
     row("tokenize", "max_length", ["1024", "24"]),
     with(
         "tokenize",
@@ -244,28 +219,18 @@ const ROWS: &[Row] = &[
 
 /// The rows of all kinds.
 fn all_rows() -> impl Iterator<Item = &'static Row> {
-    ROWS.iter().chain(preferences::ROWS)
+    ROWS.iter().chain(models::ROWS).chain(preferences::ROWS)
 }
 
 /// The rest of a stage of this kind.
 fn usual(kind: &str) -> &'static [(&'static str, &'static str)] {
-    if let Some(fields) = preferences::usual(kind) {
+    if let Some(fields) = models::usual(kind).or_else(|| preferences::usual(kind)) {
         return fields;
     }
     match kind {
         "load_dataset" => &[("source", "sums.jsonl")],
         "split" => &[("data", "sums")],
         "cut" => &[("data", "reviews")],
-        "init_model" => &[
-            ("data", "reviews"),
-            ("vocabulary", "280"),
-            ("hidden", "16"),
-            ("layers", "1"),
-            ("heads", "2"),
-        ],
-        "load_model" => &[("source", "model")],
-        "load_reward_model" => &[("source", "rewards"), ("dtype", "f32")],
-        "quantize" | "lora" => &[("model", "base")],
         "sft" => &[
             ("model", "thin"),
             ("data", "chats"),

@@ -2,6 +2,7 @@
 
 pub mod attend;
 pub mod completions;
+pub mod dora;
 pub mod fit;
 pub mod generate;
 pub mod kv_cache;

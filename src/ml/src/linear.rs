@@ -131,7 +131,7 @@ impl Linear {
             Weight::Dense(weight) => Some(weight),
             _ => None,
         };
-        let adapter = self.adapter.iter().flat_map(|lora| [&lora.down, &lora.up]);
+        let adapter = self.adapter.iter().flat_map(Lora::tensors);
         weight
             .into_iter()
             .chain(&self.bias)
@@ -184,45 +184,101 @@ impl Linear {
         }
         let maps = linears.map(|linear| torch::Map {
             weight: linear.weight.stored(),
-            bias: linear.bias.as_ref(),
+            bias: linear.early_bias(pass),
             change: linear
                 .adapter(pass)
                 .filter(|lora| !lora.drops(pass))
                 .map(|lora| (&lora.down, &lora.up, lora.scale)),
         });
-        let mut results = torch::linear(x, before, &maps, pass.decode)?;
-        for (y, linear) in results.iter_mut().zip(linears) {
-            if let Some(lora) = linear.adapter(pass).filter(|lora| lora.drops(pass)) {
-                *y = lora.added(pass, &linear.name, x, y)?;
-            }
-        }
-        Ok(results)
+        let results = torch::linear(x, before, &maps, pass.decode)?;
+        let results = results.into_iter().zip(linears);
+        results
+            .map(|(y, linear)| match linear.adapter(pass) {
+                Some(lora) if lora.drops(pass) => linear.after_dropout(pass, lora, x, y),
+                Some(lora) => linear.rescaled(lora, y),
+                None => Ok(y),
+            })
+            .collect()
     }
 
     /// The same as a composition of libtorch's operators: other devices, f64, and what the fused one is tested against.
     pub fn plain(&self, pass: Pass, x: &Tensor) -> Result<Tensor> {
-        let through_f32 = x.device() == HOST
-            && self.weight.kind() == Kind::BFloat16
-            && x.kind() == Kind::BFloat16
-            && !torch::multiplies_bf16(x);
-        let wide = match through_f32 {
-            true => x.to_kind(Kind::Float),
-            false => x.shallow_clone(),
-        };
-        let y = match &self.weight {
-            Weight::Dense(weight) => {
-                wide.f_linear(&weight.to_kind(wide.kind()), None::<&Tensor>)?
+        let y = wide_product(x, &self.weight)?;
+        let y = match self.early_bias(pass) {
+            Some(bias) => {
+                let kind = y.kind();
+                y + bias.to_kind(kind)
             }
-            packed => torch::unpacked_product(&wide, &packed.stored())?,
-        };
-        let y = match &self.bias {
-            Some(bias) => y + bias.to_kind(wide.kind()),
             None => y,
         };
         let y = y.to_kind(x.kind());
         match self.adapter(pass) {
-            Some(lora) => lora.added(pass, &self.name, x, &y),
+            Some(lora) if lora.drops(pass) => self.after_dropout(pass, lora, x, y),
+            Some(lora) => self.rescaled(lora, lora.added(x, &y)?),
             None => Ok(y),
         }
+    }
+
+    /// The bias, unless DoRA scales the product first.
+    fn early_bias(&self, pass: Pass) -> Option<&Tensor> {
+        let later = |lora: &Lora| lora.dora.is_some() && !lora.drops(pass);
+        self.bias
+            .as_ref()
+            .filter(|_| !self.adapter(pass).is_some_and(later))
+    }
+
+    /// What DoRA makes of `x · (weight + change)^T`, the bias included; with plain LoRA that is the result already.
+    fn rescaled(&self, lora: &Lora, y: Tensor) -> Result<Tensor> {
+        let Some(dora) = &lora.dora else {
+            return Ok(y);
+        };
+        let scaled = y.f_mul(&dora.factor(lora, &self.weight)?)?;
+        let scaled = match &self.bias {
+            Some(bias) => scaled.f_add(bias)?,
+            None => scaled,
+        };
+        Ok(scaled.to_kind(y.kind()))
+    }
+
+    /// y of the whole x with the change of the x that elements are dropped from. DoRA adds, as in PEFT, what its scale makes of that x:
+    /// (factor − 1) · x' weight^T + factor · change.
+    fn after_dropout(&self, pass: Pass, lora: &Lora, x: &Tensor, y: Tensor) -> Result<Tensor> {
+        let x = &lora.dropped(pass, &self.name, x)?;
+        let Some(dora) = &lora.dora else {
+            return lora.added(x, &y);
+        };
+        let factor = dora.factor(lora, &self.weight)?;
+        let more = product(x, &self.weight)?.f_mul(&(&factor - 1.0))?;
+        let more = more.f_add(&lora.change(x)?.f_mul(&factor)?)?;
+        Ok(y.f_add(&more)?.to_kind(y.kind()))
+    }
+}
+
+/// `x · weight^T` in the type of x, by whatever is fastest.
+pub(crate) fn product(x: &Tensor, weight: &Weight) -> Result<Tensor> {
+    if torch::fused_linear(x, &weight.stored()) {
+        let map = torch::Map {
+            weight: weight.stored(),
+            bias: None,
+            change: None,
+        };
+        return Ok(torch::linear(x, torch::Before::Nothing, &[map], false)?.remove(0));
+    }
+    Ok(wide_product(x, weight)?.to_kind(x.kind()))
+}
+
+/// `x · weight^T` by libtorch's operators; in f32 where bf16 is not multiplied natively.
+fn wide_product(x: &Tensor, weight: &Weight) -> Result<Tensor> {
+    let through_f32 = x.device() == HOST
+        && weight.kind() == Kind::BFloat16
+        && x.kind() == Kind::BFloat16
+        && !torch::multiplies_bf16(x);
+    let wide = match through_f32 {
+        true => x.to_kind(Kind::Float),
+        false => x.shallow_clone(),
+    };
+    match weight {
+        Weight::Dense(weight) => Ok(wide.f_linear(&weight.to_kind(wide.kind()), None::<&Tensor>)?),
+        packed => torch::unpacked_product(&wide, &packed.stored()),
     }
 }

@@ -133,8 +133,10 @@ fn adapters_off_is_the_base_and_merged_is_added() {
     assert!(tiny::distance(&added, &base) > 1e-3);
     for linear in model.linears_mut() {
         let lora = linear.adapter.take().unwrap();
-        linear.weight =
-            Weight::Dense(lora.merged(&linear.weight.values(linear.weight.kind()).unwrap()));
+        linear.weight = Weight::Dense(
+            lora.merged(&linear.weight.values(linear.weight.kind()).unwrap())
+                .unwrap(),
+        );
     }
     close(
         &logits(&model, Pass::eval(), &rows),
