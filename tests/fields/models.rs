@@ -31,6 +31,8 @@ pub const ROWS: &[Row] = &[
     row("lora", "rslora", ["false", "true"]),
     row("lora", "dora", ["false", "true"]),
     row("lora", "seed", ["1", "2"]),
+    row("ia3", "targets", ["", "[q_proj, down_proj]"]),
+    row("ia3", "feedforward", ["", "[]"]),
 ];
 
 /// The rest of a stage of this kind.
@@ -45,7 +47,7 @@ pub fn usual(kind: &str) -> Option<&'static [(&'static str, &'static str)]> {
         ],
         "load_model" => &[("source", "model")],
         "load_reward_model" => &[("source", "rewards"), ("dtype", "f32")],
-        "quantize" | "lora" => &[("model", "base")],
+        "quantize" | "lora" | "ia3" => &[("model", "base")],
         _ => return None,
     })
 }

@@ -14,6 +14,7 @@ pub mod exam;
 pub mod gate;
 pub mod generate;
 pub mod grpo;
+pub mod ia3;
 pub mod init_model;
 pub mod kto;
 pub mod label;
@@ -59,6 +60,7 @@ pub fn contracts() -> Contracts {
             &init_model::CONTRACT,
             &quantize::CONTRACT,
             &lora::CONTRACT,
+            &ia3::CONTRACT,
             &sft::CONTRACT,
             &evaluate::CONTRACT,
             &preference_accuracy::CONTRACT,
@@ -151,6 +153,7 @@ mod tests {
         fits::<super::load_model::LoadModel>(&super::load_model::CONTRACT);
         fits::<super::load_reward_model::LoadRewardModel>(&super::load_reward_model::CONTRACT);
         fits::<super::lora::Lora>(&super::lora::CONTRACT);
+        fits::<super::ia3::Ia3>(&super::ia3::CONTRACT);
         fits::<super::quantize::Quantize>(&super::quantize::CONTRACT);
         fits::<super::sft::Sft>(&super::sft::CONTRACT);
         fits::<super::evaluate::Evaluate>(&super::evaluate::CONTRACT);

@@ -1,5 +1,7 @@
 //! The linear map: how its weight is stored, and an adapter that changes it.
 
+use crate::adapter::Adapter;
+use crate::ia3::Ia3;
 use crate::lora::Lora;
 use crate::norm::Norm;
 use crate::place::HOST;
@@ -101,7 +103,7 @@ pub struct Linear {
     /// `[out]`.
     pub bias: Option<Tensor>,
     /// The change, attached after loading.
-    pub adapter: Option<Lora>,
+    pub adapter: Option<Adapter>,
 }
 
 impl Linear {
@@ -121,7 +123,7 @@ impl Linear {
             name: self.name.clone(),
             weight: self.weight.shallow_clone(),
             bias: self.bias.as_ref().map(Tensor::shallow_clone),
-            adapter: self.adapter.as_ref().map(Lora::shallow_clone),
+            adapter: self.adapter.as_ref().map(Adapter::shallow_clone),
         }
     }
 
@@ -131,11 +133,11 @@ impl Linear {
             Weight::Dense(weight) => Some(weight),
             _ => None,
         };
-        let adapter = self.adapter.iter().flat_map(Lora::tensors);
+        let parts = self.adapter.iter().flat_map(Adapter::parts);
         weight
             .into_iter()
             .chain(&self.bias)
-            .chain(adapter)
+            .chain(parts.map(|(_, tensor)| tensor))
             .collect()
     }
 
@@ -146,8 +148,24 @@ impl Linear {
     }
 
     /// The adapter, if this pass uses it.
-    fn adapter(&self, pass: Pass) -> Option<&Lora> {
+    fn adapter(&self, pass: Pass) -> Option<&Adapter> {
         self.adapter.as_ref().filter(|_| pass.adapters)
+    }
+
+    /// The same where it is LoRA.
+    pub fn lora(&self, pass: Pass) -> Option<&Lora> {
+        match self.adapter(pass) {
+            Some(Adapter::Lora(lora)) => Some(lora),
+            _ => None,
+        }
+    }
+
+    /// The same where it is (IA)³ on the inputs.
+    fn scales_input(&self, pass: Pass) -> Option<&Ia3> {
+        match self.adapter(pass) {
+            Some(Adapter::Ia3(ia3)) if ia3.feedforward => Some(ia3),
+            _ => None,
+        }
     }
 
     /// `x [rows, in]` → `[rows, out]`.
@@ -161,9 +179,21 @@ impl Linear {
         input: Input<'_>,
         linears: [&Linear; N],
     ) -> Result<Vec<Tensor>> {
+        if linears.iter().any(|l| l.scales_input(pass).is_some()) {
+            // Each has an x of its own.
+            let x = input.made()?;
+            let forward = |linear: &&Linear| match linear.scales_input(pass) {
+                Some(ia3) => {
+                    let x = ia3.scaled(&x)?;
+                    linear.forward(pass.without_adapters(), Input::Plain(&x))
+                }
+                None => linear.forward(pass, Input::Plain(&x)),
+            };
+            return linears.iter().map(forward).collect();
+        }
         let drops = linears
             .iter()
-            .any(|linear| linear.adapter(pass).is_some_and(|lora| lora.drops(pass)));
+            .any(|linear| linear.lora(pass).is_some_and(|lora| lora.drops(pass)));
         let (x, before) = match input {
             // With dropout x itself is needed twice, so it is made and kept.
             _ if drops => (input.made()?, torch::Before::Nothing),
@@ -186,7 +216,7 @@ impl Linear {
             weight: linear.weight.stored(),
             bias: linear.early_bias(pass),
             change: linear
-                .adapter(pass)
+                .lora(pass)
                 .filter(|lora| !lora.drops(pass))
                 .map(|lora| (&lora.down, &lora.up, lora.scale)),
         });
@@ -194,8 +224,11 @@ impl Linear {
         let results = results.into_iter().zip(linears);
         results
             .map(|(y, linear)| match linear.adapter(pass) {
-                Some(lora) if lora.drops(pass) => linear.after_dropout(pass, lora, x, y),
-                Some(lora) => linear.rescaled(lora, y),
+                Some(Adapter::Lora(lora)) if lora.drops(pass) => {
+                    linear.after_dropout(pass, lora, x, y)
+                }
+                Some(Adapter::Lora(lora)) => linear.rescaled(lora, y),
+                Some(Adapter::Ia3(ia3)) => ia3.scaled(&y),
                 None => Ok(y),
             })
             .collect()
@@ -203,6 +236,9 @@ impl Linear {
 
     /// The same as a composition of libtorch's operators: other devices, f64, and what the fused one is tested against.
     pub fn plain(&self, pass: Pass, x: &Tensor) -> Result<Tensor> {
+        if let Some(ia3) = self.scales_input(pass) {
+            return self.plain(pass.without_adapters(), &ia3.scaled(x)?);
+        }
         let y = wide_product(x, &self.weight)?;
         let y = match self.early_bias(pass) {
             Some(bias) => {
@@ -213,8 +249,9 @@ impl Linear {
         };
         let y = y.to_kind(x.kind());
         match self.adapter(pass) {
-            Some(lora) if lora.drops(pass) => self.after_dropout(pass, lora, x, y),
-            Some(lora) => self.rescaled(lora, lora.added(x, &y)?),
+            Some(Adapter::Lora(lora)) if lora.drops(pass) => self.after_dropout(pass, lora, x, y),
+            Some(Adapter::Lora(lora)) => self.rescaled(lora, lora.added(x, &y)?),
+            Some(Adapter::Ia3(ia3)) => ia3.scaled(&y),
             None => Ok(y),
         }
     }
@@ -224,7 +261,7 @@ impl Linear {
         let later = |lora: &Lora| lora.dora.is_some() && !lora.drops(pass);
         self.bias
             .as_ref()
-            .filter(|_| !self.adapter(pass).is_some_and(later))
+            .filter(|_| !self.lora(pass).is_some_and(later))
     }
 
     /// What DoRA makes of `x · (weight + change)^T`, the bias included; with plain LoRA that is the result already.

@@ -1,16 +1,16 @@
 //! LoRA: a linear's weight changed by `scale · B A`, attached by module name after loading, kept as PEFT keeps it; with magnitudes it is
 //! DoRA.
 
+use crate::adapter::{self, Adapter};
 use crate::dora::Dora;
 use crate::linear::{Linear, Pass, Weight};
 use crate::params::Params;
 use crate::place::HOST;
 use crate::random::Stream;
 use crate::{tensors, torch};
-use anyhow::{Context, Result, ensure};
-use formats::peft::{AdapterConfig, lora_key, match_targets, parse_lora_key};
+use anyhow::{Result, ensure};
+use formats::peft::{AdapterConfig, match_targets, parse_lora_key, tensor_key};
 use formats::tensors::Weights;
-use std::path::Path;
 use tch::{Kind, Tensor};
 
 /// The low-rank change of one linear, in f32 (f64 under a f64 model).
@@ -107,21 +107,6 @@ impl Lora {
     }
 }
 
-/// The names of a module's parameters: of A and B, and of the magnitudes.
-fn names(module: &str) -> [String; 3] {
-    [
-        format!("{module}.lora_A.weight"),
-        format!("{module}.lora_B.weight"),
-        format!("{module}.lora_magnitude_vector"),
-    ]
-}
-
-/// Whether a parameter of this name is an adapter's.
-pub fn is_parameter(name: &str) -> bool {
-    let (_, last) = name.split_once(".lora_").unwrap_or_default();
-    matches!(last, "A.weight" | "B.weight" | "magnitude_vector")
-}
-
 /// What an adapter of one linear starts from.
 struct Start {
     down: Tensor,
@@ -154,35 +139,23 @@ fn attach_with(
         if !chosen.contains(&linear.name) {
             continue;
         }
-        ensure!(
-            linear.adapter.is_none(),
-            "{} has an adapter already",
-            linear.name
-        );
         let start = first(linear, rank)?;
-        let weight = &linear.weight;
-        let kind = if weight.kind() == Kind::Double {
-            Kind::Double
-        } else {
-            Kind::Float
-        };
-        let place = |tensor: Tensor| tensor.to_device(weight.device()).to_kind(kind).contiguous();
-        let (down, up) = (place(start.down), place(start.up));
+        let down = adapter::placed(linear, &start.down);
+        let magnitude = start
+            .magnitude
+            .map(|tensor| adapter::placed(linear, &tensor));
         let dora = match config.use_dora {
-            true => Some(Dora::new(weight, kind, start.magnitude.map(place))?),
+            true => Some(Dora::new(&linear.weight, down.kind(), magnitude)?),
             false => None,
         };
         let lora = Lora {
+            up: adapter::placed(linear, &start.up),
             down,
-            up,
             scale: config.scale(),
             dropout: config.lora_dropout,
             dora,
         };
-        for (name, tensor) in names(&linear.name).iter().zip(lora.tensors()) {
-            params.add(name, tensor, true)?;
-        }
-        linear.adapter = Some(lora);
+        adapter::put(linear, Adapter::Lora(lora), params)?;
     }
     Ok(chosen)
 }
@@ -223,7 +196,7 @@ pub fn attach_stored(
     let chosen = attach_with(linears, config, params, |linear, rank| {
         let (input, output) = linear.extents();
         let read = |part: &str, shape: &[i64]| {
-            let key = lora_key(&linear.name, part);
+            let key = tensor_key(&linear.name, part);
             tensors::read(weights, &key, shape, Kind::Float, HOST)
         };
         Ok(Start {
@@ -235,53 +208,11 @@ pub fn attach_stored(
             },
         })
     })?;
-    for info in weights.infos() {
-        let known = parse_lora_key(&info.name).is_some_and(|(module, part)| {
+    adapter::check_known(weights, &config.modules_to_save, |name| {
+        parse_lora_key(name).is_some_and(|(module, part)| {
             let of_config = config.use_dora || part != "lora_magnitude_vector";
             of_config && chosen.iter().any(|name| name == module)
-        }) || config
-            .modules_to_save
-            .iter()
-            .any(|module| info.name == format!("base_model.model.{module}.weight"));
-        ensure!(
-            known,
-            "the adapter's tensor {:?} belongs to no target of its adapter_config.json",
-            info.name
-        );
-    }
+        })
+    })?;
     Ok(chosen)
-}
-
-/// Takes the adapters off and forgets their parameters.
-pub fn detach(linears: Vec<&mut Linear>, params: &mut Params) {
-    for linear in linears {
-        if linear.adapter.take().is_some() {
-            for name in names(&linear.name) {
-                params.remove(&name);
-            }
-        }
-    }
-}
-
-/// The adapter's tensors under PEFT's names, f32.
-pub fn stored(linears: &[&Linear]) -> Vec<(String, Tensor)> {
-    let mut stored = Vec::new();
-    for linear in linears {
-        if let Some(lora) = &linear.adapter {
-            let plain = |tensor: &Tensor| tensor.detach().to_kind(Kind::Float);
-            let parts = ["lora_A", "lora_B", "lora_magnitude_vector"];
-            for (part, tensor) in parts.iter().zip(lora.tensors()) {
-                stored.push((lora_key(&linear.name, part), plain(tensor)));
-            }
-        }
-    }
-    stored
-}
-
-/// Writes the adapter's tensors as PEFT's `adapter_model.safetensors`; the config is `AdapterConfig::save`.
-pub fn save(linears: &[&Linear], path: &Path) -> Result<()> {
-    let stored = stored(linears);
-    ensure!(!stored.is_empty(), "there is no adapter to save");
-    tensors::write(path, &stored, &[("format", "pt")])
-        .with_context(|| format!("while saving the adapter to {}", path.display()))
 }

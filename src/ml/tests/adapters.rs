@@ -4,7 +4,7 @@
 mod tiny;
 
 use formats::nf4;
-use formats::peft::AdapterConfig;
+use formats::peft::{AdapterConfig, Ia3Config, PeftConfig};
 use formats::tensors::Weights;
 use ml::kv_cache::Segments;
 use ml::linear::Input;
@@ -81,7 +81,7 @@ fn fresh_dora_is_the_identity_and_goes_without_a_trace() {
             assert!(!fresh(&model));
             assert_ne!(before, logits(&model, Pass::eval()));
             assert_eq!(before, logits(&model, Pass::eval().without_adapters()));
-            ml::lora::detach(model.linears_mut(), &mut params);
+            ml::adapter::detach(model.linears_mut(), &mut params);
             assert_eq!(params.iter().count(), count);
         }
     }
@@ -188,7 +188,7 @@ fn dora_survives_its_file_and_says_what_is_missing() {
     moved(&params);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("adapter_model.safetensors");
-    ml::lora::save(&model.linears(), &path).unwrap();
+    ml::adapter::save(&model.linears(), &path).unwrap();
     let load = |path: &Path, settings: &AdapterConfig| {
         let weights = Weights::open(path).unwrap();
         let mut params = Params::new();
@@ -202,6 +202,100 @@ fn dora_survives_its_file_and_says_what_is_missing() {
     let fail = |settings: AdapterConfig| format!("{:#}", load(&path, &settings).unwrap_err());
     assert!(fail(tiny::adapter(4, 0.0)).contains("lora_magnitude_vector"));
     let (plain, _params) = tiny::adapted(Kind::BFloat16, 4, 0.0);
-    ml::lora::save(&plain.linears(), &path).unwrap();
+    ml::adapter::save(&plain.linears(), &path).unwrap();
     assert!(fail(dora(0.0)).contains("lora_magnitude_vector\" is missing"));
+}
+
+#[test]
+fn fresh_ia3_is_the_identity_and_goes_without_a_trace() {
+    for kind in [Kind::Double, Kind::Float, Kind::BFloat16] {
+        let mut params = Params::new();
+        let mut model = tiny::model(kind, &mut params);
+        let before = logits(&model, Pass::eval());
+        let count = params.iter().count();
+        let config = Ia3Config::default();
+        ml::ia3::attach(model.linears_mut(), &config, &mut params).unwrap();
+        assert_eq!(before, logits(&model, Pass::eval()));
+        moved(&params);
+        assert_ne!(before, logits(&model, Pass::eval()));
+        assert_eq!(before, logits(&model, Pass::eval().without_adapters()));
+        ml::adapter::detach(model.linears_mut(), &mut params);
+        assert_eq!(params.iter().count(), count);
+        assert_eq!(before, logits(&model, Pass::eval()));
+    }
+}
+
+#[test]
+fn the_fused_linear_with_ia3_is_the_plain_one_on_every_weight() {
+    let values = numbers("weight", &[48, 64], 0.7);
+    for (kind, tolerance) in [(Kind::Float, 2e-5), (Kind::BFloat16, 3e-2)] {
+        let dense = Weight::Dense(values.to_kind(kind));
+        for (what, weight) in [("dense", dense), ("nf4", nf4(&values, kind))] {
+            for fed in [false, true] {
+                let config = Ia3Config {
+                    target_modules: vec!["l".to_owned()],
+                    feedforward_modules: if fed { vec!["l".to_owned()] } else { vec![] },
+                    ..Ia3Config::default()
+                };
+                let bias = numbers("bias", &[48], 0.5).to_kind(kind);
+                let mut linear = Linear::new("l", weight.shallow_clone(), Some(bias));
+                let mut params = Params::new();
+                ml::ia3::attach(vec![&mut linear], &config, &mut params).unwrap();
+                moved(&params);
+                let x = numbers("x", &[9, 64], 1.0).to_kind(kind);
+                let pass = Pass::train(5);
+                let fused = results(
+                    |x| linear.forward(pass, Input::Plain(x)).unwrap(),
+                    &x,
+                    &params,
+                );
+                let plain = results(|x| linear.plain(pass, x).unwrap(), &x, &params);
+                assert_eq!(fused.len(), 3);
+                for ((name, found), (_, wanted)) in fused.iter().zip(&plain) {
+                    let what = format!("{kind:?} {what} feedforward {fed}: {name}");
+                    close(found, wanted, tolerance, &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn ia3_survives_its_file() {
+    let mut params = Params::new();
+    let mut model = tiny::model(Kind::Float, &mut params);
+    let config = Ia3Config::default();
+    ml::ia3::attach(model.linears_mut(), &config, &mut params).unwrap();
+    moved(&params);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("adapter_model.safetensors");
+    let settings = folder.path().join("adapter_config.json");
+    ml::adapter::save(&model.linears(), &path).unwrap();
+    config.save(&settings).unwrap();
+    let stored = Weights::open(&path).unwrap();
+    let attach = |config: &PeftConfig| {
+        let mut params = Params::new();
+        let mut other = tiny::model(Kind::Float, &mut params);
+        let linears = other.linears_mut();
+        let attached = ml::adapter::attach_stored(linears, config, &stored, &mut params);
+        attached.map(|modules| (other, modules))
+    };
+    let (other, modules) = attach(&PeftConfig::open(&settings).unwrap()).unwrap();
+    assert_eq!(modules.len(), 6);
+    assert_eq!(logits(&model, Pass::eval()), logits(&other, Pass::eval()));
+    let fed = Ia3Config {
+        feedforward_modules: vec![],
+        ..config.clone()
+    };
+    let message = format!("{:#}", attach(&PeftConfig::Ia3(fed)).unwrap_err());
+    assert!(
+        message.contains("shape") && message.contains("feedforward"),
+        "{message}"
+    );
+    let fewer = Ia3Config {
+        target_modules: vec!["k_proj".to_owned(), "down_proj".to_owned()],
+        ..config
+    };
+    let message = format!("{:#}", attach(&PeftConfig::Ia3(fewer)).unwrap_err());
+    assert!(message.contains("v_proj"), "{message}");
 }

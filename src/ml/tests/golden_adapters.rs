@@ -1,8 +1,9 @@
-//! DoRA against PEFT: logits, gradients and merged weights (tests/golden/make/ml_dora.py). Our rows are packed; theirs went through one
+//! DoRA and (IA)³ against PEFT: logits, gradients and merged weights (tests/golden/make/ml_dora.py). Our rows are packed; theirs went through one
 //! by one.
 
 mod support;
 
+use formats::peft::Ia3Config;
 use ml::kv_cache::Segments;
 use ml::sft::{Batch, Row};
 use ml::{Inputs, Kind, Llama, Params, Pass, Tensor};
@@ -37,7 +38,7 @@ fn fill_all(params: &Params) {
     fill(params, |_| true);
     ml::no_grad(|| {
         for (name, tensor) in params.trained() {
-            if name.ends_with(".lora_magnitude_vector") {
+            if name.ends_with(".lora_magnitude_vector") || name.ends_with(".ia3_l") {
                 let mut tensor = tensor.shallow_clone();
                 tensor += 1.0f64;
             }
@@ -56,6 +57,14 @@ fn dora(kind: Kind, biased: bool, changes: Value) -> (Llama, Params) {
     let mut params = Params::new();
     let mut model = model(kind, biases(biased), &mut params);
     ml::lora::attach(model.linears_mut(), &adapter(settings), 0, &mut params).unwrap();
+    fill_all(&params);
+    (model, params)
+}
+
+fn ia3(kind: Kind, biased: bool, config: &Ia3Config) -> (Llama, Params) {
+    let mut params = Params::new();
+    let mut model = model(kind, biases(biased), &mut params);
+    ml::ia3::attach(model.linears_mut(), config, &mut params).unwrap();
     fill_all(&params);
     (model, params)
 }
@@ -113,5 +122,39 @@ fn dora_is_that_of_peft() {
             let tolerance = tolerance::of(kind);
             close(&last_logits(&model), golden.get(name), tolerance, name);
         }
+    }
+}
+
+#[test]
+fn ia3_is_that_of_peft() {
+    let golden = Golden::open(&["ia3"]);
+    assert_eq!(golden.names("gradient.").count(), 2);
+    let list = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    // Of q, k and v, and of gate and up, one scales what goes in.
+    let everywhere = Ia3Config {
+        target_modules: vec!["all-linear".to_owned()],
+        feedforward_modules: list(&["k_proj", "up_proj", "o_proj"]),
+        ..Ia3Config::default()
+    };
+    for kind in [Kind::Double, Kind::Float] {
+        let tolerance = tolerance::of(kind);
+        let (model, params) = ia3(kind, false, &Ia3Config::default());
+        assert_eq!(params.trained().count(), 6);
+        compare(&golden, kind, &model, &params);
+        let (model, _params) = ia3(kind, true, &Ia3Config::default());
+        close(
+            &last_logits(&model),
+            golden.get("biased"),
+            tolerance,
+            "biased",
+        );
+        let (model, params) = ia3(kind, false, &everywhere);
+        assert_eq!(params.trained().count(), 14);
+        close(
+            &last_logits(&model),
+            golden.get("everywhere"),
+            tolerance,
+            "everywhere",
+        );
     }
 }

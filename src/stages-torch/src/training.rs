@@ -55,7 +55,7 @@ pub(crate) fn choose_trained(loaded: &mut Loaded, adapted: bool, cx: &dyn Report
         );
     }
     let params = &mut loaded.params;
-    params.train(|name| !adapted || ml::lora::is_parameter(name) || name == ml::reward::HEAD);
+    params.train(|name| !adapted || ml::adapter::is_parameter(name) || name == ml::reward::HEAD);
     let (trained, all) = params.count();
     let all = all + packed;
     let part = 100.0 * trained as f64 / all as f64;
@@ -284,7 +284,7 @@ pub(crate) fn trained_model(job: &Job, view: &ArtifactView, loaded: &Loaded) -> 
 /// The same base with the trained adapter.
 fn adapter(job: &Job, view: &ArtifactView, loaded: &Loaded) -> Result<Draft> {
     let path = job.out.join("adapter_model.safetensors");
-    ml::lora::save(&loaded.model.linears(), &path)?;
+    ml::adapter::save(&loaded.model.linears(), &path)?;
     let config = view.file("adapter_config.json")?.clone();
     let files = vec![
         ("adapter_model.safetensors".to_owned(), path),
