@@ -62,8 +62,8 @@ seed; B starts at 0, so that the model is at first unchanged. The files are PEFT
 With `dora` (weight-decomposed LoRA) the length of each row of the weight is trained by itself, and the rest of the adapter changes its
 direction: y = m / ‖W + s·B A‖ · (W x + s·B A x), with ‖·‖ the length of each row, a constant in the backward pass, and m, one number for
 each output, at first ‖W‖. With dropout, as in PEFT, y = W x + (m / ‖·‖ − 1) W x' + m / ‖·‖ s·B A x' for the x' that elements were
-dropped from. W may be quantized (QDoRA): m then starts from the lengths of the rows that its codes stand for. A step takes somewhat
-longer, mostly where m's gradient is made and, with dropout, by a second product with W.
+dropped from. The lengths follow from ‖W‖ and from products with A and B, so no copy of W is made; with dropout W is multiplied twice. W
+may be quantized (QDoRA): m then starts from the lengths of the rows that its codes stand for.
 
 Source: Hu et al., *LoRA*, arXiv 2106.09685; rsLoRA: Kalajdzievski, arXiv 2312.03732; DoRA: Liu et al., arXiv 2402.09353.",
     example: "thin: { kind: lora, model: base, r: 16, alpha: 32, targets: all-linear }",
