@@ -42,6 +42,9 @@ stages:
   eight: { kind: quantize, model: folder, scheme: int8, skip: [q_proj] }
   thin: { kind: lora, model: folder, r: 4, dropout: 0.1 }
   wide: { kind: lora, model: folder, r: 2, targets: [q_proj, v_proj], rslora: true }
+  directed: { kind: lora, model: eight, r: 2, dora: true }
+  scaled: { kind: ia3, model: folder }
+  outward: { kind: ia3, model: folder, targets: [q_proj, 1.mlp.down_proj], feedforward: [] }
   tuned: { kind: sft, model: thin, data: halves.train, learning_rate: 1.0e-2, batch: 4, micro_batch: 3, epochs: 2 }
   whole: { kind: sft, model: folder, data: sums, batch: 2, max_steps: 4, schedule: cosine, warmup: 0.5, weight_decay: 0.1, max_length: 24 }
   scores: { kind: evaluate, models: { before: folder, after: tuned }, data: halves.test, samples: 2, max_new_tokens: 8 }

@@ -1,4 +1,4 @@
-//! The rows of the kinds that make and change models.
+//! The rows of the kinds that make models without training them.
 
 use super::{Row, row};
 
@@ -29,7 +29,10 @@ pub const ROWS: &[Row] = &[
     row("lora", "dropout", ["0.0", "0.1"]),
     row("lora", "targets", ["all-linear", "[q_proj, v_proj]"]),
     row("lora", "rslora", ["false", "true"]),
+    row("lora", "dora", ["false", "true"]),
     row("lora", "seed", ["1", "2"]),
+    row("ia3", "targets", ["", "[q_proj, down_proj]"]),
+    row("ia3", "feedforward", ["", "[]"]),
 ];
 
 /// The rest of a stage of this kind.
@@ -44,7 +47,7 @@ pub fn usual(kind: &str) -> Option<&'static [(&'static str, &'static str)]> {
         ],
         "load_model" => &[("source", "model")],
         "load_reward_model" => &[("source", "rewards"), ("dtype", "f32")],
-        "quantize" | "lora" => &[("model", "base")],
+        "quantize" | "lora" | "ia3" => &[("model", "base")],
         _ => return None,
     })
 }

@@ -1,5 +1,5 @@
 """The real SmolLM2-135M-Instruct out of its GGUF file, in f32, against transformers and PEFT: ids and template, greedy answers,
-ten steps of LoRA, and adapters that go both ways. It takes about a minute and a half on two cores.
+ten steps of LoRA, and adapters that go both ways: LoRA, DoRA and (IA)³. It takes about two minutes on two cores.
 """
 
 import json
@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from support.levain import CHECKOUT, Recipe, Report, smollm2
 from support.reference import compare_training, held_out_loss, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -118,34 +118,40 @@ def our_adapter_in_peft(report, recipe, model, held_out):
     adapted.unload()
 
 
-def peft_adapter_in_ours(report, recipe, model, held_out, gguf):
-    """An adapter that PEFT made, read by our crates through a small program."""
-    torch.manual_seed(5)
+def peft_adapters_in_ours(report, recipe, model, held_out, gguf):
+    """Adapters that PEFT made, read by our crates through a small program."""
     targets = ["q_proj", "v_proj", "down_proj"]
-    settings = LoraConfig(r=5, lora_alpha=7, use_rslora=True, target_modules=targets, task_type="CAUSAL_LM")
-    adapted = get_peft_model(model, settings)
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(0, 0.02)
-    folder, rows = recipe.folder / "theirs", recipe.folder / "held_out.json"
-    adapted.save_pretrained(folder, save_embedding_layers=False)
-    rows.write_text(json.dumps([{"input_ids": row["input_ids"], "trained": row["trained"]} for row in held_out]))
+    lora = dict(r=5, lora_alpha=7, use_rslora=True, target_modules=targets, task_type="CAUSAL_LM")
     program = Path(os.environ.get("LEVAIN") or CHECKOUT / "target" / "release" / "levain").parent / "examples" / "adapter_loss"
     if not program.exists():
         report.check(False, f"{program} is there (build it: cargo build --release --workspace --example adapter_loss)")
         return
-    command = [program, gguf, folder, rows, "f32"]
-    answer = subprocess.run(list(map(str, command)), cwd=CHECKOUT, capture_output=True, text=True)
-    report.check(answer.returncode == 0, "our program reads PEFT's adapter" + (f"\n{answer.stderr}" if answer.returncode else ""))
-    if answer.returncode == 0:
-        ours = json.loads(answer.stdout)
-        report.equal(ours["modules"], 90, "modules of PEFT's adapter")
-        report.near(ours["loss"], held_out_loss(adapted, held_out)[0], 1e-4, "held-out loss with PEFT's adapter")
-        with adapted.disable_adapter():
-            report.near(ours["loss_without"], held_out_loss(adapted, held_out)[0], 1e-4, "held-out loss with PEFT's adapter switched off")
-        report.check(abs(ours["loss"] - ours["loss_without"]) > 1e-2, "PEFT's adapter changes the loss")
-    adapted.unload()
+    rows = recipe.folder / "held_out.json"
+    rows.write_text(json.dumps([{"input_ids": row["input_ids"], "trained": row["trained"]} for row in held_out]))
+    kinds = {"LoRA": LoraConfig(**lora), "DoRA": LoraConfig(use_dora=True, **lora), "(IA)³": IA3Config(task_type="CAUSAL_LM")}
+    for index, (kind, settings) in enumerate(kinds.items()):
+        torch.manual_seed(5)
+        adapted = get_peft_model(model, settings)
+        with torch.no_grad():
+            for name, parameter in adapted.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(0, 0.02)
+                elif "magnitude" in name or "ia3_l" in name:
+                    parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
+        folder = recipe.folder / f"theirs-{index}"
+        adapted.save_pretrained(folder, save_embedding_layers=False)
+        command = [program, gguf, folder, rows, "f32"]
+        answer = subprocess.run(list(map(str, command)), cwd=CHECKOUT, capture_output=True, text=True)
+        report.check(answer.returncode == 0, f"our program reads PEFT's {kind}" + (f"\n{answer.stderr}" if answer.returncode else ""))
+        if answer.returncode == 0:
+            ours = json.loads(answer.stdout)
+            report.equal(ours["modules"], 90, f"modules of PEFT's {kind}")
+            report.near(ours["loss"], held_out_loss(adapted, held_out)[0], 1e-4, f"held-out loss with PEFT's {kind}")
+            with adapted.disable_adapter():
+                theirs = held_out_loss(adapted, held_out)[0]
+            report.near(ours["loss_without"], theirs, 1e-4, f"held-out loss with PEFT's {kind} switched off")
+            report.check(abs(ours["loss"] - ours["loss_without"]) > 1e-3, f"PEFT's {kind} changes the loss")
+        adapted.unload()
 
 
 def main():
@@ -166,7 +172,7 @@ def main():
         report.near(ours["loss"], theirs[0], 1e-4, "held-out loss of the model")
         report.near(ours["token_accuracy"], theirs[1], 1e-9, "token accuracy of the model")
         our_adapter_in_peft(report, recipe, model, held_out)
-        peft_adapter_in_ours(report, recipe, model, held_out, gguf)
+        peft_adapters_in_ours(report, recipe, model, held_out, gguf)
     report.done()
 
 

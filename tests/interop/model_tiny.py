@@ -1,8 +1,12 @@
 """Small random Llamas that transformers saved (one file, shards, untied) are loaded, measured, and trained whole; transformers
-loads what was trained.
+loads what was trained. Adapters other than plain LoRA are opened by PEFT before and after our training, and trained there, too.
 """
 
+import copy
+
 import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file
 from support.levain import CHECKOUT, Recipe, Report
 from support.reference import compare_training, held_out_loss, train
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -33,6 +37,14 @@ MODELS = {
     "biased": ({"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True, "head_dim": 32}, "f32", {}),
     "half": ({"tie_word_embeddings": False}, "bf16", {}),
 }  # fmt: skip
+
+ADAPTERS = {
+    "dora": {"kind": "lora", "r": 4, "alpha": 8, "dora": True},
+    "ia3": {"kind": "ia3"},
+    # Whole paths, and inputs scaled elsewhere than in the MLP.
+    "elsewhere": {"kind": "ia3", "targets": ["q_proj", "o_proj", "1.mlp.down_proj"], "feedforward": ["o_proj"]},
+    "outward": {"kind": "ia3", "targets": "all-linear", "feedforward": []},
+}
 
 
 def save(folder, changes, dtype, how, tokenizer):
@@ -108,12 +120,50 @@ def check(report, name):
             compare_training(report, ours, theirs, f"{name}: whole model", 1e-4, 1e-3)
 
 
+def check_adapters(report):
+    """Adapters on the model with biases: files, losses, and a training."""
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+    changes, dtype, how = MODELS["biased"]
+    stages = {
+        "base": {"kind": "load_model", "source": "models/biased", "dtype": dtype},
+        "texts": {"kind": "load_dataset", "source": "texts.jsonl", "format": "text"},
+    }
+    for name, adapter in ADAPTERS.items():
+        stages[name] = {**adapter, "model": "base"}
+        stages[f"{name}_tuned"] = {"kind": "sft", "model": name, "data": "texts", **TRAINING}
+    names = [name + ending for name in ADAPTERS for ending in ("", "_tuned")]
+    stages["scores"] = {"kind": "evaluate", "models": {name: name for name in ["base", *names]}, "data": "texts"}
+    with Recipe("tiny-adapters", stages, {"texts.jsonl": [{"text": text} for text in TEXTS]}) as recipe:
+        model = save(recipe.folder / "models" / "biased", changes, dtype, how, tokenizer)
+        recipe.run()
+        rows = recipe.tokens("scores")
+        scores = recipe.metrics("scores")["models"]
+        for name in names:
+            folder = recipe.export(name, name, "peft")
+            adapted = PeftModel.from_pretrained(copy.deepcopy(model), folder)
+            theirs, ours = get_peft_model_state_dict(adapted), load_file(folder / "adapter_model.safetensors")
+            report.equal(sorted(ours), sorted(theirs), f"{name}: names of {len(ours)} tensors")
+            same = all(torch.equal(ours[key], value) for key, value in theirs.items())
+            report.check(same, f"{name}: PEFT has taken every tensor")
+            report.near(scores[name]["loss"], held_out_loss(adapted, rows)[0], 1e-5, f"{name}: loss in PEFT")
+        for name in ADAPTERS:
+            report.near(scores[name]["loss"], scores["base"]["loss"], 1e-6, f"{name}: at first the model is unchanged")
+            report.check(scores[f"{name}_tuned"]["loss"] < scores["base"]["loss"], f"{name}: the training lowers the loss")
+            adapted = PeftModel.from_pretrained(copy.deepcopy(model), recipe.folder / "export" / name, is_trainable=True)
+            warmup = -(-STEPS * 3 // 10)
+            tokens = recipe.tokens(f"{name}_tuned")
+            theirs = train(adapted, tokens, STEPS, MICRO, 3e-3, warmup, "cosine", weight_decay=0.1)
+            ours = recipe.metrics(f"{name}_tuned.metrics")["steps"]
+            compare_training(report, ours, theirs, f"{name}: training", 1e-4, 1e-3)
+
+
 def main():
     """All models."""
     torch.set_num_threads(2)
     report = Report("model_tiny")
     for name in MODELS:
         check(report, name)
+    check_adapters(report)
     report.done()
 
 

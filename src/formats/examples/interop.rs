@@ -1,7 +1,7 @@
 //! Writes a model, its tokenizer and an adapter into a folder, for tests/interop/formats.py to open in Python.
 
 use anyhow::{Context, Result};
-use levain_formats::peft::{CONFIG_FILE, WEIGHTS_FILE, lora_key};
+use levain_formats::peft::{CONFIG_FILE, WEIGHTS_FILE, tensor_key};
 use levain_formats::{AdapterConfig, Dtype, LlamaConfig, TokenizerFiles, Weights, safetensors};
 use std::path::Path;
 
@@ -50,7 +50,7 @@ fn main() -> Result<()> {
             let count = shape[0] * shape[1];
             let numbers = (0..count).map(|index| (index % 97) as f32 / 1000.0);
             let bytes: Vec<u8> = numbers.flat_map(f32::to_le_bytes).collect();
-            tensors.push((lora_key(&module, part), Dtype::F32, shape, bytes));
+            tensors.push((tensor_key(&module, part), Dtype::F32, shape, bytes));
         }
     }
     safetensors::write_file(&adapter.join(WEIGHTS_FILE), &tensors, &[("format", "pt")])

@@ -108,6 +108,15 @@ impl Dtype {
         Ok(())
     }
 
+    /// `value` as a number of this format has it: rounded to nearest, the even one of two, for F16 and BF16, and unchanged for the others.
+    pub fn rounded(self, value: f32) -> f32 {
+        match self {
+            Dtype::BF16 => bf16_to_f32(f32_to_bf16(value)),
+            Dtype::F16 => rounded_to_f16(value),
+            _ => value,
+        }
+    }
+
     /// The little-endian bytes of `numbers` as F32 or, rounded to nearest even, BF16.
     pub fn from_f32(self, numbers: &[f32]) -> Result<Vec<u8>> {
         match self {
@@ -172,6 +181,25 @@ pub fn f32_to_bf16(value: f32) -> u16 {
     ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
 }
 
+/// The half precision number nearest to `value`, the even one of two; what is too large becomes infinite.
+fn rounded_to_f16(value: f32) -> f32 {
+    /// The smallest half that is not subnormal, and the distance of subnormal ones.
+    const NORMAL: f32 = 6.103_515_6e-5;
+    const STEP: f32 = 5.960_464_5e-8;
+    if !value.is_finite() {
+        return value;
+    }
+    if value.abs() < NORMAL {
+        return (value / STEP).round_ties_even() * STEP;
+    }
+    let bits = value.to_bits();
+    let nearest = f32::from_bits((bits + 0xfff + (bits >> 13 & 1)) & !0x1fff);
+    match nearest.abs() > 65504.0 {
+        true => f32::INFINITY.copysign(value),
+        false => nearest,
+    }
+}
+
 /// The f32 with the value of the bfloat16 number `bits`.
 #[inline]
 pub fn bf16_to_f32(bits: u16) -> f32 {
@@ -212,6 +240,25 @@ mod tests {
             }
             assert_eq!(value.is_sign_negative(), sign < 0.0);
         }
+    }
+
+    #[test]
+    fn rounding_to_a_half_takes_the_nearest_and_of_two_the_even_one() {
+        for bits in 0..0x7bffu16 {
+            let (half, next) = (f16_to_f32(bits), f16_to_f32(bits + 1));
+            let middle = (half + next) / 2.0;
+            let even = if bits.is_multiple_of(2) { half } else { next };
+            let (below, above) = (middle.next_down(), middle.next_up());
+            for (value, wanted) in [(half, half), (middle, even), (below, half), (above, next)] {
+                assert_eq!(Dtype::F16.rounded(value), wanted, "{value:e}");
+                assert_eq!(Dtype::F16.rounded(-value), -wanted, "{value:e}");
+            }
+        }
+        assert_eq!(Dtype::F16.rounded(65519.0), 65504.0);
+        assert_eq!(Dtype::F16.rounded(65520.0), f32::INFINITY);
+        assert!(Dtype::F16.rounded(f32::NAN).is_nan());
+        assert_eq!(Dtype::BF16.rounded(1.0 + 1.0 / 512.0), 1.0);
+        assert_eq!(Dtype::F32.rounded(0.1), 0.1);
     }
 
     #[test]

@@ -14,6 +14,6 @@ pub mod tokenizer;
 
 pub use config::{LlamaConfig, REWARD_HEAD, RopeScaling};
 pub use dtype::Dtype;
-pub use peft::AdapterConfig;
+pub use peft::{AdapterConfig, PeftConfig};
 pub use tensors::{Stored, TensorInfo, Weights};
 pub use tokenizer::TokenizerFiles;

@@ -1,12 +1,18 @@
 //! Adapters as PEFT 0.21 stores them: adapter_config.json and the names of the tensors.
 
+mod any;
+mod fields;
+mod ia3;
 mod targets;
 
+pub use any::PeftConfig;
+pub use ia3::{IA3_FEEDFORWARD, IA3_TARGETS, Ia3Config};
 pub use targets::{ALL_LINEAR, match_targets};
 
 use crate::json;
 use crate::tensors::Weights;
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use fields::{Fields, written_modules};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
@@ -66,8 +72,19 @@ impl Default for AdapterConfig {
     }
 }
 
-/// Keys whose value says nothing about what the stored adapter computes.
-const HARMLESS: [&str; 15] = [
+/// Fields that are read, and those that say nothing about what the stored adapter computes.
+const KNOWN: [&str; 26] = [
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "use_rslora",
+    "use_dora",
+    "bias",
+    "task_type",
+    "modules_to_save",
+    "base_model_name_or_path",
+    "inference_mode",
     "auto_mapping",
     "corda_config",
     "ensure_weight_tying",
@@ -113,13 +130,6 @@ impl AdapterConfig {
                 json!(number)
             }
         };
-        let mut targets = self.target_modules.clone();
-        targets.sort();
-        // PEFT resolves the word only when it stands alone, not in a list.
-        let targets = match &targets[..] {
-            [only] if only == ALL_LINEAR => json!(only),
-            _ => json!(targets),
-        };
         let saved = (!self.modules_to_save.is_empty()).then_some(&self.modules_to_save);
         json!({
             "alora_invocation_tokens": null,
@@ -154,7 +164,7 @@ impl AdapterConfig {
             "r": self.r,
             "rank_pattern": {},
             "revision": null,
-            "target_modules": targets,
+            "target_modules": written_modules(&self.target_modules),
             "target_parameters": null,
             "task_type": self.task_type,
             "trainable_token_indices": null,
@@ -186,11 +196,11 @@ impl AdapterConfig {
         let mut expected = std::collections::HashSet::new();
         for (module, out, input) in linears.iter().filter(|linear| targets.contains(&linear.0)) {
             let mut shapes = vec![
-                (lora_key(module, "lora_A"), vec![self.r, *input]),
-                (lora_key(module, "lora_B"), vec![*out, self.r]),
+                (tensor_key(module, "lora_A"), vec![self.r, *input]),
+                (tensor_key(module, "lora_B"), vec![*out, self.r]),
             ];
             if self.use_dora {
-                shapes.push((lora_key(module, "lora_magnitude_vector"), vec![*out]));
+                shapes.push((tensor_key(module, "lora_magnitude_vector"), vec![*out]));
             }
             for (key, shape) in shapes {
                 match weights.get(&key) {
@@ -233,52 +243,13 @@ impl AdapterConfig {
 }
 
 fn from_object(object: &Map<String, Value>) -> Result<AdapterConfig> {
-    let get = |key: &str| object.get(key).filter(|value| !value.is_null());
-    let text = |key: &str| -> Result<Option<String>> {
-        match get(key) {
-            None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text.clone())),
-            Some(value) => bail!("{key} should be text, but is {value}"),
-        }
-    };
-    let flag = |key: &str| -> Result<bool> {
-        match get(key) {
-            None => Ok(false),
-            Some(Value::Bool(flag)) => Ok(*flag),
-            Some(value) => bail!("{key} should be true or false, but is {value}"),
-        }
-    };
-    let number = |key: &str, default: f64| -> Result<f64> {
-        match get(key) {
-            None => Ok(default),
-            Some(value) => (value.as_f64())
-                .filter(|number| number.is_finite())
-                .ok_or_else(|| anyhow!("{key} should be a number, but is {value}")),
-        }
-    };
-    let list = |key: &str| -> Result<Vec<String>> {
-        let items = match get(key) {
-            None => return Ok(Vec::new()),
-            Some(Value::Array(items)) => items,
-            Some(value) => bail!("{key} should be a list of names, but is {value}"),
-        };
-        let names: Option<Vec<&str>> = items.iter().map(Value::as_str).collect();
-        let names = names.ok_or_else(|| anyhow!("{key} should be a list of names"))?;
-        Ok(names.into_iter().map(str::to_owned).collect())
-    };
-    let kind = text("peft_type")?.unwrap_or_default();
+    let fields = Fields(object);
+    let kind = fields.text("peft_type")?.unwrap_or_default();
     ensure!(
         kind == "LORA",
         "peft_type is {kind:?}; supported is \"LORA\""
     );
-    let target_modules = match get("target_modules") {
-        Some(Value::String(word)) if word == ALL_LINEAR => vec![ALL_LINEAR.to_owned()],
-        Some(Value::String(pattern)) => bail!(
-            "target_modules is the regular expression {pattern:?}, which is not supported; list the module names"
-        ),
-        _ => list("target_modules")?,
-    };
-    let rank = match get("r") {
+    let rank = match fields.get("r") {
         None => 8,
         Some(value) => (value.as_u64())
             .filter(|rank| (1..=1 << 20).contains(rank))
@@ -286,16 +257,16 @@ fn from_object(object: &Map<String, Value>) -> Result<AdapterConfig> {
     };
     let config = AdapterConfig {
         r: usize::try_from(rank)?,
-        lora_alpha: number("lora_alpha", 8.0)?,
-        lora_dropout: number("lora_dropout", 0.0)?,
-        target_modules,
-        use_rslora: flag("use_rslora")?,
-        use_dora: flag("use_dora")?,
-        bias: text("bias")?.unwrap_or_else(|| "none".to_owned()),
-        task_type: text("task_type")?,
-        modules_to_save: list("modules_to_save")?,
-        base_model_name_or_path: text("base_model_name_or_path")?,
-        inference_mode: flag("inference_mode")?,
+        lora_alpha: fields.number("lora_alpha", 8.0)?,
+        lora_dropout: fields.number("lora_dropout", 0.0)?,
+        target_modules: fields.modules("target_modules")?,
+        use_rslora: fields.flag("use_rslora")?,
+        use_dora: fields.flag("use_dora")?,
+        bias: fields.text("bias")?.unwrap_or_else(|| "none".to_owned()),
+        task_type: fields.text("task_type")?,
+        modules_to_save: fields.list("modules_to_save")?,
+        base_model_name_or_path: fields.text("base_model_name_or_path")?,
+        inference_mode: fields.flag("inference_mode")?,
     };
     ensure!(
         !config.target_modules.is_empty(),
@@ -311,12 +282,13 @@ fn from_object(object: &Map<String, Value>) -> Result<AdapterConfig> {
         "lora_dropout is {}; it should be at least 0 and less than 1",
         config.lora_dropout
     );
-    refuse_unknown(object, &config)?;
+    refuse_base_changes(object)?;
+    fields.refuse_unknown(&KNOWN, &config.to_json())?;
     Ok(config)
 }
 
-/// Refuses initializations that change the base model, and every unknown setting that is not neutral.
-fn refuse_unknown(object: &Map<String, Value>, config: &AdapterConfig) -> Result<()> {
+/// Refuses initializations that change the base model.
+fn refuse_base_changes(object: &Map<String, Value>) -> Result<()> {
     if let Some(Value::String(initialization)) = object.get("init_lora_weights") {
         // The others (gaussian, eva, orthogonal) only choose where training starts.
         let changes_base = ["pissa", "olora", "corda", "loftq", "lora_ga", "mica"];
@@ -327,50 +299,21 @@ fn refuse_unknown(object: &Map<String, Value>, config: &AdapterConfig) -> Result
             "init_lora_weights is {initialization:?}, which changes the base model's weights; convert the adapter to plain LoRA with PEFT first"
         );
     }
-    let written = config.to_json();
-    for (key, value) in object {
-        let neutral = match value {
-            Value::Null | Value::Bool(false) => true,
-            Value::Array(items) => items.is_empty(),
-            Value::Object(fields) => fields.is_empty(),
-            _ => false,
-        };
-        // Fields of `AdapterConfig` are those that `to_json` fills with something.
-        let known = HARMLESS.contains(&key.as_str())
-            || matches!(
-                key.as_str(),
-                "r" | "lora_alpha"
-                    | "lora_dropout"
-                    | "target_modules"
-                    | "use_rslora"
-                    | "use_dora"
-                    | "bias"
-                    | "task_type"
-                    | "modules_to_save"
-                    | "base_model_name_or_path"
-                    | "inference_mode"
-            );
-        if !neutral && !known {
-            let word = match written.get(key) {
-                Some(_) => "which is not supported",
-                None => "which is not known here and may change what the adapter does",
-            };
-            bail!("{key} is {value}, {word}");
-        }
-    }
     Ok(())
 }
 
-/// The name of an adapter's tensor: `part` is `lora_A`, `lora_B` or `lora_magnitude_vector`.
-///
-/// `base_model.model.<module>.lora_A.weight`; the magnitude has no `.weight` in PEFT's files.
-pub fn lora_key(module: &str, part: &str) -> String {
-    let ending = if part == "lora_magnitude_vector" {
-        ""
-    } else {
-        ".weight"
+/// The name of an adapter's tensor: `part` is `lora_A`, `lora_B`, `lora_magnitude_vector` or `ia3_l`.
+pub fn tensor_key(module: &str, part: &str) -> String {
+    format!("{PREFIX}{}", parameter_name(module, part))
+}
+
+/// The same without what PEFT puts before it: `<module>.lora_A.weight`. Magnitudes and (IA)³'s numbers have no `.weight` in PEFT's files.
+pub fn parameter_name(module: &str, part: &str) -> String {
+    let ending = match part {
+        "lora_A" | "lora_B" => ".weight",
+        _ => "",
     };
-    format!("{PREFIX}{module}.{part}{ending}")
+    format!("{module}.{part}{ending}")
 }
 
 /// The module and the part (`lora_A`, `lora_B`, `lora_magnitude_vector`) that a tensor's name speaks of.

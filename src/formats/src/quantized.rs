@@ -1,6 +1,10 @@
 //! How quantized weights stand in model files, as transformers and bitsandbytes write them: the names beside a weight's, the state in JSON,
 //! and `quantization_config` in config.json.
 
+mod values;
+
+pub use values::values;
+
 use crate::nf4::{self, Quantized, Scales};
 use crate::tensors::{Stored, Weights};
 use crate::{Dtype, json};

@@ -3,7 +3,7 @@
 mod support;
 
 use levain_formats::gguf::{self, Quantization};
-use levain_formats::peft::{lora_key, match_targets, parse_lora_key};
+use levain_formats::peft::{match_targets, parse_lora_key, tensor_key};
 use levain_formats::{
     AdapterConfig, Dtype, LlamaConfig, RopeScaling, Stored, TokenizerFiles, Weights, safetensors,
 };
@@ -320,7 +320,7 @@ fn an_adapter_of_peft_is_read_and_written_alike() {
     assert_eq!(targets, modules);
     for info in weights.infos() {
         let (module, part) = parse_lora_key(&info.name).unwrap();
-        assert_eq!(lora_key(module, part), info.name);
+        assert_eq!(tensor_key(module, part), info.name);
     }
     let wrong = AdapterConfig { r: 8, ..config };
     let message = wrong.check(&weights, &linears).unwrap_err().to_string();

@@ -2,7 +2,7 @@
 
 mod support;
 
-use levain_formats::peft::{lora_key, parse_lora_key};
+use levain_formats::peft::{parse_lora_key, tensor_key};
 use levain_formats::{AdapterConfig, Dtype, LlamaConfig, RopeScaling, TokenizerFiles, safetensors};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -160,11 +160,14 @@ fn adapter_tensor_names_are_parsed_as_they_are_made() {
     let module = "model.layers.3.mlp.up_proj";
     for part in ["lora_A", "lora_B", "lora_magnitude_vector"] {
         assert_eq!(
-            parse_lora_key(&lora_key(module, part)),
+            parse_lora_key(&tensor_key(module, part)),
             Some((module, part))
         );
     }
-    assert_eq!(lora_key("q", "lora_A"), "base_model.model.q.lora_A.weight");
+    assert_eq!(
+        tensor_key("q", "lora_A"),
+        "base_model.model.q.lora_A.weight"
+    );
     for wrong in [
         "q.lora_A.weight",
         "base_model.model.q.lora_C.weight",

@@ -14,6 +14,7 @@ pub mod exam;
 pub mod gate;
 pub mod generate;
 pub mod grpo;
+pub mod ia3;
 pub mod init_model;
 pub mod kto;
 pub mod label;
@@ -61,6 +62,7 @@ pub fn contracts() -> Contracts {
             &init_model::CONTRACT,
             &quantize::CONTRACT,
             &lora::CONTRACT,
+            &ia3::CONTRACT,
             &merge::CONTRACT,
             &sft::CONTRACT,
             &evaluate::CONTRACT,
@@ -154,6 +156,7 @@ mod tests {
         fits::<super::load_model::LoadModel>(&super::load_model::CONTRACT);
         fits::<super::load_reward_model::LoadRewardModel>(&super::load_reward_model::CONTRACT);
         fits::<super::lora::Lora>(&super::lora::CONTRACT);
+        fits::<super::ia3::Ia3>(&super::ia3::CONTRACT);
         fits::<super::merge::Merge>(&super::merge::CONTRACT);
         fits::<super::quantize::Quantize>(&super::quantize::CONTRACT);
         fits::<super::sft::Sft>(&super::sft::CONTRACT);

@@ -2,7 +2,7 @@
 
 use engine::artifact::ArtifactType;
 use engine::contract::{
-    Arity, Contract, FieldType, Literal, Need, Output, Pool, Port, Repeatable, no_check,
+    Arity, Contract, Field, FieldType, Literal, Need, Output, Pool, Port, Repeatable, no_check,
 };
 use serde::Deserialize;
 
@@ -23,6 +23,8 @@ pub struct Lora {
     pub targets: Targets,
     /// Divide by √r instead of r.
     pub rslora: bool,
+    /// A trained length for each row of a weight.
+    pub dora: bool,
     /// Where the stream `init` starts.
     pub seed: u64,
 }
@@ -58,7 +60,13 @@ alpha / √r with `rslora`. A starts from U(−1/√in, 1/√in) (Kaiming with a
 seed; B starts at 0, so that the model is at first unchanged. The files are PEFT's: `adapter_model.safetensors` in f32 and
 `adapter_config.json`.
 
-Source: Hu et al., *LoRA*, arXiv 2106.09685; rsLoRA: Kalajdzievski, arXiv 2312.03732.",
+With `dora` (weight-decomposed LoRA) the length of each row of the weight is trained by itself, and the rest of the adapter changes its
+direction: y = m / ‖W + s·B A‖ · (W x + s·B A x), with ‖·‖ the length of each row, a constant in the backward pass, and m, one number for
+each output, at first ‖W‖. With dropout, as in PEFT, y = W x + (m / ‖·‖ − 1) W x' + m / ‖·‖ s·B A x' for the x' that elements were
+dropped from. The lengths follow from ‖W‖ and from products with A and B, so no copy of W is made; with dropout W is multiplied twice. W
+may be quantized (QDoRA): m then starts from the lengths of the rows that its codes stand for.
+
+Source: Hu et al., *LoRA*, arXiv 2106.09685; rsLoRA: Kalajdzievski, arXiv 2312.03732; DoRA: Liu et al., arXiv 2402.09353.",
     example: "thin: { kind: lora, model: base, r: 16, alpha: 32, targets: all-linear }",
     pool: Pool::Cpu,
     repeatable: Repeatable::Deterministic,
@@ -79,6 +87,15 @@ Source: Hu et al., *LoRA*, arXiv 2106.09685; rsLoRA: Kalajdzievski, arXiv 2312.0
              or ends in `.name`.",
         ),
         field("rslora", FieldType::Bool, Need::Default(Literal::Bool(false)), "Scale by alpha / √r, which keeps large ranks stable."),
+        Field {
+            neutral: Some(Literal::Bool(false)),
+            ..field(
+                "dora",
+                FieldType::Bool,
+                Need::Default(Literal::Bool(false)),
+                "Train the length of each row of a weight by itself (DoRA), which comes nearer to training all of it at small ranks.",
+            )
+        },
         field("seed", FieldType::Seed, Need::Optional, "Where the draw of A starts; the recipe's seed unless given."),
     ],
     ports: &[Port { name: "model", accepts: &[ArtifactType::Model], arity: Arity::One, layouts: &[], doc: "The model to adapt." }],

@@ -5,10 +5,10 @@
 
 use anyhow::{Context, Result};
 use formats::config::LlamaConfig;
-use formats::peft::{AdapterConfig, CONFIG_FILE, WEIGHTS_FILE};
+use formats::peft::{CONFIG_FILE, PeftConfig, WEIGHTS_FILE};
 use formats::tensors::Weights;
 use ml::sft::{Row, Scores, evaluate};
-use ml::{Llama, Params, Pass, Place, lora, loss};
+use ml::{Llama, Params, Pass, Place, adapter as adapters, loss};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -34,9 +34,9 @@ fn main() -> Result<()> {
     };
     let mut params = Params::new();
     let mut model = Llama::load(&config, &weights, place, &mut params)?;
-    let settings = AdapterConfig::open(&adapter.join(CONFIG_FILE))?;
+    let settings = PeftConfig::open(&adapter.join(CONFIG_FILE))?;
     let stored = Weights::open(&adapter.join(WEIGHTS_FILE))?;
-    let modules = lora::attach_stored(model.linears_mut(), &settings, &stored, &mut params)?;
+    let modules = adapters::attach_stored(model.linears_mut(), &settings, &stored, &mut params)?;
 
     let rows: Vec<Tokens> = serde_json::from_str(&read(rows)?)?;
     let rows: Vec<Row> = rows

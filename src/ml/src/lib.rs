@@ -1,10 +1,13 @@
 //! The tensor half: models, adapters, losses, optimizers, the training step and generation; no recipe, cache, text or event.
 
+pub mod adapter;
 pub mod attend;
 pub mod completions;
 pub mod divergence;
+pub mod dora;
 pub mod fit;
 pub mod generate;
+pub mod ia3;
 pub mod kv_cache;
 pub mod linear;
 pub mod llama;

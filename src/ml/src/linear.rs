@@ -1,5 +1,7 @@
 //! The linear map: how its weight is stored, and an adapter that changes it.
 
+use crate::adapter::Adapter;
+use crate::ia3::Ia3;
 use crate::lora::Lora;
 use crate::norm::Norm;
 use crate::place::HOST;
@@ -101,7 +103,7 @@ pub struct Linear {
     /// `[out]`.
     pub bias: Option<Tensor>,
     /// The change, attached after loading.
-    pub adapter: Option<Lora>,
+    pub adapter: Option<Adapter>,
 }
 
 impl Linear {
@@ -121,7 +123,7 @@ impl Linear {
             name: self.name.clone(),
             weight: self.weight.shallow_clone(),
             bias: self.bias.as_ref().map(Tensor::shallow_clone),
-            adapter: self.adapter.as_ref().map(Lora::shallow_clone),
+            adapter: self.adapter.as_ref().map(Adapter::shallow_clone),
         }
     }
 
@@ -131,11 +133,11 @@ impl Linear {
             Weight::Dense(weight) => Some(weight),
             _ => None,
         };
-        let adapter = self.adapter.iter().flat_map(|lora| [&lora.down, &lora.up]);
+        let parts = self.adapter.iter().flat_map(Adapter::parts);
         weight
             .into_iter()
             .chain(&self.bias)
-            .chain(adapter)
+            .chain(parts.map(|(_, tensor)| tensor))
             .collect()
     }
 
@@ -152,8 +154,24 @@ impl Linear {
     }
 
     /// The adapter, if this pass uses it.
-    fn adapter(&self, pass: Pass) -> Option<&Lora> {
+    fn adapter(&self, pass: Pass) -> Option<&Adapter> {
         self.adapter.as_ref().filter(|_| pass.adapters)
+    }
+
+    /// The same where it is LoRA.
+    pub fn lora(&self, pass: Pass) -> Option<&Lora> {
+        match self.adapter(pass) {
+            Some(Adapter::Lora(lora)) => Some(lora),
+            _ => None,
+        }
+    }
+
+    /// The same where it is (IA)³ on the inputs.
+    fn scales_input(&self, pass: Pass) -> Option<&Ia3> {
+        match self.adapter(pass) {
+            Some(Adapter::Ia3(ia3)) if ia3.feedforward => Some(ia3),
+            _ => None,
+        }
     }
 
     /// `x [rows, in]` → `[rows, out]`.
@@ -167,9 +185,21 @@ impl Linear {
         input: Input<'_>,
         linears: [&Linear; N],
     ) -> Result<Vec<Tensor>> {
+        if linears.iter().any(|l| l.scales_input(pass).is_some()) {
+            // Each has an x of its own.
+            let x = input.made()?;
+            let forward = |linear: &&Linear| match linear.scales_input(pass) {
+                Some(ia3) => {
+                    let x = ia3.scaled(&x)?;
+                    linear.forward(pass.without_adapters(), Input::Plain(&x))
+                }
+                None => linear.forward(pass, Input::Plain(&x)),
+            };
+            return linears.iter().map(forward).collect();
+        }
         let drops = linears
             .iter()
-            .any(|linear| linear.adapter(pass).is_some_and(|lora| lora.drops(pass)));
+            .any(|linear| linear.lora(pass).is_some_and(|lora| lora.drops(pass)));
         let (x, before) = match input {
             // With dropout x itself is needed twice, so it is made and kept.
             _ if drops => (input.made()?, torch::Before::Nothing),
@@ -190,45 +220,108 @@ impl Linear {
         }
         let maps = linears.map(|linear| torch::Map {
             weight: linear.weight.stored(),
-            bias: linear.bias.as_ref(),
+            bias: linear.early_bias(pass),
             change: linear
-                .adapter(pass)
+                .lora(pass)
                 .filter(|lora| !lora.drops(pass))
                 .map(|lora| (&lora.down, &lora.up, lora.scale)),
         });
-        let mut results = torch::linear(x, before, &maps, pass.decode)?;
-        for (y, linear) in results.iter_mut().zip(linears) {
-            if let Some(lora) = linear.adapter(pass).filter(|lora| lora.drops(pass)) {
-                *y = lora.added(pass, &linear.name, x, y)?;
-            }
-        }
-        Ok(results)
+        let results = torch::linear(x, before, &maps, pass.decode)?;
+        let results = results.into_iter().zip(linears);
+        results
+            .map(|(y, linear)| match linear.adapter(pass) {
+                Some(Adapter::Lora(lora)) if lora.drops(pass) => {
+                    linear.after_dropout(pass, lora, x, y)
+                }
+                Some(Adapter::Lora(lora)) => linear.rescaled(lora, y),
+                Some(Adapter::Ia3(ia3)) => ia3.scaled(&y),
+                None => Ok(y),
+            })
+            .collect()
     }
 
     /// The same as a composition of libtorch's operators: other devices, f64, and what the fused one is tested against.
     pub fn plain(&self, pass: Pass, x: &Tensor) -> Result<Tensor> {
-        let through_f32 = x.device() == HOST
-            && self.weight.kind() == Kind::BFloat16
-            && x.kind() == Kind::BFloat16
-            && !torch::multiplies_bf16(x);
-        let wide = match through_f32 {
-            true => x.to_kind(Kind::Float),
-            false => x.shallow_clone(),
-        };
-        let y = match &self.weight {
-            Weight::Dense(weight) => {
-                wide.f_linear(&weight.to_kind(wide.kind()), None::<&Tensor>)?
+        if let Some(ia3) = self.scales_input(pass) {
+            return self.plain(pass.without_adapters(), &ia3.scaled(x)?);
+        }
+        let y = wide_product(x, &self.weight)?;
+        let y = match self.early_bias(pass) {
+            Some(bias) => {
+                let kind = y.kind();
+                y + bias.to_kind(kind)
             }
-            packed => torch::unpacked_product(&wide, &packed.stored())?,
-        };
-        let y = match &self.bias {
-            Some(bias) => y + bias.to_kind(wide.kind()),
             None => y,
         };
         let y = y.to_kind(x.kind());
         match self.adapter(pass) {
-            Some(lora) => lora.added(pass, &self.name, x, &y),
+            Some(Adapter::Lora(lora)) if lora.drops(pass) => self.after_dropout(pass, lora, x, y),
+            Some(Adapter::Lora(lora)) => self.rescaled(lora, lora.added(x, &y)?),
+            Some(Adapter::Ia3(ia3)) => ia3.scaled(&y),
             None => Ok(y),
         }
+    }
+
+    /// The bias, unless DoRA scales the product first.
+    fn early_bias(&self, pass: Pass) -> Option<&Tensor> {
+        let later = |lora: &Lora| lora.dora.is_some() && !lora.drops(pass);
+        self.bias
+            .as_ref()
+            .filter(|_| !self.lora(pass).is_some_and(later))
+    }
+
+    /// What DoRA makes of `x · (weight + change)^T`, the bias included; with plain LoRA that is the result already.
+    fn rescaled(&self, lora: &Lora, y: Tensor) -> Result<Tensor> {
+        let Some(dora) = &lora.dora else {
+            return Ok(y);
+        };
+        let scaled = y.f_mul(&dora.factor(lora, &self.weight)?)?;
+        let scaled = match &self.bias {
+            Some(bias) => scaled.f_add(bias)?,
+            None => scaled,
+        };
+        Ok(scaled.to_kind(y.kind()))
+    }
+
+    /// y of the whole x with the change of the x that elements are dropped from. DoRA adds, as in PEFT, what its scale makes of that x:
+    /// (factor − 1) · x' weight^T + factor · change.
+    fn after_dropout(&self, pass: Pass, lora: &Lora, x: &Tensor, y: Tensor) -> Result<Tensor> {
+        let x = &lora.dropped(pass, &self.name, x)?;
+        let Some(dora) = &lora.dora else {
+            return lora.added(x, &y);
+        };
+        let factor = dora.factor(lora, &self.weight)?;
+        let more = product(x, &self.weight)?.f_mul(&(&factor - 1.0))?;
+        let more = more.f_add(&lora.change(x)?.f_mul(&factor)?)?;
+        Ok(y.f_add(&more)?.to_kind(y.kind()))
+    }
+}
+
+/// `x · weight^T` in the type of x, by whatever is fastest.
+pub(crate) fn product(x: &Tensor, weight: &Weight) -> Result<Tensor> {
+    if torch::fused_linear(x, &weight.stored()) {
+        let map = torch::Map {
+            weight: weight.stored(),
+            bias: None,
+            change: None,
+        };
+        return Ok(torch::linear(x, torch::Before::Nothing, &[map], false)?.remove(0));
+    }
+    Ok(wide_product(x, weight)?.to_kind(x.kind()))
+}
+
+/// `x · weight^T` by libtorch's operators; in f32 where bf16 is not multiplied natively.
+fn wide_product(x: &Tensor, weight: &Weight) -> Result<Tensor> {
+    let through_f32 = x.device() == HOST
+        && weight.kind() == Kind::BFloat16
+        && x.kind() == Kind::BFloat16
+        && !torch::multiplies_bf16(x);
+    let wide = match through_f32 {
+        true => x.to_kind(Kind::Float),
+        false => x.shallow_clone(),
+    };
+    match weight {
+        Weight::Dense(weight) => Ok(wide.f_linear(&weight.to_kind(wide.kind()), None::<&Tensor>)?),
+        packed => torch::unpacked_product(&wide, &packed.stored()),
     }
 }

@@ -1,14 +1,16 @@
-//! LoRA: a linear's weight changed by `scale · B A`, attached by module name after loading, kept as PEFT keeps it.
+//! LoRA: a linear's weight changed by `scale · B A`, attached by module name after loading, kept as PEFT keeps it; with magnitudes it is
+//! DoRA.
 
-use crate::linear::{Linear, Pass};
+use crate::adapter::{self, Adapter};
+use crate::dora::Dora;
+use crate::linear::{Linear, Pass, Weight};
 use crate::params::Params;
 use crate::place::HOST;
 use crate::random::Stream;
 use crate::{tensors, torch};
-use anyhow::{Context, Result, ensure};
-use formats::peft::{AdapterConfig, lora_key, match_targets, parse_lora_key};
+use anyhow::{Result, ensure};
+use formats::peft::{AdapterConfig, match_targets, parse_lora_key, tensor_key};
 use formats::tensors::Weights;
-use std::path::Path;
 use tch::{Kind, Tensor};
 
 /// The low-rank change of one linear, in f32 (f64 under a f64 model).
@@ -22,6 +24,8 @@ pub struct Lora {
     pub scale: f64,
     /// The probability that an element of x is dropped on this path in training.
     pub dropout: f64,
+    /// DoRA's magnitudes.
+    pub dora: Option<Dora>,
 }
 
 impl Lora {
@@ -30,6 +34,7 @@ impl Lora {
         Lora {
             down: self.down.shallow_clone(),
             up: self.up.shallow_clone(),
+            dora: self.dora.as_ref().map(Dora::shallow_clone),
             ..*self
         }
     }
@@ -39,39 +44,75 @@ impl Lora {
         pass.train && self.dropout > 0.0
     }
 
-    /// `y + scale · (dropout(x) A^T) B^T`, in the type of the factors, or in bf16 where that is multiplied natively.
-    pub fn added(&self, pass: Pass, name: &str, x: &Tensor, y: &Tensor) -> Result<Tensor> {
-        let kind = self.down.kind();
-        let x = if self.drops(pass) {
-            // A mask of its own for every linear of every forward, whatever the order of evaluation.
-            let seed = Stream::new(pass.draw, &format!("dropout {name}")).next_u64();
-            let columns = x.size().last().copied().unwrap_or(1);
-            torch::dropout(x, self.dropout, seed, pass.first as i64 * columns)?
-        } else {
-            x.shallow_clone()
-        };
-        if torch::multiplies_bf16(&x) {
-            let low = x.f_matmul(&self.down.to_kind(x.kind()).tr())?;
-            let up = (&self.up * self.scale).to_kind(x.kind());
-            return Ok(y + low.f_matmul(&up.tr())?);
-        }
-        let low = x.to_kind(kind).f_matmul(&self.down.tr())?;
-        let change = low.f_matmul(&self.up.tr())? * self.scale;
-        Ok((y.to_kind(kind) + change).to_kind(y.kind()))
+    /// Its tensors, which may be trained.
+    pub fn tensors(&self) -> Vec<&Tensor> {
+        let magnitude = self.dora.as_ref().map(|dora| &dora.magnitude);
+        [&self.down, &self.up]
+            .into_iter()
+            .chain(magnitude)
+            .collect()
     }
 
-    /// `weight + scale · B A` in the type of the factors.
-    pub fn merged(&self, weight: &Tensor) -> Tensor {
-        weight.to_kind(self.down.kind()) + self.up.matmul(&self.down) * self.scale
+    /// x as this path gets it: with elements dropped in training.
+    pub fn dropped(&self, pass: Pass, name: &str, x: &Tensor) -> Result<Tensor> {
+        if !self.drops(pass) {
+            return Ok(x.shallow_clone());
+        }
+        // A mask of its own for every linear of every forward, whatever the order of evaluation.
+        let seed = Stream::new(pass.draw, &format!("dropout {name}")).next_u64();
+        let columns = x.size().last().copied().unwrap_or(1);
+        torch::dropout(x, self.dropout, seed, pass.first as i64 * columns)
+    }
+
+    /// `scale · (x A^T) B^T`, in the type of the factors, or in bf16 where that is multiplied natively.
+    pub fn change(&self, x: &Tensor) -> Result<Tensor> {
+        if torch::multiplies_bf16(x) {
+            let low = x.f_matmul(&self.down.to_kind(x.kind()).tr())?;
+            let up = (&self.up * self.scale).to_kind(x.kind());
+            return Ok(low.f_matmul(&up.tr())?);
+        }
+        let low = x.to_kind(self.down.kind()).f_matmul(&self.down.tr())?;
+        Ok(low.f_matmul(&self.up.tr())? * self.scale)
+    }
+
+    /// `y + scale · (x A^T) B^T` in the type of y.
+    pub fn added(&self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+        Ok(y.f_add(&self.change(x)?)?.to_kind(y.kind()))
+    }
+
+    /// `weight + scale · B A` in the type of the factors, with DoRA its rows scaled to their magnitudes.
+    pub fn merged(&self, weight: &Tensor) -> Result<Tensor> {
+        let changed = weight.to_kind(self.down.kind()) + self.up.f_matmul(&self.down)? * self.scale;
+        let Some(dora) = &self.dora else {
+            return Ok(changed);
+        };
+        let factor = dora.factor(self, &Weight::Dense(weight.shallow_clone()))?;
+        Ok(changed * factor.f_unsqueeze(1)?)
+    }
+
+    /// Whether it changes nothing of this weight yet.
+    pub fn is_identity(&self, weight: &Weight) -> Result<bool> {
+        let largest = |tensor: &Tensor| tensor.abs().max().double_value(&[]);
+        if largest(&self.up) != 0.0 {
+            return Ok(false);
+        }
+        match &self.dora {
+            None => Ok(true),
+            // Lengths that others took are rounded otherwise.
+            Some(dora) => {
+                let away = dora.factor(self, weight)?.detach() - 1.0;
+                Ok(largest(&away) <= 1e-6)
+            }
+        }
     }
 }
 
-/// The names of the adapter's two parameters of a module.
-fn names(module: &str) -> (String, String) {
-    (
-        format!("{module}.lora_A.weight"),
-        format!("{module}.lora_B.weight"),
-    )
+/// What an adapter of one linear starts from.
+struct Start {
+    down: Tensor,
+    up: Tensor,
+    /// Of DoRA, where they are known.
+    magnitude: Option<Tensor>,
 }
 
 /// Which of the model's linears the config targets.
@@ -84,12 +125,8 @@ fn attach_with(
     mut linears: Vec<&mut Linear>,
     config: &AdapterConfig,
     params: &mut Params,
-    mut factors: impl FnMut(&Linear, i64) -> Result<(Tensor, Tensor)>,
+    mut first: impl FnMut(&Linear, i64) -> Result<Start>,
 ) -> Result<Vec<String>> {
-    ensure!(
-        !config.use_dora,
-        "the adapter uses DoRA, which is not supported here"
-    );
     ensure!(config.r > 0, "the rank of a LoRA adapter is at least 1");
     ensure!(
         (0.0..1.0).contains(&config.lora_dropout),
@@ -102,35 +139,29 @@ fn attach_with(
         if !chosen.contains(&linear.name) {
             continue;
         }
-        ensure!(
-            linear.adapter.is_none(),
-            "{} has an adapter already",
-            linear.name
-        );
-        let (down, up) = factors(linear, rank)?;
-        let weight = &linear.weight;
-        let kind = if weight.kind() == Kind::Double {
-            Kind::Double
-        } else {
-            Kind::Float
+        let start = first(linear, rank)?;
+        let down = adapter::placed(linear, &start.down);
+        let magnitude = start
+            .magnitude
+            .map(|tensor| adapter::placed(linear, &tensor));
+        let dora = match config.use_dora {
+            true => Some(Dora::new(&linear.weight, down.kind(), magnitude)?),
+            false => None,
         };
-        let place = |tensor: Tensor| tensor.to_device(weight.device()).to_kind(kind).contiguous();
-        let (down, up) = (place(down), place(up));
-        let (down_name, up_name) = names(&linear.name);
-        params.add(&down_name, &down, true)?;
-        params.add(&up_name, &up, true)?;
-        linear.adapter = Some(Lora {
+        let lora = Lora {
+            up: adapter::placed(linear, &start.up),
             down,
-            up,
             scale: config.scale(),
             dropout: config.lora_dropout,
-        });
+            dora,
+        };
+        adapter::put(linear, Adapter::Lora(lora), params)?;
     }
     Ok(chosen)
 }
 
 /// Attaches fresh adapters: A uniform in ±1/√in (PEFT's kaiming with a = √5), drawn from the stream `init <module>` of the
-/// seed, B zero. They are trained; gives the names of the changed modules.
+/// seed, B zero, magnitudes the lengths of the weight's rows. They are trained; gives the names of the changed modules.
 pub fn attach(
     linears: Vec<&mut Linear>,
     config: &AdapterConfig,
@@ -147,7 +178,11 @@ pub fn attach(
             .collect();
         let down = Tensor::from_slice(&numbers).view([rank, input]);
         let up = Tensor::zeros([output, rank], (Kind::Float, HOST));
-        Ok((down, up))
+        Ok(Start {
+            down,
+            up,
+            magnitude: None,
+        })
     })
 }
 
@@ -160,64 +195,24 @@ pub fn attach_stored(
 ) -> Result<Vec<String>> {
     let chosen = attach_with(linears, config, params, |linear, rank| {
         let (input, output) = linear.extents();
-        let read = |part: &str, shape: [i64; 2]| {
-            tensors::read(
-                weights,
-                &lora_key(&linear.name, part),
-                &shape,
-                Kind::Float,
-                HOST,
-            )
+        let read = |part: &str, shape: &[i64]| {
+            let key = tensor_key(&linear.name, part);
+            tensors::read(weights, &key, shape, Kind::Float, HOST)
         };
-        Ok((
-            read("lora_A", [rank, input])?,
-            read("lora_B", [output, rank])?,
-        ))
+        Ok(Start {
+            down: read("lora_A", &[rank, input])?,
+            up: read("lora_B", &[output, rank])?,
+            magnitude: match config.use_dora {
+                true => Some(read("lora_magnitude_vector", &[output])?),
+                false => None,
+            },
+        })
     })?;
-    for info in weights.infos() {
-        let known = parse_lora_key(&info.name)
-            .is_some_and(|(module, _)| chosen.iter().any(|name| name == module))
-            || config
-                .modules_to_save
-                .iter()
-                .any(|module| info.name == format!("base_model.model.{module}.weight"));
-        ensure!(
-            known,
-            "the adapter's tensor {:?} belongs to no target of its adapter_config.json",
-            info.name
-        );
-    }
+    adapter::check_known(weights, &config.modules_to_save, |name| {
+        parse_lora_key(name).is_some_and(|(module, part)| {
+            let of_config = config.use_dora || part != "lora_magnitude_vector";
+            of_config && chosen.iter().any(|name| name == module)
+        })
+    })?;
     Ok(chosen)
-}
-
-/// Takes the adapters off and forgets their parameters.
-pub fn detach(linears: Vec<&mut Linear>, params: &mut Params) {
-    for linear in linears {
-        if linear.adapter.take().is_some() {
-            let (down, up) = names(&linear.name);
-            params.remove(&down);
-            params.remove(&up);
-        }
-    }
-}
-
-/// The adapter's tensors under PEFT's names, f32.
-pub fn stored(linears: &[&Linear]) -> Vec<(String, Tensor)> {
-    let mut stored = Vec::new();
-    for linear in linears {
-        if let Some(lora) = &linear.adapter {
-            let plain = |tensor: &Tensor| tensor.detach().to_kind(Kind::Float);
-            stored.push((lora_key(&linear.name, "lora_A"), plain(&lora.down)));
-            stored.push((lora_key(&linear.name, "lora_B"), plain(&lora.up)));
-        }
-    }
-    stored
-}
-
-/// Writes the adapter's tensors as PEFT's `adapter_model.safetensors`; the config is `AdapterConfig::save`.
-pub fn save(linears: &[&Linear], path: &Path) -> Result<()> {
-    let stored = stored(linears);
-    ensure!(!stored.is_empty(), "there is no adapter to save");
-    tensors::write(path, &stored, &[("format", "pt")])
-        .with_context(|| format!("while saving the adapter to {}", path.display()))
 }

@@ -114,7 +114,7 @@ fn an_adapter_with_zero_b_is_the_identity() {
             ml::lora::attach(model.linears_mut(), &tiny::adapter(4, 0.0), 3, &mut params).unwrap();
         assert_eq!(chosen.len(), 14);
         assert_eq!(before, logits(&model, Pass::eval(), &rows));
-        ml::lora::detach(model.linears_mut(), &mut params);
+        ml::adapter::detach(model.linears_mut(), &mut params);
         assert_eq!(params.trained().count(), 0);
     }
 }
@@ -133,8 +133,10 @@ fn adapters_off_is_the_base_and_merged_is_added() {
     assert!(tiny::distance(&added, &base) > 1e-3);
     for linear in model.linears_mut() {
         let lora = linear.adapter.take().unwrap();
-        linear.weight =
-            Weight::Dense(lora.merged(&linear.weight.values(linear.weight.kind()).unwrap()));
+        linear.weight = Weight::Dense(
+            lora.merged(&linear.weight.values(linear.weight.kind()).unwrap())
+                .unwrap(),
+        );
     }
     close(
         &logits(&model, Pass::eval(), &rows),

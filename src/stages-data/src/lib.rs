@@ -1,11 +1,13 @@
 //! How the kinds without tensors run, one file per kind, linked into `levain` itself: they need no libtorch.
 
+mod adapter;
 mod ask;
 mod chart;
 mod concat;
 mod contrast;
 mod cut;
 mod gate;
+mod ia3;
 mod init_model;
 pub mod label;
 mod load_dataset;
@@ -82,6 +84,10 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "lora",
             run: lora::run,
+        },
+        Implementation {
+            kind: "ia3",
+            run: ia3::run,
         },
         Implementation {
             kind: "gate",

@@ -1,29 +1,34 @@
-//! `lora`: needs the names and shapes of linear layers and a random stream, no tensors.
+//! `lora`: needs the names and shapes of linear layers and a random stream, no tensors; with `dora` the lengths of their weights' rows.
+
+use std::collections::BTreeMap;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use data::random::Stream;
 use engine::job::{Drafts, Job, Reporter};
-use formats::peft::{AdapterConfig, lora_key};
-use formats::{Dtype, LlamaConfig};
+use formats::peft::{AdapterConfig, match_targets, tensor_key};
+use formats::{Dtype, Weights, quantized};
 use kinds::lora::Lora;
-use kinds::model::{ModelParts, adapter_draft};
+use kinds::model::ModelParts;
 use serde_json::json;
+
+use crate::adapter;
 
 pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let params: Lora = job.params()?;
     let model = job.input("model")?;
     let parts = ModelParts::of(model)?;
-    if !parts.adapters.is_empty() {
-        bail!("the model has an adapter already; attach one to its base");
-    }
-    let config_path = parts.base.file("config.json")?;
-    let config = LlamaConfig::from_json(&std::fs::read_to_string(config_path)?, config_path)?;
-    let linears = config.linear_shapes();
+    let linears = adapter::linears(&parts)?;
     let names: Vec<&str> = linears.iter().map(|(name, ..)| name.as_str()).collect();
     let patterns = params.targets.patterns();
-    let matched = formats::peft::match_targets(&patterns, &names)?;
+    let matched = match_targets(&patterns, &names)?;
+    let dtype = Dtype::parse(&parts.dtype.to_uppercase())?;
+    let weights = match params.dora {
+        true => Some(Weights::open_files(parts.base_files())?),
+        false => None,
+    };
     let mut stream = Stream::new(params.seed, "init");
-    let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
+    let mut tensors: Vec<adapter::Tensor> = Vec::new();
     let mut trainable = 0u64;
     for module in &matched {
         cx.check()?;
@@ -44,61 +49,63 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
             .flat_map(|_| (((stream.uniform() * 2.0 - 1.0) * bound) as f32).to_le_bytes())
             .collect();
         tensors.push((
-            lora_key(module, "lora_A"),
+            tensor_key(module, "lora_A"),
             Dtype::F32,
             vec![params.r, *columns],
             a,
         ));
         tensors.push((
-            lora_key(module, "lora_B"),
+            tensor_key(module, "lora_B"),
             Dtype::F32,
             vec![*rows, params.r],
             vec![0; rows * params.r * 4],
         ));
         trainable += (params.r * (rows + columns)) as u64;
+        if let Some(weights) = &weights {
+            tensors.push((
+                tensor_key(module, "lora_magnitude_vector"),
+                Dtype::F32,
+                vec![*rows],
+                lengths(weights, module, [*rows, *columns], dtype)?,
+            ));
+            trainable += *rows as u64;
+        }
     }
-    // PEFT reads names without their path: as few as say the same.
-    let mut short: Vec<String> = matched
-        .iter()
-        .map(|m| m.rsplit('.').next().unwrap_or(m).to_owned())
-        .collect();
-    short.sort();
-    short.dedup();
-    let all_of_short = formats::peft::match_targets(&short, &names)?;
-    let target_modules = if all_of_short == matched {
-        short
-    } else {
-        matched.clone()
-    };
-    let adapter = AdapterConfig {
+    let mut lists = adapter::patterns(&[&matched], &names)?.into_iter();
+    let config = AdapterConfig {
         r: params.r,
         lora_alpha: params.alpha,
         lora_dropout: params.dropout,
-        target_modules,
+        target_modules: lists.next().unwrap_or_default(),
         use_rslora: params.rslora,
+        use_dora: params.dora,
         ..AdapterConfig::default()
     };
-    let (weights_path, config_path) = (
-        job.out.join("adapter_model.safetensors"),
-        job.out.join("adapter_config.json"),
-    );
-    formats::safetensors::write_file(&weights_path, &tensors, &[("format", "pt")])?;
-    adapter.save(&config_path)?;
-    let summary = [
+    let mut summary = BTreeMap::from([
         ("adapter".to_owned(), json!("lora")),
         ("r".to_owned(), json!(params.r)),
         ("alpha".to_owned(), json!(params.alpha)),
         ("targets".to_owned(), json!(patterns)),
         ("modules".to_owned(), json!(matched.len())),
         ("trainable".to_owned(), json!(trainable)),
-    ];
-    let files = vec![
-        ("adapter_model.safetensors".to_owned(), weights_path),
-        ("adapter_config.json".to_owned(), config_path),
-    ];
-    Ok([(
-        "model".to_owned(),
-        adapter_draft(model, files, summary.into())?,
-    )]
-    .into())
+    ]);
+    if params.dora {
+        summary.insert("dora".to_owned(), json!(true));
+    }
+    let save = |path: &Path| config.save(path);
+    let draft = adapter::draft(job, model, &tensors, save, summary)?;
+    Ok([("model".to_owned(), draft)].into())
+}
+
+/// The lengths of the rows of a linear's weight, as bytes of f32: sums in f64, so that they are those that the model finds itself.
+fn lengths(weights: &Weights, module: &str, shape: [usize; 2], dtype: Dtype) -> Result<Vec<u8>> {
+    let name = format!("{module}.weight");
+    let values = quantized::values(weights, &name, shape, dtype)?;
+    weights.release(&name);
+    let length = |row: &[f32]| {
+        let squares = row.iter().map(|value| f64::from(*value).powi(2));
+        squares.sum::<f64>().sqrt() as f32
+    };
+    let rows = values.chunks(shape[1].max(1));
+    Ok(rows.flat_map(|row| length(row).to_le_bytes()).collect())
 }

@@ -5,7 +5,7 @@ use data::encode::Encoder;
 use engine::artifact::ArtifactView;
 use engine::digest::Digest;
 use engine::job::Job;
-use formats::{AdapterConfig, LlamaConfig, TokenizerFiles, Weights};
+use formats::{LlamaConfig, PeftConfig, TokenizerFiles, Weights};
 use kinds::model::ModelParts;
 use ml::place::HOST;
 use ml::reward::{HEAD, Head};
@@ -17,7 +17,7 @@ pub(crate) struct Loaded {
     pub params: Params,
     pub encoder: Encoder,
     /// The configuration of the outermost adapter.
-    pub adapter: Option<AdapterConfig>,
+    pub adapter: Option<PeftConfig>,
     /// The head of a reward model.
     pub head: Option<Head>,
     /// The artifact of the weights under the adapters.
@@ -65,10 +65,10 @@ fn load_from(
     let mut head = stored_head(&weights, HEAD, &config)?;
     let mut adapter = None;
     for view in &parts.adapters {
-        let found = AdapterConfig::open(view.file("adapter_config.json")?)?;
+        let found = PeftConfig::open(view.file("adapter_config.json")?)?;
         let name = "adapter_model.safetensors";
         let weights = Weights::open_files(&[(name.to_owned(), view.file(name)?.clone())])?;
-        ml::lora::attach_stored(model.linears_mut(), &found, &weights, &mut params)?;
+        ml::adapter::attach_stored(model.linears_mut(), &found, &weights, &mut params)?;
         if let Some(own) = stored_head(&weights, &saved_key(HEAD), &config)? {
             head = Some(own);
         }

@@ -7,7 +7,7 @@ use data::Layout;
 use engine::artifact::{ArtifactType, ArtifactView};
 use engine::event::{Level, What};
 use engine::job::{Draft, Drafts, Job, Reference, Reporter};
-use formats::AdapterConfig;
+use formats::PeftConfig;
 use kinds::load_reward_model::{DEVIATION, MEAN};
 use kinds::model::adapter_draft;
 use kinds::reward_model::{CONTRACT, RewardModel};
@@ -207,15 +207,12 @@ pub(crate) fn draft(
     summary.insert("deviation".to_owned(), json!(deviation));
     if loaded.adapter.is_some() {
         let path = job.out.join("reward-adapter.safetensors");
-        let mut tensors = ml::lora::stored(&loaded.model.linears());
+        let mut tensors = ml::adapter::stored(&loaded.model.linears());
         tensors.push((saved_key(HEAD), head.0.detach()));
         ml::tensors::write(&path, &tensors, &[("format", "pt")])?;
         let config_path = job.out.join("reward-adapter.json");
-        let config = AdapterConfig {
-            task_type: Some("SEQ_CLS".to_owned()),
-            modules_to_save: vec!["score".to_owned()],
-            ..AdapterConfig::open(view.file("adapter_config.json")?)?
-        };
+        let config = PeftConfig::open(view.file("adapter_config.json")?)?;
+        let config = config.for_task("SEQ_CLS", &["score"]);
         config.save(&config_path)?;
         let files = vec![
             ("adapter_model.safetensors".to_owned(), path),

@@ -101,7 +101,7 @@ pub(crate) fn reference(job: &Job, policy: &Loaded, cx: &dyn Reporter) -> Result
         .refs
         .get("base")
         .is_some_and(|base| base.digest == wanted.digest);
-    let fresh = wanted.digest == view.digest && policy.adapter.is_some() && is_fresh(policy);
+    let fresh = wanted.digest == view.digest && policy.adapter.is_some() && is_fresh(policy)?;
     if is_base || fresh {
         cx.note(
             Level::Info,
@@ -114,14 +114,16 @@ pub(crate) fn reference(job: &Job, policy: &Loaded, cx: &dyn Reporter) -> Result
     Ok(Some(reference))
 }
 
-/// Whether the adapter changes nothing yet: B is zero.
-fn is_fresh(policy: &Loaded) -> bool {
-    let up = policy
-        .params
-        .iter()
-        .filter(|(name, _)| name.ends_with(".lora_B.weight"));
-    let mut up = up.peekable();
-    up.peek().is_some() && up.all(|(_, param)| param.tensor.abs().max().double_value(&[]) == 0.0)
+/// Whether the adapter changes nothing yet.
+fn is_fresh(policy: &Loaded) -> Result<bool> {
+    for linear in policy.model.linears() {
+        if let Some(adapter) = &linear.adapter
+            && !adapter.is_identity(&linear.weight)?
+        {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// The policy as the loops train it, held to its reference.

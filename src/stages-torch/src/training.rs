@@ -58,7 +58,7 @@ pub(crate) fn choose_trained(loaded: &mut Loaded, adapted: bool, cx: &dyn Report
         );
     }
     let params = &mut loaded.params;
-    params.train(|name| !adapted || is_adapter(name) || name == ml::reward::HEAD);
+    params.train(|name| !adapted || ml::adapter::is_parameter(name) || name == ml::reward::HEAD);
     let (trained, all) = params.count();
     let all = all + packed;
     let part = 100.0 * trained as f64 / all as f64;
@@ -155,11 +155,6 @@ pub(crate) fn circumstances(job: &Job, micro_batch: usize) -> Result<Circumstanc
     found.insert("micro_batch".to_owned(), micro_batch.to_string());
     found.insert("format".to_owned(), ml::state::VERSION.to_string());
     Ok(found)
-}
-
-/// Whether a parameter is an adapter's.
-pub(crate) fn is_adapter(name: &str) -> bool {
-    name.ends_with(".lora_A.weight") || name.ends_with(".lora_B.weight")
 }
 
 fn plan(params: &Training, rows: usize) -> Plan {
@@ -292,7 +287,7 @@ pub(crate) fn trained_model(job: &Job, view: &ArtifactView, loaded: &Loaded) -> 
 /// The same base with the trained adapter.
 fn adapter(job: &Job, view: &ArtifactView, loaded: &Loaded) -> Result<Draft> {
     let path = job.out.join("adapter_model.safetensors");
-    ml::lora::save(&loaded.model.linears(), &path)?;
+    ml::adapter::save(&loaded.model.linears(), &path)?;
     let config = view.file("adapter_config.json")?.clone();
     let files = vec![
         ("adapter_model.safetensors".to_owned(), path),

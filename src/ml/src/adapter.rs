@@ -1,0 +1,151 @@
+//! What may change a linear after its weight was loaded, and what all kinds of it have in common: names, files, going away.
+
+use crate::ia3::{self, Ia3};
+use crate::linear::{Linear, Weight};
+use crate::lora::{self, Lora};
+use crate::params::Params;
+use crate::tensors;
+use anyhow::{Context, Result, ensure};
+use formats::peft::{PeftConfig, parameter_name, tensor_key};
+use formats::tensors::Weights;
+use std::path::Path;
+use tch::{Kind, Tensor};
+
+/// The change of one linear.
+#[derive(Debug)]
+pub enum Adapter {
+    /// LoRA, and DoRA.
+    Lora(Lora),
+    /// (IA)³.
+    Ia3(Ia3),
+}
+
+/// The names of LoRA's parts, in the order of its tensors.
+const LORA_PARTS: [&str; 3] = ["lora_A", "lora_B", "lora_magnitude_vector"];
+/// The name of (IA)³'s only part.
+const IA3_PART: &str = "ia3_l";
+
+impl Adapter {
+    /// The same change, held once.
+    pub fn shallow_clone(&self) -> Adapter {
+        match self {
+            Adapter::Lora(lora) => Adapter::Lora(lora.shallow_clone()),
+            Adapter::Ia3(ia3) => Adapter::Ia3(ia3.shallow_clone()),
+        }
+    }
+
+    /// Its tensors by PEFT's names of them.
+    pub fn parts(&self) -> Vec<(&'static str, &Tensor)> {
+        match self {
+            Adapter::Lora(lora) => LORA_PARTS.into_iter().zip(lora.tensors()).collect(),
+            Adapter::Ia3(ia3) => vec![(IA3_PART, &ia3.scale)],
+        }
+    }
+
+    /// The weight that does what this weight does with the change, in the type of the adapter.
+    pub fn merged(&self, weight: &Tensor) -> Result<Tensor> {
+        match self {
+            Adapter::Lora(lora) => lora.merged(weight),
+            Adapter::Ia3(ia3) => ia3.merged(weight),
+        }
+    }
+
+    /// Whether it changes nothing of this weight yet.
+    pub fn is_identity(&self, weight: &Weight) -> Result<bool> {
+        match self {
+            Adapter::Lora(lora) => lora.is_identity(weight),
+            Adapter::Ia3(ia3) => Ok(ia3.is_identity()),
+        }
+    }
+}
+
+/// Whether a parameter of this name is an adapter's.
+pub fn is_parameter(name: &str) -> bool {
+    let mut parts = LORA_PARTS.into_iter().chain([IA3_PART]);
+    parts.any(|part| name.ends_with(&parameter_name("", part)))
+}
+
+/// A tensor of an adapter where its linear is, in f32, or in f64 under a f64 model.
+pub(crate) fn placed(linear: &Linear, tensor: &Tensor) -> Tensor {
+    let kind = match linear.weight.kind() {
+        Kind::Double => Kind::Double,
+        _ => Kind::Float,
+    };
+    let tensor = tensor.to_device(linear.weight.device());
+    tensor.to_kind(kind).contiguous()
+}
+
+/// Gives a linear its adapter, whose tensors become trained parameters.
+pub(crate) fn put(linear: &mut Linear, adapter: Adapter, params: &mut Params) -> Result<()> {
+    ensure!(
+        linear.adapter.is_none(),
+        "{} has an adapter already",
+        linear.name
+    );
+    for (part, tensor) in adapter.parts() {
+        params.add(&parameter_name(&linear.name, part), tensor, true)?;
+    }
+    linear.adapter = Some(adapter);
+    Ok(())
+}
+
+/// Every tensor of an adapter's file is one of its own or of a module that is saved whole.
+pub(crate) fn check_known(
+    weights: &Weights,
+    modules_to_save: &[String],
+    own: impl Fn(&str) -> bool,
+) -> Result<()> {
+    for info in weights.infos() {
+        let saved = |module: &String| info.name == format!("base_model.model.{module}.weight");
+        ensure!(
+            own(&info.name) || modules_to_save.iter().any(saved),
+            "the adapter's tensor {:?} belongs to no target of its adapter_config.json",
+            info.name
+        );
+    }
+    Ok(())
+}
+
+/// Attaches a stored adapter of the kind that its settings say.
+pub fn attach_stored(
+    linears: Vec<&mut Linear>,
+    config: &PeftConfig,
+    weights: &Weights,
+    params: &mut Params,
+) -> Result<Vec<String>> {
+    match config {
+        PeftConfig::Lora(config) => lora::attach_stored(linears, config, weights, params),
+        PeftConfig::Ia3(config) => ia3::attach_stored(linears, config, weights, params),
+    }
+}
+
+/// Takes the adapters off and forgets their parameters.
+pub fn detach(linears: Vec<&mut Linear>, params: &mut Params) {
+    for linear in linears {
+        if let Some(adapter) = linear.adapter.take() {
+            for (part, _) in adapter.parts() {
+                params.remove(&parameter_name(&linear.name, part));
+            }
+        }
+    }
+}
+
+/// The adapter's tensors under PEFT's names, f32.
+pub fn stored(linears: &[&Linear]) -> Vec<(String, Tensor)> {
+    let mut stored = Vec::new();
+    for linear in linears {
+        for (part, tensor) in linear.adapter.iter().flat_map(Adapter::parts) {
+            let plain = tensor.detach().to_kind(Kind::Float);
+            stored.push((tensor_key(&linear.name, part), plain));
+        }
+    }
+    stored
+}
+
+/// Writes the adapter's tensors as PEFT's `adapter_model.safetensors`; the config is `PeftConfig::save`.
+pub fn save(linears: &[&Linear], path: &Path) -> Result<()> {
+    let stored = stored(linears);
+    ensure!(!stored.is_empty(), "there is no adapter to save");
+    tensors::write(path, &stored, &[("format", "pt")])
+        .with_context(|| format!("while saving the adapter to {}", path.display()))
+}

@@ -1,0 +1,84 @@
+//! What the stages that attach an adapter share: the layers it may go to, how their names are written, the artifact.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use engine::artifact::ArtifactView;
+use engine::job::{Draft, Job};
+use formats::peft::{CONFIG_FILE, WEIGHTS_FILE, match_targets};
+use formats::{Dtype, LlamaConfig};
+use kinds::model::{ModelParts, adapter_draft};
+use serde_json::Value;
+
+/// A tensor of a file: its name, type, shape and bytes.
+pub(crate) type Tensor = (String, Dtype, Vec<usize>, Vec<u8>);
+
+/// The linear layers of a model that has no adapter yet: path, outputs, inputs.
+pub(crate) fn linears(parts: &ModelParts) -> Result<Vec<(String, usize, usize)>> {
+    if !parts.adapters.is_empty() {
+        bail!("the model has an adapter already; attach one to its base");
+    }
+    let path = parts.base.file("config.json")?;
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("{} can't be read", path.display()))?;
+    Ok(LlamaConfig::from_json(&text, path)?.linear_shapes())
+}
+
+/// Lists of modules as PEFT reads them, names without their paths: as few as say the same. Where they do not for one of the lists, all
+/// have whole paths, since PEFT compares the names of one list with those of another.
+pub(crate) fn patterns(lists: &[&[String]], names: &[&str]) -> Result<Vec<Vec<String>>> {
+    let short = |list: &&[String]| {
+        let last = list.iter().map(|m| m.rsplit('.').next().unwrap_or(m));
+        let mut short: Vec<String> = last.map(str::to_owned).collect();
+        short.sort();
+        short.dedup();
+        short
+    };
+    let shorts: Vec<Vec<String>> = lists.iter().map(short).collect();
+    for (short, list) in shorts.iter().zip(lists) {
+        if !short.is_empty() && match_targets(short, names)? != *list {
+            return Ok(lists.iter().map(|list| list.to_vec()).collect());
+        }
+    }
+    Ok(shorts)
+}
+
+/// The artifact of `model` with an adapter of these tensors; `save` writes its settings.
+pub(crate) fn draft(
+    job: &Job,
+    model: &ArtifactView,
+    tensors: &[Tensor],
+    save: impl FnOnce(&Path) -> Result<()>,
+    summary: BTreeMap<String, Value>,
+) -> Result<Draft> {
+    let weights = job.out.join(WEIGHTS_FILE);
+    let config = job.out.join(CONFIG_FILE);
+    formats::safetensors::write_file(&weights, tensors, &[("format", "pt")])?;
+    save(&config)?;
+    let files = vec![
+        (WEIGHTS_FILE.to_owned(), weights),
+        (CONFIG_FILE.to_owned(), config),
+    ];
+    adapter_draft(model, files, summary)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_short_where_they_say_the_same() {
+        let names = ["0.k_proj", "0.down_proj", "1.k_proj", "1.down_proj"];
+        let list = |picked: &[usize]| -> Vec<String> {
+            picked.iter().map(|i| names[*i].to_owned()).collect()
+        };
+        let (all, downs, one) = (list(&[0, 1, 2, 3]), list(&[1, 3]), list(&[3]));
+        let found = patterns(&[&all, &downs], &names).unwrap();
+        assert_eq!(found, [vec!["down_proj", "k_proj"], vec!["down_proj"]]);
+        let found = patterns(&[&all, &one], &names).unwrap();
+        assert_eq!(found, [all.clone(), one]);
+        let found = patterns(&[&all, &[]], &names).unwrap();
+        assert_eq!(found[1], Vec::<String>::new());
+    }
+}
