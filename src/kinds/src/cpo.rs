@@ -6,9 +6,9 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::training::{
-    BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS,
-    POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAINED, Training, WARMUP, WEIGHT_DECAY,
-    learning_rate,
+    self, BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, MAX_GRAD_NORM,
+    MAX_STEPS, OPTIMIZER, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAINED, Training, WARMUP,
+    WEIGHT_DECAY, learning_rate,
 };
 use crate::words::{MAX_LENGTH, MICRO_BATCH, NOT_NEGATIVE, NUMBER, POSITIVE, TRUNCATION, field};
 
@@ -45,7 +45,7 @@ fn fits(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
         .get("loss")
         .and_then(Value::as_str)
         .unwrap_or_default();
-    let mut problems = Vec::new();
+    let mut problems = training::fits(params);
     let smooth = matches!(loss, "sigmoid" | "simpo");
     if number("label_smoothing") > 0.0 && !smooth {
         problems.push((
@@ -98,6 +98,7 @@ With p the sum of log π over a completion's tokens and |y| their number:
         EPOCHS,
         MAX_STEPS,
         BATCH,
+        OPTIMIZER,
         WEIGHT_DECAY,
         BETA1,
         BETA2,

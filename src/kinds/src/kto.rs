@@ -3,14 +3,14 @@
 use engine::artifact::ArtifactType;
 use engine::contract::{
     Arity, Choice, Contract, Field, FieldType, From, Literal, Need, Pool, Port, Preparation,
-    Repeatable, no_check,
+    Repeatable,
 };
 use serde::Deserialize;
 
 use crate::training::{
     BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS,
-    POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAINED, Training, WARMUP, WEIGHT_DECAY,
-    learning_rate,
+    OPTIMIZER, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAINED, Training, WARMUP, WEIGHT_DECAY,
+    fits, learning_rate,
 };
 use crate::words::{MAX_LENGTH, MICRO_BATCH, POSITIVE, TRUNCATION, field};
 
@@ -81,6 +81,7 @@ several follow each other. Logged: β times the mean x of the desirable and of t
         EPOCHS,
         MAX_STEPS,
         BATCH,
+        OPTIMIZER,
         WEIGHT_DECAY,
         BETA1,
         BETA2,
@@ -133,7 +134,7 @@ several follow each other. Logged: β times the mean x of the desirable and of t
         },
     ],
     layout: None,
-    check: no_check,
+    check: fits,
     check_inputs: None,
     memory: None,
 };

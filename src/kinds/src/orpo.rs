@@ -1,13 +1,13 @@
 //! `orpo`: odds ratio preference optimization.
 
 use engine::artifact::ArtifactType;
-use engine::contract::{Arity, Contract, Literal, Need, Pool, Port, Repeatable, no_check};
+use engine::contract::{Arity, Contract, Literal, Need, Pool, Port, Repeatable};
 use serde::Deserialize;
 
 use crate::training::{
     BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS,
-    POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAINED, Training, WARMUP, WEIGHT_DECAY,
-    learning_rate,
+    OPTIMIZER, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAINED, Training, WARMUP, WEIGHT_DECAY,
+    fits, learning_rate,
 };
 use crate::words::{MAX_LENGTH, MICRO_BATCH, POSITIVE, TRUNCATION, field};
 
@@ -44,6 +44,7 @@ arXiv 2403.07691.",
         EPOCHS,
         MAX_STEPS,
         BATCH,
+        OPTIMIZER,
         WEIGHT_DECAY,
         BETA1,
         BETA2,
@@ -66,7 +67,7 @@ arXiv 2403.07691.",
         COMPLETIONS,
     ],
     layout: None,
-    check: no_check,
+    check: fits,
     check_inputs: None,
     memory: None,
 };

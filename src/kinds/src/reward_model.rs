@@ -3,14 +3,15 @@
 use engine::artifact::ArtifactType;
 use engine::contract::{
     Arity, Choice, Contract, FieldType, From, Inputs, Literal, Need, Output, Pool, Port,
-    Preparation, Repeatable, no_check,
+    Preparation, Repeatable,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::training::{
     BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS,
-    SCHEDULE, SEED, SNAPSHOT_SECONDS, Training, WARMUP, WEIGHT_DECAY, learning_rate,
+    OPTIMIZER, SCHEDULE, SEED, SNAPSHOT_SECONDS, Training, WARMUP, WEIGHT_DECAY, fits,
+    learning_rate,
 };
 use crate::words::{
     COMPLETION_FIELDS, MAX_LENGTH, MICRO_BATCH, NOT_NEGATIVE, TRUNCATION, field, words,
@@ -90,6 +91,7 @@ another tokenizer.",
         EPOCHS,
         MAX_STEPS,
         BATCH,
+        OPTIMIZER,
         WEIGHT_DECAY,
         BETA1,
         BETA2,
@@ -140,7 +142,7 @@ another tokenizer.",
         },
     ],
     layout: None,
-    check: no_check,
+    check: fits,
     check_inputs: Some(fits_inputs),
     memory: None,
 };

@@ -5,9 +5,10 @@ use engine::contract::{
     Arity, Choice, Field, FieldType, From, Literal, Need, Output, Port, Preparation,
 };
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use crate::words::{
-    COMPLETION_FIELDS, FRACTION, NOT_NEGATIVE, POSITIVE, count, execution, field, words,
+    COMPLETION_FIELDS, FRACTION, NOT_NEGATIVE, POSITIVE, added, count, execution, field, words,
 };
 
 /// The parameters.
@@ -25,6 +26,8 @@ pub struct Training {
     pub max_steps: Option<u64>,
     /// Rows of one update.
     pub batch: usize,
+    /// `adamw`, `adamw_8bit` or `adafactor`.
+    pub optimizer: String,
     /// Decoupled weight decay.
     pub weight_decay: f64,
     /// Decay of the first moment.
@@ -59,6 +62,51 @@ const SCHEDULES: &[Choice] = &[
         doc: "stays",
     },
 ];
+
+const OPTIMIZERS: &[Choice] = &[
+    Choice {
+        word: "adamw",
+        doc: "AdamW with both moments in f32: 8 bytes a trained number",
+    },
+    Choice {
+        word: "adamw_8bit",
+        doc: "AdamW with both moments in eight bits: 2 bytes a trained number; on the CPU only so far",
+    },
+    Choice {
+        word: "adafactor",
+        doc: "of a matrix's second moment the means of rows and columns, no first: next to nothing",
+    },
+];
+
+/// Adam's first decay, unless given.
+const USUAL_BETA1: f64 = 0.9;
+
+/// Adam's second decay, unless given.
+const USUAL_BETA2: f64 = 0.999;
+
+/// Adam's ε, unless given.
+const USUAL_EPSILON: f64 = 1e-8;
+
+/// What an optimizer would not look at.
+pub(crate) fn fits(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
+    let mut problems = Vec::new();
+    if params.get("optimizer").and_then(Value::as_str) == Some("adafactor") {
+        for (name, usual) in [
+            ("beta1", USUAL_BETA1),
+            ("beta2", USUAL_BETA2),
+            ("epsilon", USUAL_EPSILON),
+        ] {
+            let given = params.get(name).and_then(Value::as_f64);
+            if given.is_some_and(|given| given != usual) {
+                problems.push((
+                    name,
+                    format!("`{name}` is Adam's; `optimizer: adafactor` does not look at it: leave it out"),
+                ));
+            }
+        }
+    }
+    problems
+}
 
 const fn below_one(name: &'static str, default: f64, doc: &'static str) -> Field {
     field(
@@ -126,6 +174,14 @@ pub(crate) const BATCH: Field = field(
     "Rows of one update, on all devices together.",
 );
 
+/// How a weight follows its gradient.
+pub(crate) const OPTIMIZER: Field = added(
+    "optimizer",
+    FieldType::Choice(OPTIMIZERS),
+    Literal::Text("adamw"),
+    "How a weight follows its gradient, and what that needs beside the weights.",
+);
+
 /// Decoupled weight decay.
 pub(crate) const WEIGHT_DECAY: Field = field(
     "weight_decay",
@@ -135,12 +191,13 @@ pub(crate) const WEIGHT_DECAY: Field = field(
 );
 
 /// Adam's first decay.
-pub(crate) const BETA1: Field = below_one("beta1", 0.9, "β₁: decay of the mean of gradients.");
+pub(crate) const BETA1: Field =
+    below_one("beta1", USUAL_BETA1, "β₁: decay of the mean of gradients.");
 
 /// Adam's second decay.
 pub(crate) const BETA2: Field = below_one(
     "beta2",
-    0.999,
+    USUAL_BETA2,
     "β₂: decay of the mean of squared gradients.",
 );
 
@@ -152,7 +209,7 @@ pub(crate) const EPSILON: Field = field(
         max: 1.0,
         above: false,
     },
-    Need::Default(Literal::Number(1e-8)),
+    Need::Default(Literal::Number(USUAL_EPSILON)),
     "ε.",
 );
 

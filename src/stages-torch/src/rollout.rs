@@ -78,6 +78,7 @@ pub(crate) fn training(params: &Rollout, learning_rate: f64) -> Training {
         epochs: 1.0,
         max_steps: Some(params.updates as u64),
         batch: params.batch,
+        optimizer: "adamw".to_owned(),
         weight_decay: params.weight_decay,
         beta1: params.beta1,
         beta2: params.beta2,

@@ -13,7 +13,7 @@ use kinds::model::adapter_draft;
 use kinds::training::Training;
 use ml::Params;
 use ml::fit::{Next, Objective, Plan, Step, fit};
-use ml::optimizer::{AdamW, Options, Schedule, Shape};
+use ml::optimizer::{Adafactor, Optimizer, Options, Rule, Schedule, Shape};
 use ml::update::Updater;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -187,12 +187,21 @@ pub(crate) fn updater(training: &Training, params: &Params, total: usize) -> Res
         eps: training.epsilon,
         weight_decay: training.weight_decay,
     };
+    let rule = match training.optimizer.as_str() {
+        "adamw" => Rule::AdamW(options),
+        "adamw_8bit" => Rule::AdamW8bit(options),
+        "adafactor" => Rule::Adafactor(Adafactor {
+            weight_decay: training.weight_decay,
+            ..Adafactor::default()
+        }),
+        other => bail!("`{other}` is not an optimizer"),
+    };
     let undecayed = params
         .iter()
         .map(|(n, _)| n)
         .filter(|n| n.contains("norm") || n.ends_with(".bias"));
     Ok(Updater {
-        optimizer: AdamW::new(options, undecayed.map(str::to_owned).collect()),
+        optimizer: Optimizer::new(rule, undecayed.map(str::to_owned).collect()),
         schedule: Schedule {
             shape,
             peak: training.learning_rate,
