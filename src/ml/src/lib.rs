@@ -1,6 +1,7 @@
 //! The tensor half: models, adapters, losses, optimizers, the training step and generation; no recipe, cache, text or event.
 
 pub mod attend;
+pub mod choice;
 pub mod completions;
 pub mod fit;
 pub mod generate;
