@@ -1,6 +1,6 @@
 //! The rows of supervised fine-tuning, and of what every training has beside.
 
-use super::{Row, row, with};
+use super::{Row, fails, row, with};
 
 /// A training of all weights: matrices with more than 4096 numbers, which eight bits are for.
 const WHOLE: &[(&str, &str)] = &[("model", "base")];
@@ -33,14 +33,29 @@ pub const ROWS: &[Row] = &[
     row("sft", "snapshot_seconds", ["60", "1"]),
     with("sft", "optimizer", ["adamw", "adamw_8bit"], WHOLE),
     row("sft", "optimizer", ["adamw", "adafactor"]),
+    with("sft", "train", ["all", "norms"], WHOLE),
+    with(
+        "sft",
+        "train",
+        ["[q_proj, layers.1]", "{ last_layers: 1 }"],
+        WHOLE,
+    ),
     with("reward_model", "optimizer", ["adamw", "adamw_8bit"], WHOLE),
     row("reward_model", "optimizer", ["adamw", "adafactor"]),
+    with("reward_model", "train", ["all", "norms"], WHOLE),
+    with("reward_model", "train", ["norms", "head"], WHOLE),
+    // An adapter is all that is trained of a model that has one.
+    fails("dpo", "train", ["all", "norms"]),
     with("dpo", "optimizer", ["adamw", "adamw_8bit"], WHOLE),
     row("dpo", "optimizer", ["adamw", "adafactor"]),
+    with("dpo", "train", ["all", "norms"], WHOLE),
     with("cpo", "optimizer", ["adamw", "adamw_8bit"], WHOLE),
     row("cpo", "optimizer", ["adamw", "adafactor"]),
+    with("cpo", "train", ["all", "norms"], WHOLE),
     with("orpo", "optimizer", ["adamw", "adamw_8bit"], WHOLE),
     row("orpo", "optimizer", ["adamw", "adafactor"]),
+    with("orpo", "train", ["all", "norms"], WHOLE),
     with("kto", "optimizer", ["adamw", "adamw_8bit"], WHOLE),
     row("kto", "optimizer", ["adamw", "adafactor"]),
+    with("kto", "train", ["all", "norms"], WHOLE),
 ];

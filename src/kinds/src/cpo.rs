@@ -7,8 +7,8 @@ use serde_json::{Map, Value};
 
 use crate::training::{
     self, BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, MAX_GRAD_NORM,
-    MAX_STEPS, OPTIMIZER, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAINED, Training, WARMUP,
-    WEIGHT_DECAY, learning_rate,
+    MAX_STEPS, OPTIMIZER, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAIN, TRAINED, Training,
+    WARMUP, WEIGHT_DECAY, learning_rate,
 };
 use crate::words::{MAX_LENGTH, MICRO_BATCH, NOT_NEGATIVE, NUMBER, POSITIVE, TRUNCATION, field};
 
@@ -98,6 +98,7 @@ With p the sum of log π over a completion's tokens and |y| their number:
         EPOCHS,
         MAX_STEPS,
         BATCH,
+        TRAIN,
         OPTIMIZER,
         WEIGHT_DECAY,
         BETA1,

@@ -10,8 +10,8 @@ use serde_json::{Map, Value};
 
 use crate::training::{
     self, BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, MAX_GRAD_NORM,
-    MAX_STEPS, OPTIMIZER, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAINED, Training, WARMUP,
-    WEIGHT_DECAY, learning_rate,
+    MAX_STEPS, OPTIMIZER, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAIN, TRAINED, Training,
+    WARMUP, WEIGHT_DECAY, learning_rate,
 };
 use crate::words::{MAX_LENGTH, MICRO_BATCH, POSITIVE, TRUNCATION, field};
 
@@ -343,6 +343,7 @@ only the adapter changes. Logged: rewards β c and β r, their difference, and h
         EPOCHS,
         MAX_STEPS,
         BATCH,
+        TRAIN,
         OPTIMIZER,
         WEIGHT_DECAY,
         BETA1,

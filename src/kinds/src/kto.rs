@@ -9,8 +9,8 @@ use serde::Deserialize;
 
 use crate::training::{
     BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS,
-    OPTIMIZER, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAINED, Training, WARMUP, WEIGHT_DECAY,
-    fits, learning_rate,
+    OPTIMIZER, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAIN, TRAINED, Training, WARMUP,
+    WEIGHT_DECAY, fits, learning_rate,
 };
 use crate::words::{MAX_LENGTH, MICRO_BATCH, POSITIVE, TRUNCATION, field};
 
@@ -81,6 +81,7 @@ several follow each other. Logged: β times the mean x of the desirable and of t
         EPOCHS,
         MAX_STEPS,
         BATCH,
+        TRAIN,
         OPTIMIZER,
         WEIGHT_DECAY,
         BETA1,

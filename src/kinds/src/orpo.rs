@@ -6,8 +6,8 @@ use serde::Deserialize;
 
 use crate::training::{
     BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS,
-    OPTIMIZER, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAINED, Training, WARMUP, WEIGHT_DECAY,
-    fits, learning_rate,
+    OPTIMIZER, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAIN, TRAINED, Training, WARMUP,
+    WEIGHT_DECAY, fits, learning_rate,
 };
 use crate::words::{MAX_LENGTH, MICRO_BATCH, POSITIVE, TRUNCATION, field};
 
@@ -44,6 +44,7 @@ arXiv 2403.07691.",
         EPOCHS,
         MAX_STEPS,
         BATCH,
+        TRAIN,
         OPTIMIZER,
         WEIGHT_DECAY,
         BETA1,

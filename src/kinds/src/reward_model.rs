@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::training::{
     BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS,
-    OPTIMIZER, SCHEDULE, SEED, SNAPSHOT_SECONDS, Training, WARMUP, WEIGHT_DECAY, fits,
+    OPTIMIZER, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAIN, Training, WARMUP, WEIGHT_DECAY, fits,
     learning_rate,
 };
 use crate::words::{
@@ -61,7 +61,8 @@ pub const CONTRACT: Contract = Contract {
     about: "Trains a scalar head on a causal model to tell better completions from worse ones.",
     manual: "\
 The head is a linear map of the last token's state, r(x, y) = w·h; it starts normal with deviation 1/√(width + 1) (Stiennon et al.,
-arXiv 2009.01325). With an adapter, the adapter and the head are trained; without one, everything is. What is minimised follows
+arXiv 2009.01325). With an adapter, the adapter and the head are trained; without one,
+everything is, or the head and what `train` says. What is minimised follows
 from the rows:
 
 | rows | loss of a row |
@@ -91,6 +92,7 @@ another tokenizer.",
         EPOCHS,
         MAX_STEPS,
         BATCH,
+        TRAIN,
         OPTIMIZER,
         WEIGHT_DECAY,
         BETA1,

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use crate::training::{
     BATCH, BETA1, BETA2, CHECKPOINTING, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER,
-    SCHEDULE, SEED, SNAPSHOT_SECONDS, Training, WARMUP, WEIGHT_DECAY, fits, learning_rate,
+    SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAIN, Training, WARMUP, WEIGHT_DECAY, fits, learning_rate,
 };
 use crate::words::{LOSS_ON, MAX_LENGTH, MICRO_BATCH, TOKENIZE_FIELDS, TRUNCATION, words};
 
@@ -32,7 +32,8 @@ pub const CONTRACT: Contract = Contract {
     manual: "\
 Minimises the mean over the counted tokens of −log p(token | what comes before), taken over the whole batch: the sum over all
 micro-batches divided by their number of counted tokens, so that `micro_batch` changes the last bits only. With an adapter only
-the adapter is trained; without one, every weight is.
+the adapter is trained; without one, every weight is, or what `train` says: norms, biases, the head, parameters by their names, or the last layers
+with the final norm and a head that is not the embedding. The bytes of what is frozen don't change.
 
 AdamW (Loshchilov and Hutter, arXiv 1711.05101) with states in f32: with g the gradient after clipping, m ← β₁m + (1−β₁)g,
 v ← β₂v + (1−β₂)g², w ← w − η(λw + m̂/(√v̂ + ε)). `optimizer` has two others:
@@ -59,6 +60,7 @@ A killed or stopped training goes on from its last snapshot, and ends with the s
         EPOCHS,
         MAX_STEPS,
         BATCH,
+        TRAIN,
         OPTIMIZER,
         WEIGHT_DECAY,
         BETA1,

@@ -26,6 +26,8 @@ pub struct Training {
     pub max_steps: Option<u64>,
     /// Rows of one update.
     pub batch: usize,
+    /// Which parameters of a model without an adapter.
+    pub train: Train,
     /// `adamw`, `adamw_8bit` or `adafactor`.
     pub optimizer: String,
     /// Decoupled weight decay.
@@ -47,6 +49,33 @@ pub struct Training {
     /// Seconds between snapshots.
     pub snapshot_seconds: u64,
 }
+
+/// Which parameters are trained where there is no adapter.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub enum Train {
+    /// `all`, `norms`, `biases` or `head`.
+    Word(String),
+    /// Patterns of names.
+    Names(Vec<String>),
+    /// By depth.
+    Depth {
+        /// So many layers from the top, and what comes after them.
+        last_layers: usize,
+    },
+}
+
+impl Default for Train {
+    fn default() -> Self {
+        Self::Word(ALL.to_owned())
+    }
+}
+
+/// The word for everything.
+const ALL: &str = "all";
+
+/// The key of a choice by depth.
+const LAST_LAYERS: &str = "last_layers";
 
 const SCHEDULES: &[Choice] = &[
     Choice {
@@ -87,9 +116,21 @@ const USUAL_BETA2: f64 = 0.999;
 /// Adam's ε, unless given.
 const USUAL_EPSILON: f64 = 1e-8;
 
-/// What an optimizer would not look at.
+/// What an optimizer would not look at, and choices that are none.
 pub(crate) fn fits(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
     let mut problems = Vec::new();
+    if let Some(Value::Object(by)) = params.get("train")
+        && !(by.len() == 1 && by.contains_key(LAST_LAYERS))
+    {
+        let keys: Vec<&str> = by.keys().map(String::as_str).collect();
+        problems.push((
+            "train",
+            format!(
+                "a mapping here says `last_layers: 2`, not {:?}; parameters are named in a list, such as `[layers.2, q_proj]`",
+                keys.join(", ")
+            ),
+        ));
+    }
     if params.get("optimizer").and_then(Value::as_str) == Some("adafactor") {
         for (name, usual) in [
             ("beta1", USUAL_BETA1),
@@ -172,6 +213,42 @@ pub(crate) const BATCH: Field = field(
     },
     Need::Default(Literal::Integer(8)),
     "Rows of one update, on all devices together.",
+);
+
+/// Which parameters are trained.
+pub(crate) const TRAIN: Field = added(
+    "train",
+    FieldType::Either(&[
+        FieldType::Choice(&[
+            Choice {
+                word: ALL,
+                doc: "every weight",
+            },
+            Choice {
+                word: "norms",
+                doc: "the weights of norms",
+            },
+            Choice {
+                word: "biases",
+                doc: "the biases (BitFit, arXiv 2106.10199)",
+            },
+            Choice {
+                word: "head",
+                doc: "the head only: that of rewards, or that of words where it is not the embedding",
+            },
+        ]),
+        FieldType::List {
+            of: &FieldType::Text,
+            min: 1,
+        },
+        FieldType::Map {
+            of: &FieldType::Integer { min: 1, max: 65536 },
+            ordered: false,
+        },
+    ]),
+    Literal::Text(ALL),
+    "What is trained of a model without an adapter: a word; a list of names, each some whole parts of a parameter's name in which `*` stands for \
+     anything (`q_proj`, `layers.2`, `'*norm*'` in quotes); or `{ last_layers: 2 }`, the last layers and what comes after them.",
 );
 
 /// How a weight follows its gradient.

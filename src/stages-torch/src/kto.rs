@@ -80,7 +80,7 @@ mod tests {
         ];
         let mut params = serde_json::json!({
             "schedule": "linear", "batch": 2, "seed": 1, "micro_batch": 1, "snapshot_seconds": 60, "max_steps": null,
-            "checkpointing": false, "optimizer": "adamw", "max_length": 8, "truncation": "drop", "loss": "kto",
+            "checkpointing": false, "train": "all", "optimizer": "adamw", "max_length": 8, "truncation": "drop", "loss": "kto",
         });
         for (name, value) in fields {
             params[name] = value.into();

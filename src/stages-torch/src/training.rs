@@ -10,8 +10,9 @@ use engine::artifact::{ArtifactType, ArtifactView};
 use engine::event::{Level, What};
 use engine::job::{Cancelled, Draft, Job, Reference, Reporter};
 use kinds::model::adapter_draft;
-use kinds::training::Training;
+use kinds::training::{Train, Training};
 use ml::Params;
+use ml::choice::Choice;
 use ml::fit::{Next, Objective, Plan, Step, fit};
 use ml::optimizer::{Adafactor, Optimizer, Options, Rule, Schedule, Shape};
 use ml::update::Updater;
@@ -46,8 +47,31 @@ pub(crate) enum Counted {
     Rows,
 }
 
-/// Sets what is trained: the adapter's parameters and the head, or without an adapter everything; says how many.
-pub(crate) fn choose_trained(loaded: &mut Loaded, adapted: bool, cx: &dyn Reporter) -> Result<()> {
+/// What a recipe calls by a word, by names or by depth.
+fn choice(train: &Train) -> Result<Choice> {
+    Ok(match train {
+        Train::Names(names) => Choice::Names(names.clone()),
+        Train::Depth { last_layers } => Choice::LastLayers(*last_layers),
+        Train::Word(word) => match word.as_str() {
+            "all" => Choice::All,
+            "norms" => Choice::Norms,
+            "biases" => Choice::Biases,
+            "head" => Choice::Head,
+            other => bail!("`{other}` is nothing that can be trained"),
+        },
+    })
+}
+
+/// Sets what is trained: the adapter's parameters and a reward model's head, or without an adapter the head and what is chosen; says how many.
+pub(crate) fn choose_trained(loaded: &mut Loaded, train: &Train, cx: &dyn Reporter) -> Result<()> {
+    let adapted = loaded.adapter.is_some();
+    let choice = choice(train)?;
+    if adapted && choice != Choice::All {
+        bail!(
+            "`train` chooses among the weights of a model without an adapter, but this model has an adapter, and that is what is trained: leave \
+             `train` out, or train the model that the adapter was attached to"
+        );
+    }
     let packed = loaded.model.packed_values();
     if !adapted && packed > 0 {
         bail!(
@@ -55,7 +79,15 @@ pub(crate) fn choose_trained(loaded: &mut Loaded, adapted: bool, cx: &dyn Report
         );
     }
     let params = &mut loaded.params;
-    params.train(|name| !adapted || is_adapter(name) || name == ml::reward::HEAD);
+    let chosen = choice.of(params).context("`train`")?;
+    params.train(|name| {
+        let own = if adapted {
+            is_adapter(name)
+        } else {
+            chosen.contains(name)
+        };
+        own || name == ml::reward::HEAD
+    });
     let (trained, all) = params.count();
     let all = all + packed;
     let part = 100.0 * trained as f64 / all as f64;
