@@ -6,9 +6,9 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::training::{
-    self, BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, MAX_GRAD_NORM,
-    MAX_STEPS, OPTIMIZER, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAIN, TRAINED, Training,
-    WARMUP, WEIGHT_DECAY, learning_rate,
+    self, BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, LAYER_DECAY,
+    LEARNING_RATES, MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS,
+    TRAIN, TRAINED, Training, WARMUP, WEIGHT_DECAY, learning_rate,
 };
 use crate::words::{MAX_LENGTH, MICRO_BATCH, NOT_NEGATIVE, NUMBER, POSITIVE, TRUNCATION, field};
 
@@ -99,6 +99,8 @@ With p the sum of log π over a completion's tokens and |y| their number:
         MAX_STEPS,
         BATCH,
         TRAIN,
+        LAYER_DECAY,
+        LEARNING_RATES,
         OPTIMIZER,
         WEIGHT_DECAY,
         BETA1,

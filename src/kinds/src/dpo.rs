@@ -9,9 +9,9 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::training::{
-    self, BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, MAX_GRAD_NORM,
-    MAX_STEPS, OPTIMIZER, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAIN, TRAINED, Training,
-    WARMUP, WEIGHT_DECAY, learning_rate,
+    self, BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, LAYER_DECAY,
+    LEARNING_RATES, MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS,
+    TRAIN, TRAINED, Training, WARMUP, WEIGHT_DECAY, learning_rate,
 };
 use crate::words::{MAX_LENGTH, MICRO_BATCH, POSITIVE, TRUNCATION, field};
 
@@ -344,6 +344,8 @@ only the adapter changes. Logged: rewards β c and β r, their difference, and h
         MAX_STEPS,
         BATCH,
         TRAIN,
+        LAYER_DECAY,
+        LEARNING_RATES,
         OPTIMIZER,
         WEIGHT_DECAY,
         BETA1,

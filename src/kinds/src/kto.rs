@@ -8,9 +8,9 @@ use engine::contract::{
 use serde::Deserialize;
 
 use crate::training::{
-    BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS,
-    OPTIMIZER, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAIN, TRAINED, Training, WARMUP,
-    WEIGHT_DECAY, fits, learning_rate,
+    BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, LAYER_DECAY, LEARNING_RATES,
+    MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAIN, TRAINED,
+    Training, WARMUP, WEIGHT_DECAY, fits, learning_rate,
 };
 use crate::words::{MAX_LENGTH, MICRO_BATCH, POSITIVE, TRUNCATION, field};
 
@@ -82,6 +82,8 @@ several follow each other. Logged: β times the mean x of the desirable and of t
         MAX_STEPS,
         BATCH,
         TRAIN,
+        LAYER_DECAY,
+        LEARNING_RATES,
         OPTIMIZER,
         WEIGHT_DECAY,
         BETA1,

@@ -5,9 +5,9 @@ use engine::contract::{Arity, Contract, Literal, Need, Pool, Port, Repeatable};
 use serde::Deserialize;
 
 use crate::training::{
-    BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS,
-    OPTIMIZER, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAIN, TRAINED, Training, WARMUP,
-    WEIGHT_DECAY, fits, learning_rate,
+    BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, LAYER_DECAY, LEARNING_RATES,
+    MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAIN, TRAINED,
+    Training, WARMUP, WEIGHT_DECAY, fits, learning_rate,
 };
 use crate::words::{MAX_LENGTH, MICRO_BATCH, POSITIVE, TRUNCATION, field};
 
@@ -45,6 +45,8 @@ arXiv 2403.07691.",
         MAX_STEPS,
         BATCH,
         TRAIN,
+        LAYER_DECAY,
+        LEARNING_RATES,
         OPTIMIZER,
         WEIGHT_DECAY,
         BETA1,

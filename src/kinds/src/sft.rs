@@ -5,8 +5,9 @@ use engine::contract::{Arity, Contract, From, Output, Pool, Port, Preparation, R
 use serde::Deserialize;
 
 use crate::training::{
-    BATCH, BETA1, BETA2, CHECKPOINTING, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER,
-    SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAIN, Training, WARMUP, WEIGHT_DECAY, fits, learning_rate,
+    BATCH, BETA1, BETA2, CHECKPOINTING, EPOCHS, EPSILON, LAYER_DECAY, LEARNING_RATES,
+    MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAIN, Training, WARMUP,
+    WEIGHT_DECAY, fits, learning_rate,
 };
 use crate::words::{LOSS_ON, MAX_LENGTH, MICRO_BATCH, TOKENIZE_FIELDS, TRUNCATION, words};
 
@@ -46,8 +47,10 @@ v ← β₂v + (1−β₂)g², w ← w − η(λw + m̂/(√v̂ + ε)). `optimiz
   w ← w − η(λw + u / max(1, rms u)). `beta1`, `beta2` and `epsilon` are AdamW's.
 
 Weights in bf16 are rounded from a copy in f32, which takes 4 bytes more, whatever the optimizer. The rate η rises in a line from 0 over `warmup` of
-the steps, then follows `schedule`. The rows of an epoch are a permutation drawn from the stream `shuffle` of the seed; a last batch that is not full
-is trained as it is.
+the steps, then follows `schedule`. With `layer_decay` d, layer i of L (the last is layer L) learns at the rate η d^(L−i), the embedding at η d^L, and
+what comes after the layers at η (discriminative fine-tuning: Howard and Ruder, arXiv 1801.06146, with d = 1/2.6; Clark et al., arXiv 2003.10555);
+a parameter that `learning_rates` names has its own rate in the place of `learning_rate`. The rows of an epoch are a permutation drawn from the
+stream `shuffle` of the seed; a last batch that is not full is trained as it is.
 
 A killed or stopped training goes on from its last snapshot, and ends with the same bytes as one that was left alone.",
     example: "tuned: { kind: sft, model: thin, data: halves.train, learning_rate: 2.0e-4, epochs: 1 }",
@@ -61,6 +64,8 @@ A killed or stopped training goes on from its last snapshot, and ends with the s
         MAX_STEPS,
         BATCH,
         TRAIN,
+        LAYER_DECAY,
+        LEARNING_RATES,
         OPTIMIZER,
         WEIGHT_DECAY,
         BETA1,

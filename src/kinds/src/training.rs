@@ -1,5 +1,7 @@
 //! The parameters that every training shares: how steps are cut from rows, the optimizer, its schedule, snapshots.
 
+use std::collections::BTreeMap;
+
 use engine::artifact::ArtifactType;
 use engine::contract::{
     Arity, Choice, Field, FieldType, From, Literal, Need, Output, Port, Preparation,
@@ -28,6 +30,10 @@ pub struct Training {
     pub batch: usize,
     /// Which parameters of a model without an adapter.
     pub train: Train,
+    /// What each layer's rate is of that of the layer above.
+    pub layer_decay: f64,
+    /// Rates of some parameters, by patterns of their names.
+    pub learning_rates: BTreeMap<String, f64>,
     /// `adamw`, `adamw_8bit` or `adafactor`.
     pub optimizer: String,
     /// Decoupled weight decay.
@@ -249,6 +255,31 @@ pub(crate) const TRAIN: Field = added(
     Literal::Text(ALL),
     "What is trained of a model without an adapter: a word; a list of names, each some whole parts of a parameter's name in which `*` stands for \
      anything (`q_proj`, `layers.2`, `'*norm*'` in quotes); or `{ last_layers: 2 }`, the last layers and what comes after them.",
+);
+
+/// Lower layers learn slower.
+pub(crate) const LAYER_DECAY: Field = added(
+    "layer_decay",
+    FieldType::Number {
+        min: 0.0,
+        max: 1.0,
+        above: true,
+    },
+    Literal::Number(1.0),
+    "The learning rate of each layer over that of the layer above it; the last layer and what comes after it have the whole rate, the embedding has \
+     the least. 0.9 is usual.",
+);
+
+/// Some parameters learn at rates of their own.
+pub(crate) const LEARNING_RATES: Field = added(
+    "learning_rates",
+    FieldType::Map {
+        of: &POSITIVE,
+        ordered: false,
+    },
+    Literal::EmptyMap,
+    "The highest learning rates of trained parameters by names as in `train`, such as `{ layers.1: 1.0e-5 }`; of several that match, the longest \
+     holds. `schedule` and `layer_decay` change them as they change `learning_rate`.",
 );
 
 /// How a weight follows its gradient.

@@ -79,6 +79,8 @@ pub(crate) fn training(params: &Rollout, learning_rate: f64) -> Training {
         max_steps: Some(params.updates as u64),
         batch: params.batch,
         train: Train::default(),
+        layer_decay: 1.0,
+        learning_rates: BTreeMap::new(),
         optimizer: "adamw".to_owned(),
         weight_decay: params.weight_decay,
         beta1: params.beta1,

@@ -12,7 +12,7 @@ use engine::job::{Cancelled, Draft, Job, Reference, Reporter};
 use kinds::model::adapter_draft;
 use kinds::training::{Train, Training};
 use ml::Params;
-use ml::choice::Choice;
+use ml::choice::{self, Choice};
 use ml::fit::{Next, Objective, Plan, Step, fit};
 use ml::optimizer::{Adafactor, Optimizer, Options, Rule, Schedule, Shape};
 use ml::update::Updater;
@@ -48,7 +48,7 @@ pub(crate) enum Counted {
 }
 
 /// What a recipe calls by a word, by names or by depth.
-fn choice(train: &Train) -> Result<Choice> {
+fn chosen(train: &Train) -> Result<Choice> {
     Ok(match train {
         Train::Names(names) => Choice::Names(names.clone()),
         Train::Depth { last_layers } => Choice::LastLayers(*last_layers),
@@ -65,7 +65,7 @@ fn choice(train: &Train) -> Result<Choice> {
 /// Sets what is trained: the adapter's parameters and a reward model's head, or without an adapter the head and what is chosen; says how many.
 pub(crate) fn choose_trained(loaded: &mut Loaded, train: &Train, cx: &dyn Reporter) -> Result<()> {
     let adapted = loaded.adapter.is_some();
-    let choice = choice(train)?;
+    let choice = chosen(train)?;
     if adapted && choice != Choice::All {
         bail!(
             "`train` chooses among the weights of a model without an adapter, but this model has an adapter, and that is what is trained: leave \
@@ -228,12 +228,22 @@ pub(crate) fn updater(training: &Training, params: &Params, total: usize) -> Res
         }),
         other => bail!("`{other}` is not an optimizer"),
     };
+    let mut factors = if training.layer_decay < 1.0 {
+        choice::by_depth(params, training.layer_decay)
+    } else {
+        BTreeMap::new()
+    };
+    let own = choice::by_name(params, &training.learning_rates).context("`learning_rates`")?;
+    for (name, rate) in own {
+        *factors.entry(name).or_insert(1.0) *= rate / training.learning_rate;
+    }
     let undecayed = params
         .iter()
         .map(|(n, _)| n)
         .filter(|n| n.contains("norm") || n.ends_with(".bias"));
     Ok(Updater {
-        optimizer: Optimizer::new(rule, undecayed.map(str::to_owned).collect()),
+        optimizer: Optimizer::new(rule, undecayed.map(str::to_owned).collect())
+            .with_factors(factors),
         schedule: Schedule {
             shape,
             peak: training.learning_rate,
