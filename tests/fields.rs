@@ -1,6 +1,10 @@
 //! Every field of every kind does what its class says: a semantic one is in the key and changes the output of some input, a numeric
 //! one changes the last bits at most, an execution one changes nothing. A stage of each row below is run with both of its values.
 
+#[path = "fields/measures.rs"]
+mod measures;
+#[path = "fields/models.rs"]
+mod models;
 #[path = "fields/preferences.rs"]
 mod preferences;
 mod support;
@@ -91,33 +95,6 @@ const ROWS: &[Row] = &[
     row("split", "seed", ["1", "2"]),
     row("cut", "prompt_words", ["4", "2"]),
     row("cut", "completion_words", ["", "1"]),
-    row("init_model", "vocabulary", ["280", "270"]),
-    row("init_model", "hidden", ["16", "32"]),
-    row("init_model", "layers", ["1", "2"]),
-    row("init_model", "heads", ["2", "4"]),
-    row("init_model", "key_value_heads", ["", "1"]),
-    row("init_model", "intermediate", ["", "48"]),
-    row("init_model", "context", ["512", "64"]),
-    row("init_model", "rope_theta", ["10000.0", "20000.0"]),
-    row("init_model", "dtype", ["f32", "bf16"]),
-    row("init_model", "initializer_range", ["0.02", "0.04"]),
-    row("init_model", "seed", ["1", "2"]),
-    row("load_model", "source", ["model", "other"]),
-    row("load_model", "dtype", ["f32", "bf16"]),
-    row("load_reward_model", "source", ["rewards", "rewards2"]),
-    row("load_reward_model", "dtype", ["f32", "bf16"]),
-    row("load_reward_model", "mean", ["", "0.5"]),
-    row("load_reward_model", "deviation", ["", "2.0"]),
-    row("quantize", "scheme", ["nf4", "int8"]),
-    row("quantize", "block", ["64", "128"]),
-    row("quantize", "double_quant", ["true", "false"]),
-    row("quantize", "skip", ["[]", "[q_proj]"]),
-    row("lora", "r", ["4", "2"]),
-    row("lora", "alpha", ["16", "8"]),
-    row("lora", "dropout", ["0.0", "0.1"]),
-    row("lora", "targets", ["all-linear", "[q_proj, v_proj]"]),
-    row("lora", "rslora", ["false", "true"]),
-    row("lora", "seed", ["1", "2"]),
     row("tokenize", "max_length", ["1024", "24"]),
     with(
         "tokenize",
@@ -133,69 +110,6 @@ const ROWS: &[Row] = &[
     ),
     row("tokenize", "loss_on", ["completions", "last_turn"]),
     row("tokenize", "loss_on", ["completions", "all"]),
-    row("evaluate", "samples", ["0", "2"]),
-    with(
-        "evaluate",
-        "max_new_tokens",
-        ["4", "8"],
-        &[("samples", "2")],
-    ),
-    with("evaluate", "temperature", ["0", "1.5"], &[("samples", "2")]),
-    with(
-        "evaluate",
-        "seed",
-        ["1", "2"],
-        &[("samples", "2"), ("temperature", "1.5")],
-    ),
-    row("evaluate", "max_length", ["1024", "24"]),
-    with(
-        "evaluate",
-        "truncation",
-        ["keep_start", "keep_end"],
-        &[("max_length", "24")],
-    ),
-    row("evaluate", "loss_on", ["completions", "all"]),
-    row("evaluate", "micro_batch", ["4", "1"]),
-    with(
-        "exam",
-        "task",
-        ["multiple_choice", "exact_match"],
-        &[("max_new_tokens", "4")],
-    ),
-    row("exam", "answer_with", ["text", "letter"]),
-    row("exam", "template", ["", "\"Ask: {prompt}\\nSay:\""]),
-    row("exam", "instructions", ["", "Bake."]),
-    row("exam", "shots", ["0", "1"]),
-    with(
-        "exam",
-        "normalization",
-        ["squad", "none"],
-        &[
-            ("task", "exact_match"),
-            ("models", "parrot"),
-            ("data", "echoes"),
-            ("template", "\"{prompt}\""),
-        ],
-    ),
-    with(
-        "exam",
-        "until",
-        ["line", "end"],
-        &[
-            ("task", "exact_match"),
-            ("models", "parrot"),
-            ("data", "echoes"),
-            ("template", "\"{prompt}\""),
-        ],
-    ),
-    with(
-        "exam",
-        "max_new_tokens",
-        ["4", "8"],
-        &[("task", "exact_match")],
-    ),
-    with("exam", "seed", ["1", "2"], &[("shots", "2")]),
-    row("exam", "micro_batch", ["4", "1"]),
     row("generate", "n", ["1", "2"]),
     row("generate", "max_new_tokens", ["4", "8"]),
     row("generate", "temperature", ["0.0", "1.5"]),
@@ -221,28 +135,25 @@ const ROWS: &[Row] = &[
 
 /// The rows of all kinds.
 fn all_rows() -> impl Iterator<Item = &'static Row> {
-    ROWS.iter().chain(training::ROWS).chain(preferences::ROWS)
+    let others = [
+        models::ROWS,
+        training::ROWS,
+        measures::ROWS,
+        preferences::ROWS,
+    ];
+    ROWS.iter().chain(others.into_iter().flatten())
 }
 
 /// The rest of a stage of this kind.
 fn usual(kind: &str) -> &'static [(&'static str, &'static str)] {
-    if let Some(fields) = preferences::usual(kind) {
+    let elsewhere = [models::usual, measures::usual, preferences::usual];
+    if let Some(fields) = elsewhere.iter().find_map(|usual| usual(kind)) {
         return fields;
     }
     match kind {
         "load_dataset" => &[("source", "sums.jsonl")],
         "split" => &[("data", "sums")],
         "cut" => &[("data", "reviews")],
-        "init_model" => &[
-            ("data", "reviews"),
-            ("vocabulary", "280"),
-            ("hidden", "16"),
-            ("layers", "1"),
-            ("heads", "2"),
-        ],
-        "load_model" => &[("source", "model")],
-        "load_reward_model" => &[("source", "rewards"), ("dtype", "f32")],
-        "quantize" | "lora" => &[("model", "base")],
         "sft" => &[
             ("model", "thin"),
             ("data", "chats"),
@@ -252,8 +163,6 @@ fn usual(kind: &str) -> &'static [(&'static str, &'static str)] {
         ],
         // A preparation of this one.
         "tokenize" => &[("kind", "sft"), ("model", "thin"), ("data", "chats")],
-        "evaluate" => &[("models", "base"), ("data", "chats")],
-        "exam" => &[("models", "base"), ("data", "quiz")],
         "generate" => &[
             ("model", "base"),
             ("prompts", "chats"),
@@ -441,6 +350,9 @@ stages:
   sums: { kind: load_dataset, source: sums.jsonl }
   reviews: { kind: load_dataset, source: reviews.csv, format: labelled }
   thin: { kind: lora, model: base, r: 4, dropout: 0.1 }
+  bent: { kind: sft, model: thin, data: chats, batch: 4, max_steps: 3, learning_rate: 1.0e-2 }
+  packed: { kind: quantize, model: base }
+  slim: { kind: lora, model: packed, r: 2 }
   other: { kind: load_model, source: other, dtype: f32 }
   prefs: { kind: load_dataset, source: prefs.jsonl, format: preference }
   ranks: { kind: load_dataset, source: ranks.jsonl, format: ranking }

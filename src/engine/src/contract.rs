@@ -35,7 +35,7 @@ pub struct Contract {
     pub check: Check,
     /// What fields and inputs can't say together. Asked when the recipe is read, and again when something is known of the rows.
     pub check_inputs: Option<CheckInputs>,
-    /// Peak memory in bytes from the parameters and the summaries of the inputs, when it can be told.
+    /// Peak memory in bytes from the parameters and what is known of the inputs, when it can be told.
     pub memory: Option<Estimate>,
 }
 
@@ -81,9 +81,14 @@ pub struct Inputs<'a> {
     pub rows: &'a dyn Fn(&str) -> Vec<(String, Rows)>,
 }
 
-/// Estimates bytes from parameters and (port, summary) pairs.
-pub type Estimate =
-    fn(&Map<String, Value>, &[(&str, &std::collections::BTreeMap<String, Value>)]) -> Option<u64>;
+/// What is known of an artifact: its summary and more of its content, or as much of that as can be told before it is made.
+pub type Summary = std::collections::BTreeMap<String, Value>;
+
+/// Estimates bytes from parameters and (port or preparation, what is known of an artifact in it).
+pub type Estimate = fn(&Map<String, Value>, &[(&str, &Summary)]) -> Option<u64>;
+
+/// What can be told of an output before it is made, from the same.
+pub type Foresight = fn(&Map<String, Value>, &[(&str, &Summary)]) -> Option<Summary>;
 
 /// A `check` for kinds whose fields say it all.
 pub fn no_check(_: &Map<String, Value>) -> Vec<(&'static str, String)> {
@@ -322,6 +327,8 @@ pub struct Output {
     pub metrics: Option<MetricNames>,
     /// Those of them that are the same whatever happens, so that a limit for them decides nothing.
     pub constant: Option<MetricNames>,
+    /// What can be told of it before it is made, for the estimates of the stages behind.
+    pub foreseen: Option<Foresight>,
     /// What it holds.
     pub doc: &'static str,
 }
@@ -347,6 +354,7 @@ impl Output {
             keeps_tokenizer_of: None,
             metrics: None,
             constant: None,
+            foreseen: None,
             doc,
         }
     }
@@ -379,6 +387,14 @@ impl Output {
     pub const fn constant(self, names: MetricNames) -> Self {
         Self {
             constant: Some(names),
+            ..self
+        }
+    }
+
+    /// The same with what can be told of it before it is made.
+    pub const fn foreseen(self, foresight: Foresight) -> Self {
+        Self {
+            foreseen: Some(foresight),
             ..self
         }
     }

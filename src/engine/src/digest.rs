@@ -1,7 +1,7 @@
 //! Content digests: blake3, written as 64 hexadecimal digits.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Read as _};
 use std::path::Path;
 use std::str::FromStr;
 
@@ -20,6 +20,23 @@ const VALUES: [u8; 256] = {
     values
 };
 
+/// Bytes that all threads hash together.
+const PIECE: usize = 16 << 20;
+
+/// Reads until `to` is full or the file ends; how many bytes.
+fn read_full(file: &mut std::fs::File, to: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < to.len() {
+        match file.read(&mut to[filled..]) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
 /// The blake3 digest of some bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest([u8; 32]);
@@ -33,12 +50,20 @@ impl Digest {
     /// The digest and the size in bytes of the file at `path`.
     pub fn of_file(path: &Path) -> io::Result<(Self, u64)> {
         let mut hasher = blake3::Hasher::new();
-        let size = std::fs::metadata(path)?.len();
-        // Mapping pays for large files; small ones are read, which also works on pipes of /proc.
-        if size >= 1 << 20 {
-            hasher.update_mmap_rayon(path)?;
+        let mut file = std::fs::File::open(path)?;
+        // Read, not mapped: the pages of a mapped model would count as memory in use, and a file cut short meanwhile would be a crash.
+        let size = file.metadata()?.len();
+        if size < PIECE as u64 {
+            hasher.update_reader(file)?;
         } else {
-            hasher.update_reader(std::fs::File::open(path)?)?;
+            let mut piece = vec![0; PIECE];
+            loop {
+                let count = read_full(&mut file, &mut piece)?;
+                hasher.update_rayon(&piece[..count]);
+                if count < piece.len() {
+                    break;
+                }
+            }
         }
         Ok((Self(*hasher.finalize().as_bytes()), hasher.count()))
     }

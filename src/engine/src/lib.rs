@@ -5,6 +5,7 @@ pub mod cache;
 pub mod contract;
 pub mod diagnostic;
 pub mod digest;
+pub mod estimate;
 pub mod event;
 pub mod explain;
 pub mod export;

@@ -206,13 +206,12 @@ pub fn dynamic_map(signed: bool) -> [f32; 256] {
     for i in 0..EXPONENTS {
         let items = (1usize << if signed { i } else { i + 1 }) + 1;
         let borders = linspace(items);
-        // In f64 before it is rounded, as Python has it.
-        let power = 10f64.powi(i as i32 - (EXPONENTS as i32 - 1));
+        let power = 10f64.powi(i as i32 - (EXPONENTS as i32 - 1)) as f32;
         for pair in borders.windows(2) {
-            let mean = f64::from((pair[0] + pair[1]) / 2.0);
-            values.push((power * mean) as f32);
+            let value = power * ((pair[0] + pair[1]) / 2.0);
+            values.push(value);
             if signed {
-                values.push((-power * mean) as f32);
+                values.push(-value);
             }
         }
     }
@@ -223,16 +222,16 @@ pub fn dynamic_map(signed: bool) -> [f32; 256] {
     table
 }
 
-/// `torch.linspace(0.1, 1, items)` in f32: from both ends to the middle.
+/// `torch.linspace(0.1, 1, items)` in f32: from both ends to the middle, each product and sum rounded once.
 fn linspace(items: usize) -> Vec<f32> {
     let (start, end) = (0.1f32, 1.0f32);
     let step = (end - start) / (items - 1) as f32;
     (0..items)
         .map(|i| {
             if i < items / 2 {
-                start + step * i as f32
+                step.mul_add(i as f32, start)
             } else {
-                end - step * (items - 1 - i) as f32
+                (-step).mul_add((items - 1 - i) as f32, end)
             }
         })
         .collect()

@@ -410,6 +410,15 @@ pub fn config_with(
     Ok(serde_json::to_string_pretty(&Value::Object(object))? + "\n")
 }
 
+/// The text of a config.json without quantization, for weights of this type.
+pub fn config_without(text: &str, path: &std::path::Path, dtype: Dtype) -> Result<String> {
+    let mut object = json::parse_object(text, path)?;
+    object.retain(|key, _| key != "quantization_config");
+    object.insert("dtype".to_owned(), json!(torch_name(dtype)));
+    object.insert("torch_dtype".to_owned(), json!(torch_name(dtype)));
+    Ok(serde_json::to_string_pretty(&Value::Object(object))? + "\n")
+}
+
 fn torch_name(dtype: Dtype) -> &'static str {
     match dtype {
         Dtype::BF16 => "bfloat16",

@@ -5,6 +5,7 @@ use engine::contract::{Arity, Choice, Contract, FieldType, Literal, Need, Pool, 
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::memory;
 use crate::training::{
     self, BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, LAYER_DECAY,
     LEARNING_RATES, MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS,
@@ -146,5 +147,5 @@ With p the sum of log π over a completion's tokens and |y| their number:
     layout: None,
     check: fits,
     check_inputs: None,
-    memory: None,
+    memory: Some(memory::of_groups),
 };

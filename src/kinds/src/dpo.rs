@@ -8,6 +8,7 @@ use engine::contract::{
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::memory;
 use crate::training::{
     self, BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, LAYER_DECAY,
     LEARNING_RATES, MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS,
@@ -417,5 +418,5 @@ only the adapter changes. Logged: rewards β c and β r, their difference, and h
     layout: None,
     check: fits,
     check_inputs: Some(fits_inputs),
-    memory: None,
+    memory: Some(memory::of_groups),
 };

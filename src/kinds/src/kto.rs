@@ -7,6 +7,7 @@ use engine::contract::{
 };
 use serde::Deserialize;
 
+use crate::memory;
 use crate::training::{
     BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, LAYER_DECAY, LEARNING_RATES,
     MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAIN, TRAINED,
@@ -139,5 +140,5 @@ several follow each other. Logged: β times the mean x of the desirable and of t
     layout: None,
     check: fits,
     check_inputs: None,
-    memory: None,
+    memory: Some(memory::of_rows),
 };

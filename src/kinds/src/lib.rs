@@ -21,6 +21,8 @@ pub mod load_dataset;
 pub mod load_model;
 pub mod load_reward_model;
 pub mod lora;
+pub mod merge;
+pub mod memory;
 pub mod mismatch;
 pub mod model;
 pub mod orpo;
@@ -59,6 +61,7 @@ pub fn contracts() -> Contracts {
             &init_model::CONTRACT,
             &quantize::CONTRACT,
             &lora::CONTRACT,
+            &merge::CONTRACT,
             &sft::CONTRACT,
             &evaluate::CONTRACT,
             &preference_accuracy::CONTRACT,
@@ -151,6 +154,7 @@ mod tests {
         fits::<super::load_model::LoadModel>(&super::load_model::CONTRACT);
         fits::<super::load_reward_model::LoadRewardModel>(&super::load_reward_model::CONTRACT);
         fits::<super::lora::Lora>(&super::lora::CONTRACT);
+        fits::<super::merge::Merge>(&super::merge::CONTRACT);
         fits::<super::quantize::Quantize>(&super::quantize::CONTRACT);
         fits::<super::sft::Sft>(&super::sft::CONTRACT);
         fits::<super::evaluate::Evaluate>(&super::evaluate::CONTRACT);

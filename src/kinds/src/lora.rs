@@ -6,6 +6,7 @@ use engine::contract::{
 };
 use serde::Deserialize;
 
+use crate::memory;
 use crate::words::{POSITIVE, field};
 
 /// The parameters.
@@ -81,7 +82,7 @@ Source: Hu et al., *LoRA*, arXiv 2106.09685; rsLoRA: Kalajdzievski, arXiv 2312.0
         field("seed", FieldType::Seed, Need::Optional, "Where the draw of A starts; the recipe's seed unless given."),
     ],
     ports: &[Port { name: "model", accepts: &[ArtifactType::Model], arity: Arity::One, layouts: &[], doc: "The model to adapt." }],
-    outputs: &[Output::new("model", ArtifactType::Model, "The model with its adapter, ready to train.").keeps_tokenizer_of("model")],
+    outputs: &[Output::new("model", ArtifactType::Model, "The model with its adapter, ready to train.").keeps_tokenizer_of("model").foreseen(memory::adapted)],
     preparations: &[],
     layout: None,
     check: no_check,

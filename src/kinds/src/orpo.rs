@@ -4,6 +4,7 @@ use engine::artifact::ArtifactType;
 use engine::contract::{Arity, Contract, Literal, Need, Pool, Port, Repeatable};
 use serde::Deserialize;
 
+use crate::memory;
 use crate::training::{
     BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, LAYER_DECAY, LEARNING_RATES,
     MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAIN, TRAINED,
@@ -72,5 +73,5 @@ arXiv 2403.07691.",
     layout: None,
     check: fits,
     check_inputs: None,
-    memory: None,
+    memory: Some(memory::of_groups),
 };

@@ -7,6 +7,7 @@ use engine::contract::{
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::memory;
 use crate::words::{field, words};
 
 /// The parameters.
@@ -109,7 +110,7 @@ Source: Dettmers et al., *QLoRA*, arXiv 2305.14314; Dettmers et al., *LLM.int8()
     ],
     ports: &[Port { name: "model", accepts: &[ArtifactType::Model], arity: Arity::One, layouts: &[], doc: "The model to quantize, without an adapter." }],
     outputs: &[
-        Output::new("model", ArtifactType::Model, "The model with packed weights.").keeps_tokenizer_of("model"),
+        Output::new("model", ArtifactType::Model, "The model with packed weights.").keeps_tokenizer_of("model").foreseen(memory::quantized),
         Output::new("metrics", ArtifactType::Metrics, "Bytes and errors of every tensor.")
             .metrics(|_, _| words(&["bytes_before", "bytes_after", "ratio", "error", "quantized"])),
     ],

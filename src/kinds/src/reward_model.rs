@@ -8,6 +8,7 @@ use engine::contract::{
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::memory;
 use crate::training::{
     BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, LAYER_DECAY, LEARNING_RATES,
     MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAIN, Training, WARMUP,
@@ -148,5 +149,5 @@ another tokenizer.",
     layout: None,
     check: fits,
     check_inputs: Some(fits_inputs),
-    memory: None,
+    memory: Some(memory::of_scores),
 };

@@ -5,6 +5,7 @@ use engine::contract::{Arity, Field, FieldType, Inputs, Literal, Need, Output, P
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::memory;
 use crate::words::{NOT_NEGATIVE, NUMBER, POSITIVE, count, field, numeric, words};
 
 /// The parameters.
@@ -109,7 +110,9 @@ pub(crate) const REWARD_CLIP: Field = field(
 
 /// What a policy that learned from a judge comes with.
 pub(crate) const TRAINED: [Output; 2] = [
-    Output::new("model", ArtifactType::Model, "The trained policy.").keeps_tokenizer_of("model"),
+    Output::new("model", ArtifactType::Model, "The trained policy.")
+        .keeps_tokenizer_of("model")
+        .foreseen(memory::same),
     Output::new(
         "metrics",
         ArtifactType::Metrics,

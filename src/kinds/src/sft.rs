@@ -4,6 +4,7 @@ use engine::artifact::ArtifactType;
 use engine::contract::{Arity, Contract, From, Output, Pool, Port, Preparation, Repeatable};
 use serde::Deserialize;
 
+use crate::memory;
 use crate::training::{
     BATCH, BETA1, BETA2, CHECKPOINTING, EPOCHS, EPSILON, LAYER_DECAY, LEARNING_RATES,
     MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAIN, Training, WARMUP,
@@ -91,7 +92,7 @@ A killed or stopped training goes on from its last snapshot, and ends with the s
         },
     ],
     outputs: &[
-        Output::new("model", ArtifactType::Model, "The trained model.").keeps_tokenizer_of("model"),
+        Output::new("model", ArtifactType::Model, "The trained model.").keeps_tokenizer_of("model").foreseen(memory::same),
         Output::new("metrics", ArtifactType::Metrics, "Loss, rate and gradient norm of each step.")
             .metrics(|_, _| words(&["first_loss", "last_loss", "steps", "tokens"])),
     ],
@@ -105,5 +106,5 @@ A killed or stopped training goes on from its last snapshot, and ends with the s
     layout: None,
     check: fits,
     check_inputs: None,
-    memory: None,
+    memory: Some(memory::of_rows),
 };

@@ -9,6 +9,7 @@ use engine::contract::{
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::memory;
 use crate::words::{
     COMPLETION_FIELDS, FRACTION, NOT_NEGATIVE, POSITIVE, added, count, execution, field, words,
 };
@@ -380,7 +381,9 @@ pub(crate) const COMPLETIONS: Preparation = Preparation {
 
 /// What a policy that learned from comparisons comes with.
 pub(crate) const TRAINED: [Output; 2] = [
-    Output::new("model", ArtifactType::Model, "The trained policy.").keeps_tokenizer_of("model"),
+    Output::new("model", ArtifactType::Model, "The trained policy.")
+        .keeps_tokenizer_of("model")
+        .foreseen(memory::same),
     Output::new(
         "metrics",
         ArtifactType::Metrics,

@@ -8,6 +8,7 @@ namespace levain {
 void serial(int64_t count, Body body, void* context) { body(context, 0, count); }
 void pack(Matrix, int64_t, int64_t, int64_t, float*) { abort(); }
 void weight_row(const Weight&, int64_t, int64_t, int64_t, float*) { abort(); }
+void unpack_scales(const Weight&, int64_t, int64_t, float*) { abort(); }
 Source forward_source(const Weight&) { abort(); }
 Source backward_source(const Weight&) { abort(); }
 void gemm(const Part*, int64_t, int64_t, const Source*, const Share*, int64_t, Parallel) { abort(); }

@@ -32,4 +32,10 @@ void spread512(const float* x, int64_t rows, int64_t in, Type weight, float* to)
 void dots512(const void* w, Type type, int64_t w_row, const float* x, int64_t rows, int64_t in, int64_t pass, int64_t passes,
              float* y);
 
+// Whether these take an NF4 weight: its rows are whole blocks and its scales plain.
+bool nf4_panels512(const Weight& weight);
+// A panel of such a weight as `forward_source` and `backward_source` fill it, without the change; false where the piece does not suit.
+bool nf4_forward512(const Weight& weight, int64_t k, int64_t length, int64_t column, int64_t count, float* to);
+bool nf4_backward512(const Weight& weight, int64_t k, int64_t length, int64_t column, int64_t count, float* to);
+
 }  // namespace levain

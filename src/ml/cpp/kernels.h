@@ -69,6 +69,9 @@ struct Weight {
 // Columns [from, from + count) of a row, without the change.
 void weight_row(const Weight& weight, int64_t row, int64_t from, int64_t count, float* to);
 
+// Nested scales [begin, end) of an NF4 weight as the numbers that they stand for.
+void unpack_scales(const Weight& weight, int64_t begin, int64_t end, float* to);
+
 // Packs columns [first, first + count) of b (depth x columns) into `to`, whose panel 0 is column `first`;
 // `first` is a multiple of 16.
 void pack(Matrix b, int64_t depth, int64_t first, int64_t count, float* to);

@@ -103,6 +103,20 @@ std::vector<Map> maps_of(at::TensorList tensors, const Settings& settings, int64
   return maps;
 }
 
+// For a product of many rows: nested scales are unpacked once instead of for each panel. They are a small part of a weight.
+void unpack_nested(std::vector<Map>& maps) {
+  for (Map& map : maps) {
+    Weight& w = map.weight;
+    if (!w.nested) continue;
+    const int64_t blocks = (w.out * w.in + w.block - 1) / w.block;
+    Tensor scales = at::empty({blocks}, at::TensorOptions().dtype(at::kFloat));
+    ranges(blocks, 4096, [&](int64_t begin, int64_t end) { unpack_scales(w, begin, end, scales.data_ptr<float>()); });
+    map.stored.push_back(scales);
+    w.scales = scales.const_data_ptr<float>();
+    w.nested = nullptr;
+  }
+}
+
 // Decoding: each weight is read once where it lies.
 Tensor decoded(const Map& map, const Tensor& x, const float* wide) {
   Tensor y = at::empty({x.size(0), map.out()}, x.options());
@@ -151,7 +165,7 @@ struct Linear : Function<Linear> {
                                const std::vector<int64_t>& shapes, const std::vector<double>& scales, bool decoding) {
     const Tensor source = input.contiguous();
     const size_t skip = before == 0 ? 0 : 1;
-    const auto maps = maps_of(tensors.slice(skip), {flags, shapes, scales}, source.size(1));
+    auto maps = maps_of(tensors.slice(skip), {flags, shapes, scales}, source.size(1));
     Tensor x = source;
     if (before == static_cast<int64_t>(Before::norm)) x = norm_forward(source, tensors[0], eps).first;
     if (before == static_cast<int64_t>(Before::gate)) x = gate_forward(source, tensors[0]);
@@ -163,7 +177,10 @@ struct Linear : Function<Linear> {
     context->saved_data["flags"] = flags;
     context->saved_data["shapes"] = shapes;
     context->saved_data["scales"] = scales;
-    if (!decoding) return products(maps, x);
+    if (!decoding) {
+      unpack_nested(maps);
+      return products(maps, x);
+    }
     float* wide = scratch(x.numel());
     at::from_blob(wide, x.sizes(), at::TensorOptions().dtype(at::kFloat)).copy_(x);
     variable_list results;
@@ -193,7 +210,7 @@ struct Linear : Function<Linear> {
     const Settings settings{context->saved_data["flags"].toIntVector(), context->saved_data["shapes"].toIntVector(),
                             context->saved_data["scales"].toDoubleVector()};
     const size_t skip = before == Before::nothing ? 0 : 1;
-    const auto maps = maps_of(at::TensorList(saved).slice(1 + skip), settings, saved[0].size(1));
+    auto maps = maps_of(at::TensorList(saved).slice(1 + skip), settings, saved[0].size(1));
     const Tensor source = saved[0];
     Tensor x = source, inverse;
     if (before == Before::norm)
@@ -207,10 +224,13 @@ struct Linear : Function<Linear> {
     size_t edge = 1 + skip;
     for (Tensor& g : gradients)
       if (g.defined()) g = g.contiguous();
+    std::vector<size_t> parts;
+    for (const Map& map : maps) parts.push_back(map.stored.size());
+    if (inputs) unpack_nested(maps);
     Tensor dx = inputs ? to_input(maps, gradients, x) : Tensor();
     for (size_t i = 0; i < maps.size(); i++) {
       const Map& map = maps[i];
-      const size_t weight_at = edge, bias_at = edge + map.stored.size(), down_at = bias_at + map.bias.defined();
+      const size_t weight_at = edge, bias_at = edge + parts[i], down_at = bias_at + map.bias.defined();
       edge = down_at + 2 * map.changed();
       if (!gradients[i].defined()) continue;
       const Tensor& g = gradients[i];

@@ -1,4 +1,5 @@
 // Weights as the products read them: pieces of their rows, dequantized and with a low-rank change added, in f32.
+#include "avx512.h"
 #include "panel.h"
 
 namespace levain {
@@ -68,10 +69,13 @@ void int8_values(const Weight& w, int64_t row, int64_t from, int64_t count, floa
   for (; i < count; i++) to[i] = rounded(static_cast<float>(codes[i]) * scale, w.rounding);
 }
 
+void changed(const Weight& w, int64_t row, int64_t from, int64_t count, float* to) {
+  add_low_rank(w.change->down + from, w.change->up + row * w.change->rank, w.change->rank, w.change->scale, w.in, count, to);
+}
+
 void changed_row(const Weight& w, int64_t row, int64_t from, int64_t count, float* to) {
   weight_row(w, row, from, count, to);
-  if (w.change)
-    add_low_rank(w.change->down + from, w.change->up + row * w.change->rank, w.change->rank, w.change->scale, w.in, count, to);
+  if (w.change) changed(w, row, from, count, to);
 }
 
 // Sixteen rows side by side.
@@ -85,6 +89,7 @@ void fill_forward(const void* of, int64_t k, int64_t length, int64_t column, int
       pack_panel(static_cast<const float*>(w.dense.data) + at, 1, w.dense.row, length, count, to);
     return;
   }
+  if (!w.change && has_avx512() && nf4_panels512(w) && nf4_forward512(w, k, length, column, count, to)) return;
   alignas(32) float rows[kColumns * kPass];
   for (int64_t j = 0; j < count; j++) changed_row(w, column + j, k, length, rows + j * length);
   pack_panel(rows, 1, length, length, count, to);
@@ -93,6 +98,10 @@ void fill_forward(const void* of, int64_t k, int64_t length, int64_t column, int
 // Sixteen columns of a row after the other.
 void fill_backward(const void* of, int64_t k, int64_t length, int64_t column, int64_t count, float* to) {
   const Weight& w = *static_cast<const Weight*>(of);
+  if (has_avx512() && nf4_panels512(w) && nf4_backward512(w, k, length, column, count, to)) {
+    for (int64_t i = 0; w.change && i < length; i++) changed(w, k + i, column, count, to + i * kColumns);
+    return;
+  }
   for (int64_t i = 0; i < length; i++, to += kColumns) {
     changed_row(w, k + i, column, count, to);
     for (int64_t j = count; j < kColumns; j++) to[j] = 0.f;
@@ -107,6 +116,10 @@ void weight_row(const Weight& w, int64_t row, int64_t from, int64_t count, float
     case Stored::nf4: return nf4_values(w, row * w.in + from, count, to);
     case Stored::int8: return int8_values(w, row, from, count, to);
   }
+}
+
+void unpack_scales(const Weight& w, int64_t begin, int64_t end, float* to) {
+  for (int64_t i = begin; i < end; i++) to[i] = scale_of(w, i);
 }
 
 Source forward_source(const Weight& weight) { return {fill_forward, &weight}; }

@@ -3,6 +3,7 @@
 pub mod attend;
 pub mod choice;
 pub mod completions;
+pub mod divergence;
 pub mod fit;
 pub mod generate;
 pub mod kv_cache;

@@ -145,6 +145,12 @@ impl Linear {
         (input, out)
     }
 
+    /// `weight`, which stands for this linear's own, with the adapter's change in it, in the type of the change; none without an
+    /// adapter.
+    pub fn merged(&self, weight: &Tensor) -> Option<Tensor> {
+        self.adapter.as_ref().map(|lora| lora.merged(weight))
+    }
+
     /// The adapter, if this pass uses it.
     fn adapter(&self, pass: Pass) -> Option<&Lora> {
         self.adapter.as_ref().filter(|_| pass.adapters)

@@ -86,6 +86,18 @@ impl Batch {
         self.count
     }
 
+    /// What the trained tokens are: `[trained]`, i64.
+    pub fn targets(&self) -> &Tensor {
+        &self.targets
+    }
+
+    /// The hidden states from which the trained tokens are predicted: `[trained, hidden]`.
+    pub fn states(&self, model: &Llama, pass: Pass) -> Result<Tensor> {
+        let hidden = model.hidden(pass, Inputs::Tokens(&self.tokens), &self.segments, None)?;
+        // Where every position but the last is trained, as in plain text, this copies little more than it must.
+        Ok(hidden.f_index_select(0, &self.places)?)
+    }
+
     /// The cross entropy of the trained tokens, in chunks of `chunk` rows of logits.
     pub fn cross_entropy(
         &self,
@@ -93,10 +105,8 @@ impl Batch {
         pass: Pass,
         chunk: i64,
     ) -> Result<loss::CrossEntropy> {
-        let hidden = model.hidden(pass, Inputs::Tokens(&self.tokens), &self.segments, None)?;
-        // Where every position but the last is trained, as in plain text, this copies little more than it must.
-        let hidden = hidden.f_index_select(0, &self.places)?;
-        loss::cross_entropy(&hidden, model.head(), &self.targets, chunk)
+        let states = self.states(model, pass)?;
+        loss::cross_entropy(&states, model.head(), &self.targets, chunk)
     }
 }
 

@@ -1,5 +1,5 @@
 //! Laws of packed weights: a product with one is the product with its values, whoever computes it; only inputs and adapters get a
-//! gradient; and of checkpointing: the same numbers, bit for bit.
+//! gradient; merged into unpacked weights an adapter does what it did; and of checkpointing: the same numbers, bit for bit.
 
 mod tiny;
 
@@ -208,6 +208,43 @@ fn codes(model: &Llama) -> Vec<Tensor> {
             _ => panic!("{} is not packed", linear.name),
         })
         .collect()
+}
+
+#[test]
+fn merged_into_unpacked_weights_is_packed_with_its_adapter() {
+    // Merged, a weight is rounded to bf16 with its change in it: near the unmerged one, not equal.
+    for (kind, tolerance) in [
+        (Kind::Double, 1e-12),
+        (Kind::Float, 2e-5),
+        (Kind::BFloat16, 5e-2),
+    ] {
+        let (mut model, _params) = model(kind, true);
+        let row = tokens(0, 20);
+        let hidden = |model: &Llama| {
+            let segments = Segments::new(&[row.len()], model.place).unwrap();
+            let ids = model.tokens(&row).unwrap();
+            model
+                .hidden(Pass::eval(), Inputs::Tokens(&ids), &segments, None)
+                .unwrap()
+        };
+        let added = hidden(&model);
+        let wide = match kind {
+            Kind::Double => Kind::Double,
+            _ => Kind::Float,
+        };
+        for linear in model.linears_mut() {
+            let merged = linear.merged(&linear.weight.values(wide).unwrap());
+            linear.weight = Weight::Dense(merged.unwrap().to_kind(kind));
+            linear.adapter = None;
+            assert!(
+                linear
+                    .merged(&linear.weight.values(wide).unwrap())
+                    .is_none()
+            );
+        }
+        assert!(!model.is_quantized());
+        close(&hidden(&model), &added, tolerance, &format!("{kind:?}"));
+    }
 }
 
 proptest! {

@@ -24,6 +24,7 @@ mod tokenize;
 mod tokenize_completions;
 
 use engine::contract::Trial;
+use engine::estimate::Glance;
 use engine::job::Implementation;
 use engine::peek::Peek;
 
@@ -114,6 +115,14 @@ pub fn peeks() -> &'static [Peek] {
     &[Peek {
         kind: "load_dataset",
         look: load_dataset::look,
+    }]
+}
+
+/// How the sources of a kind are looked at for what its artifact will say.
+pub fn glances() -> &'static [Glance] {
+    &[Glance {
+        kind: "load_model",
+        look: load_model::glance,
     }]
 }
 

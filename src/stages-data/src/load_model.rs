@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use engine::artifact::ArtifactType;
+use engine::contract::Summary;
 use engine::job::{Draft, Drafts, Job, Reference, Reporter};
+use engine::peek::Sources;
 use formats::{LlamaConfig, REWARD_HEAD, Stored, TokenizerFiles, Weights};
 use kinds::load_model::LoadModel;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 pub(crate) fn run(job: &Job, _: &dyn Reporter) -> Result<Drafts> {
     let params: LoadModel = job.params()?;
@@ -28,6 +30,38 @@ pub(crate) fn run(job: &Job, _: &dyn Reporter) -> Result<Drafts> {
     };
     let draft = model_draft(ArtifactType::Model, parts, &params.dtype, &job.out)?;
     Ok([("model".to_owned(), draft)].into())
+}
+
+/// What will be known of the model, from the heads of its files.
+pub(crate) fn glance(params: &Map<String, Value>, sources: &Sources) -> Result<Summary> {
+    let files = sources.get("source").context("the model has no source")?;
+    let files: Vec<(String, PathBuf)> = files
+        .iter()
+        .map(|file| (file.name.clone(), file.path.clone()))
+        .collect();
+    let weights = Weights::open_files(&files)?;
+    let config = match weights.gguf() {
+        Some(file) => LlamaConfig::from_gguf(file)?,
+        None => read_config(&files)?,
+    };
+    let dtype = params.get("dtype").and_then(Value::as_str);
+    let dtype = dtype.context("a model has a dtype")?;
+    let mut known = summary(&config, config.parameter_count(), &weights, dtype);
+    known.extend(kinds::memory::widths(&config.to_json()));
+    let sizes = kinds::memory::weights(&files).map(|path| path.metadata().map_or(0, |m| m.len()));
+    known.insert("bytes".to_owned(), sizes.sum::<u64>().into());
+    Ok(known)
+}
+
+/// The configuration in a Hugging Face folder.
+fn read_config(files: &[(String, PathBuf)]) -> Result<LlamaConfig> {
+    let config = files.iter().find(|(name, _)| name == "config.json");
+    let (_, path) = config.with_context(|| {
+        format!("a model is a `.gguf` file or a folder with `config.json` and `model.safetensors`; here are: {}", names(files))
+    })?;
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("{} can't be read", path.display()))?;
+    LlamaConfig::from_json(&text, Path::new("config.json"))
 }
 
 /// The names and paths of the files of `source`.
@@ -134,13 +168,7 @@ fn from_gguf(path: &Path, out: &Path) -> Result<Parts> {
 
 /// The files of a Hugging Face folder that a Llama needs; others, pickles among them, are left alone.
 pub(crate) fn hugging_face(all: &[(String, PathBuf)]) -> Result<Parts> {
-    let find = |name: &str| all.iter().find(|(n, _)| n == name).map(|(_, path)| path);
-    let config_path = find("config.json").with_context(|| {
-        format!("a model is a `.gguf` file or a folder with `config.json` and `model.safetensors`; here are: {}", names(all))
-    })?;
-    let text = std::fs::read_to_string(config_path)
-        .with_context(|| format!("{} can't be read", config_path.display()))?;
-    let config = LlamaConfig::from_json(&text, Path::new("config.json"))?;
+    let config = read_config(all)?;
     let tokenizer = TokenizerFiles::from_folder_files(all)?;
     let kept: Vec<_> = all
         .iter()

@@ -15,6 +15,7 @@ mod group;
 mod grpo;
 mod judge;
 mod kto;
+mod merge;
 mod model;
 mod orpo;
 mod ppo;
@@ -40,6 +41,10 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "sft",
             run: sft::run,
+        },
+        Implementation {
+            kind: "merge",
+            run: merge::run,
         },
         Implementation {
             kind: "evaluate",

@@ -22,6 +22,9 @@ use serde_json::json;
 use crate::model::Loaded;
 use crate::snapshot::{Circumstances, Snapshots};
 
+// The estimates of memory count the logits of so many rows.
+const _: () = assert!(kinds::memory::CHUNK as i64 == ml::loss::CHUNK);
+
 /// What the metrics artifact says of a step; no times, so that equal trainings give equal bytes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct StepRow {

@@ -1,6 +1,7 @@
 //! `levain plan`: what would run, and why.
 
 use anyhow::Result;
+use engine::estimate::{self, Memory};
 use engine::plan::{Plan, Standing, Verdict};
 use engine::recipe::{Binding, Pick, Stage, Target};
 use engine::session::Session;
@@ -41,6 +42,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
         context.print_json(&plan_json(&session, &standings))?;
         return Ok(Status::Done);
     }
+    let memory = memory(&session, &standings);
     let style = context.out;
     let mut rows = Vec::new();
     for &index in &session.plan.order {
@@ -61,7 +63,10 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
             dim(&node.name),
             style.dim(node.contract.kind),
             style.dim(&key),
-            dim(&reason(&session.plan, &standings, index)),
+            dim(&with_memory(
+                reason(&session.plan, &standings, index),
+                memory[index],
+            )),
         ]);
     }
     let mut text = table::columns(&rows, &[], "");
@@ -83,6 +88,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
         units::count(will as u64),
         units::count(may as u64)
     ));
+    text.push_str(&untold(&session.plan, &memory));
     let missing = session.missing();
     if !missing.is_empty() {
         text.push_str("to be fetched first:\n");
@@ -103,6 +109,41 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     Ok(Status::Done)
 }
 
+/// The peak memory of every node.
+fn memory(session: &Session, standings: &[Standing]) -> Vec<Memory> {
+    estimate::memory(
+        session,
+        standings,
+        kinds::memory::facts,
+        stages_data::glances(),
+    )
+}
+
+/// What is said of a node, and its memory where that is told.
+fn with_memory(reason: String, memory: Memory) -> String {
+    match memory {
+        Memory::Bytes(count) => format!("{reason}; about {} of memory", units::bytes(count)),
+        Memory::Untold | Memory::Unknown => reason,
+    }
+}
+
+/// Says whose memory is not known yet, and what has to be there first.
+fn untold(plan: &Plan, memory: &[Memory]) -> String {
+    let nodes = plan.nodes.iter().zip(memory);
+    let unknown: Vec<_> = nodes
+        .filter(|(_, memory)| **memory == Memory::Unknown)
+        .map(|(node, _)| format!("`{}`", node.name))
+        .collect();
+    match unknown.as_slice() {
+        [] => String::new(),
+        [name] => format!("the memory of {name} is unknown until its model is here\n"),
+        names => format!(
+            "the memory of {} is unknown until their models are here\n",
+            units::plural(names.len(), "stage")
+        ),
+    }
+}
+
 /// Why a node runs, in a few words.
 fn reason(plan: &Plan, standings: &[Standing], index: usize) -> String {
     if standings[index].verdict != Verdict::MayRun {
@@ -120,8 +161,9 @@ fn reason(plan: &Plan, standings: &[Standing], index: usize) -> String {
     format!("depends on {}", names.join(", "))
 }
 
-/// The plan for programs: also the first half of `run --json`.
-pub(crate) fn plan_json(session: &Session, standings: &[Standing]) -> Value {
+/// The plan for programs.
+fn plan_json(session: &Session, standings: &[Standing]) -> Value {
+    let memory = memory(session, standings);
     let stages: Vec<Value> = session
         .plan
         .order
@@ -136,6 +178,10 @@ pub(crate) fn plan_json(session: &Session, standings: &[Standing]) -> Value {
                 "reason": standing.reason,
                 "key": standing.record.as_ref().map(|r| r.key()),
                 "outputs": standing.entry.as_ref().map(|e| &e.outputs),
+                "memory": match memory[index] {
+                    Memory::Bytes(count) => Value::from(count),
+                    Memory::Untold | Memory::Unknown => Value::Null,
+                },
                 "program": node.contract.program(&node.params),
             })
         })

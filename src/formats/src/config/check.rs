@@ -127,7 +127,10 @@ impl LlamaConfig {
                         continue;
                     }
                     Err(error) => {
-                        problems.push(format!("{name}: {}", error.root_cause()));
+                        // The outermost part names file and weight, which this error does itself.
+                        let why = error.chain().skip(1).map(ToString::to_string);
+                        let why: Vec<String> = why.collect();
+                        problems.push(format!("{name}: {}", why.join(": ")));
                         known.extend(quantized::parts(&name));
                         known.insert(name);
                         continue;

@@ -1,0 +1,230 @@
+//! The widths of a model, and what a step of its training takes.
+
+use engine::contract::Summary;
+use serde_json::Value;
+
+/// Rows of logits that exist at a time: `ml::loss::CHUNK`.
+pub const CHUNK: u64 = 256;
+/// The program with libtorch and a tokenizer, before a model is loaded.
+const PROGRAM: f64 = 350e6;
+/// What the allocator holds for a byte of activations in use: it keeps freed memory, whose pieces do not fit each other. Of the step of
+/// `make bench-sft` 0.80 GB are activations by the sum below, and 0.99 GB what was measured less all the rest.
+const SLACK: f64 = 1.2;
+/// The packed rows of a product, at most (`kBlockBytes` in `src/ml/cpp/gemm.cpp`).
+const PACKED: f64 = (32 << 20) as f64;
+/// Panels and sums of the threads of a product (`kSumsBytes` and `kPass` there).
+const PANELS: f64 = (4 << 20) as f64;
+/// Bytes of a number in f32.
+pub(super) const F32: f64 = 4.0;
+
+/// A linear layer.
+pub(super) struct Linear {
+    pub name: String,
+    pub out: f64,
+    pub input: f64,
+}
+
+impl Linear {
+    pub fn values(&self) -> f64 {
+        self.out * self.input
+    }
+
+    /// Whether a pattern of `lora` or `quantize` means it.
+    pub fn matches(&self, pattern: &str) -> bool {
+        let before = self.name.strip_suffix(pattern);
+        pattern == "all-linear" || before.is_some_and(|b| b.is_empty() || b.ends_with('.'))
+    }
+}
+
+/// A low-rank adapter.
+struct Adapter {
+    /// Numbers in it.
+    trainable: f64,
+    rank: f64,
+    drops: bool,
+}
+
+/// How a training without an adapter chooses, and what its optimizer keeps.
+pub(super) struct Learning {
+    /// Trained numbers, if they are the model's own.
+    pub numbers: f64,
+    /// Bytes of moments for each trained number.
+    pub moments: f64,
+}
+
+/// The widths of a model, in numbers; all in f64, which no product of them leaves.
+pub(super) struct Model {
+    layers: f64,
+    hidden: f64,
+    heads: f64,
+    query: f64,
+    key: f64,
+    inner: f64,
+    vocabulary: f64,
+    pub parameters: f64,
+    /// Bytes of one number of weights and activations.
+    pub size: f64,
+    /// Bytes of the weights, where they are quantized.
+    packed: Option<f64>,
+    adapter: Option<Adapter>,
+}
+
+impl Model {
+    pub fn of(known: &Summary) -> Option<Self> {
+        let number = |name: &str| known.get(name).and_then(Value::as_f64);
+        let heads = known.get("heads")?;
+        let (query_heads, key_heads) = (heads.get(0)?.as_f64()?, heads.get(1)?.as_f64()?);
+        let hidden = number("hidden")?;
+        let head = number("head_dim").unwrap_or(hidden / query_heads);
+        let stored = known.get("stored").and_then(Value::as_object);
+        let codes = stored.is_some_and(|s| s.contains_key("U8") || s.contains_key("I8"));
+        let packed = codes || known.contains_key("quantized");
+        let adapter = match known.contains_key("adapter") {
+            true => Some(Adapter {
+                trainable: number("trainable")?,
+                rank: number("r")?,
+                drops: number("dropout").is_some_and(|p| p > 0.0),
+            }),
+            false => None,
+        };
+        Some(Self {
+            layers: number("layers")?,
+            hidden,
+            heads: query_heads,
+            query: query_heads * head,
+            key: key_heads * head,
+            inner: number("intermediate")?,
+            vocabulary: number("vocabulary")?,
+            parameters: number("parameters")?,
+            size: if known.get("dtype")? == "f32" {
+                F32
+            } else {
+                2.0
+            },
+            packed: match packed {
+                true => Some(number("bytes")?),
+                false => None,
+            },
+            adapter,
+        })
+    }
+
+    /// The linear layers of the blocks.
+    pub fn linears(&self) -> Vec<Linear> {
+        let parts = [
+            ("self_attn.q_proj", self.query, self.hidden),
+            ("self_attn.k_proj", self.key, self.hidden),
+            ("self_attn.v_proj", self.key, self.hidden),
+            ("self_attn.o_proj", self.hidden, self.query),
+            ("mlp.gate_proj", self.inner, self.hidden),
+            ("mlp.up_proj", self.inner, self.hidden),
+            ("mlp.down_proj", self.hidden, self.inner),
+        ];
+        let layers = 0..self.layers as usize;
+        layers
+            .flat_map(|layer| {
+                parts.map(|(part, out, input)| Linear {
+                    name: format!("model.layers.{layer}.{part}"),
+                    out,
+                    input,
+                })
+            })
+            .collect()
+    }
+
+    /// Bytes of the step of a training on `tokens` tokens at once; none where quantized weights would have to be trained.
+    pub fn step(
+        &self,
+        tokens: f64,
+        checkpointing: bool,
+        logits: bool,
+        learning: &Learning,
+    ) -> Option<f64> {
+        if self.adapter.is_none() && self.packed.is_some() {
+            return None;
+        }
+        let weights = self.packed.unwrap_or(self.parameters * self.size);
+        let kept = self.kept(tokens);
+        let state = tokens * self.hidden * self.size;
+        let (behind, inside) = match checkpointing {
+            true => (self.layers * state, kept + self.inside(tokens)),
+            false => (self.layers * kept, self.inside(tokens)),
+        };
+        let activations = behind + inside.max(self.loss(tokens, logits));
+        Some(PROGRAM + weights + self.trained(learning) + SLACK * activations)
+    }
+
+    /// What belongs to trained numbers: an adapter in f32 itself, gradients, moments; of weights in 16 bits a master.
+    fn trained(&self, learning: &Learning) -> f64 {
+        match &self.adapter {
+            Some(adapter) => adapter.trainable * (F32 + F32 + learning.moments),
+            None => {
+                let master = if self.size < F32 { F32 } else { 0.0 };
+                learning.numbers * (self.size + master + learning.moments)
+            }
+        }
+    }
+
+    /// How many numbers the field `train` chooses; what is named by patterns counts as everything, since names are not known here.
+    pub fn chosen(&self, train: Option<&Value>) -> f64 {
+        let norms = |layers: f64| (2.0 * layers + 1.0) * self.hidden;
+        let words = self.vocabulary * self.hidden;
+        match train {
+            Some(Value::String(word)) if word == "norms" => norms(self.layers),
+            Some(Value::String(word)) if word == "head" => words,
+            Some(Value::Object(by)) => {
+                let count = by.get("last_layers").and_then(Value::as_f64);
+                let count = count.unwrap_or(self.layers).min(self.layers);
+                let linear: f64 = self.linears().iter().map(Linear::values).sum();
+                // A head that is not the embedding.
+                let head = (self.parameters - linear - norms(self.layers) - words).max(0.0);
+                linear * count / self.layers.max(1.0) + norms(count) + head
+            }
+            _ => self.parameters,
+        }
+    }
+
+    /// What a layer keeps for the way back: the states before attention and before the feed-forward part, q and k after their
+    /// rotation, v, what attention gave with a sum for each head, gate and up. Norms, and silu(gate) · up, are made again.
+    fn kept(&self, tokens: f64) -> f64 {
+        let numbers = 2.0 * (self.hidden + self.query + self.key + self.inner);
+        let own = tokens * (self.size * numbers + F32 * self.heads);
+        let Some(adapter) = self.adapter.as_ref().filter(|adapter| adapter.drops) else {
+            return own;
+        };
+        // Each adapter then keeps its own input in f32, and what comes before a product is kept, too.
+        // Of the numbers of an adapter about a half are its A, `rank` for each input.
+        let inputs = adapter.trainable / adapter.rank.max(1.0) / 2.0 / self.layers.max(1.0);
+        let made = inputs.min(2.0 * self.hidden + self.inner);
+        own + tokens * (F32 * inputs + self.size * made)
+    }
+
+    /// What the way back through a layer takes beside: the product that is made again and the gradients of both its factors, or the
+    /// gradients of keys and values in f32 for each query head; and the rows of a product as they are packed.
+    fn inside(&self, tokens: f64) -> f64 {
+        let forward = self.size * (4.0 * self.inner + 2.0 * self.hidden);
+        let attention =
+            2.0 * F32 * self.query + self.size * (2.0 * self.query + 2.0 * self.key + self.hidden);
+        tokens * forward.max(attention) + self.products(tokens)
+    }
+
+    fn products(&self, tokens: f64) -> f64 {
+        let depth = (2.0 * self.inner).max(self.query + 2.0 * self.key);
+        (F32 * tokens * depth).min(PACKED) + PANELS
+    }
+
+    /// The last states and their gradient in f32, a chunk of logits; where the head is trained its gradient in f32, that times the outer
+    /// one, rounded, and the gradient of the embedding.
+    fn loss(&self, tokens: f64, logits: bool) -> f64 {
+        let states = tokens * self.hidden * (2.0 * self.size + F32);
+        if !logits {
+            return states;
+        }
+        let chunk = F32 * tokens.min(CHUNK as f64) * self.vocabulary;
+        let head = match self.adapter {
+            Some(_) => 0.0,
+            None => self.vocabulary * self.hidden * (2.0 * F32 + 2.0 * self.size),
+        };
+        states + chunk + head + self.products(tokens)
+    }
+}

@@ -1,0 +1,50 @@
+//! The rows of the kinds that make and change models.
+
+use super::{Row, row};
+
+pub const ROWS: &[Row] = &[
+    row("init_model", "vocabulary", ["280", "270"]),
+    row("init_model", "hidden", ["16", "32"]),
+    row("init_model", "layers", ["1", "2"]),
+    row("init_model", "heads", ["2", "4"]),
+    row("init_model", "key_value_heads", ["", "1"]),
+    row("init_model", "intermediate", ["", "48"]),
+    row("init_model", "context", ["512", "64"]),
+    row("init_model", "rope_theta", ["10000.0", "20000.0"]),
+    row("init_model", "dtype", ["f32", "bf16"]),
+    row("init_model", "initializer_range", ["0.02", "0.04"]),
+    row("init_model", "seed", ["1", "2"]),
+    row("load_model", "source", ["model", "other"]),
+    row("load_model", "dtype", ["f32", "bf16"]),
+    row("load_reward_model", "source", ["rewards", "rewards2"]),
+    row("load_reward_model", "dtype", ["f32", "bf16"]),
+    row("load_reward_model", "mean", ["", "0.5"]),
+    row("load_reward_model", "deviation", ["", "2.0"]),
+    row("quantize", "scheme", ["nf4", "int8"]),
+    row("quantize", "block", ["64", "128"]),
+    row("quantize", "double_quant", ["true", "false"]),
+    row("quantize", "skip", ["[]", "[q_proj]"]),
+    row("lora", "r", ["4", "2"]),
+    row("lora", "alpha", ["16", "8"]),
+    row("lora", "dropout", ["0.0", "0.1"]),
+    row("lora", "targets", ["all-linear", "[q_proj, v_proj]"]),
+    row("lora", "rslora", ["false", "true"]),
+    row("lora", "seed", ["1", "2"]),
+];
+
+/// The rest of a stage of this kind.
+pub fn usual(kind: &str) -> Option<&'static [(&'static str, &'static str)]> {
+    Some(match kind {
+        "init_model" => &[
+            ("data", "reviews"),
+            ("vocabulary", "280"),
+            ("hidden", "16"),
+            ("layers", "1"),
+            ("heads", "2"),
+        ],
+        "load_model" => &[("source", "model")],
+        "load_reward_model" => &[("source", "rewards"), ("dtype", "f32")],
+        "quantize" | "lora" => &[("model", "base")],
+        _ => return None,
+    })
+}
