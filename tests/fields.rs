@@ -8,6 +8,8 @@ mod models;
 #[path = "fields/preferences.rs"]
 mod preferences;
 mod support;
+#[path = "fields/training.rs"]
+mod training;
 
 use std::collections::BTreeSet;
 
@@ -108,31 +110,6 @@ const ROWS: &[Row] = &[
     ),
     row("tokenize", "loss_on", ["completions", "last_turn"]),
     row("tokenize", "loss_on", ["completions", "all"]),
-    row("sft", "learning_rate", ["1.0e-2", "2.0e-2"]),
-    row("sft", "schedule", ["linear", "cosine"]),
-    row("sft", "schedule", ["linear", "constant"]),
-    row("sft", "warmup", ["0.0", "0.5"]),
-    row("sft", "epochs", ["1", "0.5"]),
-    row("sft", "max_steps", ["", "3"]),
-    row("sft", "batch", ["2", "4"]),
-    row("sft", "weight_decay", ["0.0", "0.1"]),
-    row("sft", "beta1", ["0.9", "0.5"]),
-    row("sft", "beta2", ["0.999", "0.9"]),
-    row("sft", "epsilon", ["1.0e-8", "1.0e-3"]),
-    row("sft", "max_grad_norm", ["1.0", "0.001"]),
-    row("sft", "max_grad_norm", ["0.001", "0"]),
-    row("sft", "seed", ["1", "2"]),
-    row("sft", "max_length", ["1024", "24"]),
-    with(
-        "sft",
-        "truncation",
-        ["keep_start", "keep_end"],
-        &[("max_length", "24")],
-    ),
-    row("sft", "loss_on", ["completions", "all"]),
-    row("sft", "micro_batch", ["4", "1"]),
-    row("sft", "checkpointing", ["false", "true"]),
-    row("sft", "snapshot_seconds", ["60", "1"]),
     row("generate", "n", ["1", "2"]),
     row("generate", "max_new_tokens", ["4", "8"]),
     row("generate", "temperature", ["0.0", "1.5"]),
@@ -158,7 +135,12 @@ const ROWS: &[Row] = &[
 
 /// The rows of all kinds.
 fn all_rows() -> impl Iterator<Item = &'static Row> {
-    let others = [models::ROWS, measures::ROWS, preferences::ROWS];
+    let others = [
+        models::ROWS,
+        training::ROWS,
+        measures::ROWS,
+        preferences::ROWS,
+    ];
     ROWS.iter().chain(others.into_iter().flatten())
 }
 

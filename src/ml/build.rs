@@ -81,7 +81,10 @@ fn main() {
         // GCC 12 takes its own undefined vectors for a mistake.
         wide.flag_if_supported("-Wno-maybe-uninitialized");
         wide.flag_if_supported("-Wno-uninitialized");
-        wide.flag("-mavx512f").flag("-mavx512bw").flag("-mf16c").flag("-mfma");
+        wide.flag("-mavx512f")
+            .flag("-mavx512bw")
+            .flag("-mf16c")
+            .flag("-mfma");
         wide.files(["gemm512", "rows512", "weight512"].map(|name| format!("cpp/{name}.cpp")));
         kernels.objects(wide.compile_intermediates());
     }

@@ -6,6 +6,7 @@ pub mod gguf;
 mod json;
 mod mapped;
 pub mod nf4;
+pub mod patterns;
 pub mod peft;
 pub mod quantized;
 pub mod safetensors;

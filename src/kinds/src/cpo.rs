@@ -7,9 +7,9 @@ use serde_json::{Map, Value};
 
 use crate::memory;
 use crate::training::{
-    BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS,
-    POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAINED, Training, WARMUP, WEIGHT_DECAY,
-    learning_rate,
+    self, BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, LAYER_DECAY,
+    LEARNING_RATES, MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS,
+    TRAIN, TRAINED, Training, WARMUP, WEIGHT_DECAY, learning_rate,
 };
 use crate::words::{MAX_LENGTH, MICRO_BATCH, NOT_NEGATIVE, NUMBER, POSITIVE, TRUNCATION, field};
 
@@ -46,7 +46,7 @@ fn fits(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
         .get("loss")
         .and_then(Value::as_str)
         .unwrap_or_default();
-    let mut problems = Vec::new();
+    let mut problems = training::fits(params);
     let smooth = matches!(loss, "sigmoid" | "simpo");
     if number("label_smoothing") > 0.0 && !smooth {
         problems.push((
@@ -99,6 +99,10 @@ With p the sum of log π over a completion's tokens and |y| their number:
         EPOCHS,
         MAX_STEPS,
         BATCH,
+        TRAIN,
+        LAYER_DECAY,
+        LEARNING_RATES,
+        OPTIMIZER,
         WEIGHT_DECAY,
         BETA1,
         BETA2,

@@ -10,9 +10,9 @@ use serde_json::{Map, Value};
 
 use crate::memory;
 use crate::training::{
-    BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS,
-    POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAINED, Training, WARMUP, WEIGHT_DECAY,
-    learning_rate,
+    self, BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, LAYER_DECAY,
+    LEARNING_RATES, MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS,
+    TRAIN, TRAINED, Training, WARMUP, WEIGHT_DECAY, learning_rate,
 };
 use crate::words::{MAX_LENGTH, MICRO_BATCH, POSITIVE, TRUNCATION, field};
 
@@ -176,7 +176,7 @@ fn unread(params: &Map<String, Value>, names: &[&str]) -> Vec<(&'static str, Str
 
 /// What would be ignored, or has no meaning.
 pub fn fits(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
-    let mut problems = Vec::new();
+    let mut problems = training::fits(params);
     let names: Vec<&str> = match params.get("loss") {
         Some(Value::String(name)) => vec![name],
         Some(Value::Object(map)) => map.keys().map(String::as_str).collect(),
@@ -344,6 +344,10 @@ only the adapter changes. Logged: rewards β c and β r, their difference, and h
         EPOCHS,
         MAX_STEPS,
         BATCH,
+        TRAIN,
+        LAYER_DECAY,
+        LEARNING_RATES,
+        OPTIMIZER,
         WEIGHT_DECAY,
         BETA1,
         BETA2,

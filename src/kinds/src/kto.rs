@@ -3,15 +3,15 @@
 use engine::artifact::ArtifactType;
 use engine::contract::{
     Arity, Choice, Contract, Field, FieldType, From, Literal, Need, Pool, Port, Preparation,
-    Repeatable, no_check,
+    Repeatable,
 };
 use serde::Deserialize;
 
 use crate::memory;
 use crate::training::{
-    BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS,
-    POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAINED, Training, WARMUP, WEIGHT_DECAY,
-    learning_rate,
+    BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, LAYER_DECAY, LEARNING_RATES,
+    MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAIN, TRAINED,
+    Training, WARMUP, WEIGHT_DECAY, fits, learning_rate,
 };
 use crate::words::{MAX_LENGTH, MICRO_BATCH, POSITIVE, TRUNCATION, field};
 
@@ -82,6 +82,10 @@ several follow each other. Logged: β times the mean x of the desirable and of t
         EPOCHS,
         MAX_STEPS,
         BATCH,
+        TRAIN,
+        LAYER_DECAY,
+        LEARNING_RATES,
+        OPTIMIZER,
         WEIGHT_DECAY,
         BETA1,
         BETA2,
@@ -134,7 +138,7 @@ several follow each other. Logged: β times the mean x of the desirable and of t
         },
     ],
     layout: None,
-    check: no_check,
+    check: fits,
     check_inputs: None,
     memory: Some(memory::of_rows),
 };

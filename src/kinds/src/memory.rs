@@ -16,7 +16,7 @@ use engine::contract::Summary;
 use serde_json::{Map, Value, json};
 
 pub use model::CHUNK;
-use model::{F32, Model};
+use model::{F32, Learning, Model};
 
 /// The file of a model's shape.
 const CONFIG: &str = "config.json";
@@ -155,7 +155,17 @@ fn training(
     let model = Model::of(input(inputs, "model")?)?;
     let tokens = tokens(params, input(inputs, "tokens"), group)?;
     let checkpointing = params.get("checkpointing").and_then(Value::as_bool);
-    let bytes = model.step(tokens, checkpointing.unwrap_or(false), logits)?;
+    let learning = Learning {
+        numbers: model.chosen(params.get("train")),
+        moments: match params.get("optimizer").and_then(Value::as_str) {
+            // Codes, and scales in f32 of 256 values.
+            Some("adamw_8bit") => 2.0 * (1.0 + F32 / 256.0),
+            // Of a matrix a row and a column.
+            Some("adafactor") => 0.0,
+            _ => 2.0 * F32,
+        },
+    };
+    let bytes = model.step(tokens, checkpointing.unwrap_or(false), logits, &learning)?;
     Some(bytes as u64)
 }
 
@@ -292,6 +302,28 @@ mod tests {
         // 135 million of 2 bytes, of 2 + 4 + 8 more in training, and the head's gradients: 12 a number of 28 million.
         assert!(found > 350e6 + 134.5e6 * 16.0 + 28.3e6 * 12.0, "{found}");
         assert!(found < 3.2e9, "{found}");
+    }
+
+    #[test]
+    fn moments_and_frozen_weights_count() {
+        let step = |field: &str, value: Value| {
+            let mut fields = params(json!({ "batch": 1, "micro_batch": 1, "max_length": 2 }));
+            fields.insert(field.to_owned(), value);
+            of_rows(&fields, &[("model", &smollm2())]).unwrap() as f64
+        };
+        let numbers = 134_515_008.0;
+        let adamw = step("optimizer", "adamw".into());
+        assert_eq!(adamw, step("train", "all".into()));
+        let saved = adamw - step("optimizer", "adafactor".into());
+        assert!(near(saved, 8.0 * numbers), "{saved}");
+        let saved = adamw - step("optimizer", "adamw_8bit".into());
+        assert!(near(saved, 5.96875 * numbers), "{saved}");
+        // All but 61 norms; and all but one of 30 layers and the last norm.
+        let saved = adamw - step("train", "norms".into());
+        assert!(near(saved, 14.0 * (numbers - 61.0 * 576.0)), "{saved}");
+        let layer = 106_168_320.0 / 30.0 + 3.0 * 576.0;
+        let saved = adamw - step("train", json!({ "last_layers": 1 }));
+        assert!(near(saved, 14.0 * (numbers - layer)), "{saved}");
     }
 
     #[test]

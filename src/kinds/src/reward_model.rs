@@ -3,15 +3,16 @@
 use engine::artifact::ArtifactType;
 use engine::contract::{
     Arity, Choice, Contract, FieldType, From, Inputs, Literal, Need, Output, Pool, Port,
-    Preparation, Repeatable, no_check,
+    Preparation, Repeatable,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::memory;
 use crate::training::{
-    BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS,
-    SCHEDULE, SEED, SNAPSHOT_SECONDS, Training, WARMUP, WEIGHT_DECAY, learning_rate,
+    BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, LAYER_DECAY, LEARNING_RATES,
+    MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAIN, Training, WARMUP,
+    WEIGHT_DECAY, fits, learning_rate,
 };
 use crate::words::{
     COMPLETION_FIELDS, MAX_LENGTH, MICRO_BATCH, NOT_NEGATIVE, TRUNCATION, field, words,
@@ -61,7 +62,8 @@ pub const CONTRACT: Contract = Contract {
     about: "Trains a scalar head on a causal model to tell better completions from worse ones.",
     manual: "\
 The head is a linear map of the last token's state, r(x, y) = w·h; it starts normal with deviation 1/√(width + 1) (Stiennon et al.,
-arXiv 2009.01325). With an adapter, the adapter and the head are trained; without one, everything is. What is minimised follows
+arXiv 2009.01325). With an adapter, the adapter and the head are trained; without one,
+everything is, or the head and what `train` says. What is minimised follows
 from the rows:
 
 | rows | loss of a row |
@@ -91,6 +93,10 @@ another tokenizer.",
         EPOCHS,
         MAX_STEPS,
         BATCH,
+        TRAIN,
+        LAYER_DECAY,
+        LEARNING_RATES,
+        OPTIMIZER,
         WEIGHT_DECAY,
         BETA1,
         BETA2,
@@ -141,7 +147,7 @@ another tokenizer.",
         },
     ],
     layout: None,
-    check: no_check,
+    check: fits,
     check_inputs: Some(fits_inputs),
     memory: Some(memory::of_scores),
 };

@@ -1,15 +1,14 @@
 //! `sft`: supervised fine-tuning.
 
 use engine::artifact::ArtifactType;
-use engine::contract::{
-    Arity, Contract, From, Output, Pool, Port, Preparation, Repeatable, no_check,
-};
+use engine::contract::{Arity, Contract, From, Output, Pool, Port, Preparation, Repeatable};
 use serde::Deserialize;
 
 use crate::memory;
 use crate::training::{
-    BATCH, BETA1, BETA2, CHECKPOINTING, EPOCHS, EPSILON, MAX_GRAD_NORM, MAX_STEPS, SCHEDULE, SEED,
-    SNAPSHOT_SECONDS, Training, WARMUP, WEIGHT_DECAY, learning_rate,
+    BATCH, BETA1, BETA2, CHECKPOINTING, EPOCHS, EPSILON, LAYER_DECAY, LEARNING_RATES,
+    MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAIN, Training, WARMUP,
+    WEIGHT_DECAY, fits, learning_rate,
 };
 use crate::words::{LOSS_ON, MAX_LENGTH, MICRO_BATCH, TOKENIZE_FIELDS, TRUNCATION, words};
 
@@ -35,12 +34,24 @@ pub const CONTRACT: Contract = Contract {
     manual: "\
 Minimises the mean over the counted tokens of −log p(token | what comes before), taken over the whole batch: the sum over all
 micro-batches divided by their number of counted tokens, so that `micro_batch` changes the last bits only. With an adapter only
-the adapter is trained; without one, every weight is.
+the adapter is trained; without one, every weight is, or what `train` says: norms, biases, the head, parameters by their names, or the last layers
+with the final norm and a head that is not the embedding. The bytes of what is frozen don't change.
 
 AdamW (Loshchilov and Hutter, arXiv 1711.05101) with states in f32: with g the gradient after clipping, m ← β₁m + (1−β₁)g,
-v ← β₂v + (1−β₂)g², w ← w − η(λw + m̂/(√v̂ + ε)). The rate η rises in a line from 0 over `warmup` of the steps, then follows
-`schedule`. The rows of an epoch are a permutation drawn from the stream `shuffle` of the seed; a last batch that is not full
-is trained as it is.
+v ← β₂v + (1−β₂)g², w ← w − η(λw + m̂/(√v̂ + ε)). `optimizer` has two others:
+
+- `adamw_8bit` (Dettmers et al., arXiv 2110.02861): the same with m and v in eight bits, in blocks of 256 values along the flat weight, each with its
+  largest magnitude in f32, to the nearest of 256 values that are dense near 0, as bitsandbytes has them; a tensor of fewer than 4096 values keeps
+  them in f32. m and v then take 2 bytes a trained number instead of 8.
+- `adafactor` (Shazeer and Stern, arXiv 1804.04235) with the rate from here (transformers' `scale_parameter=False, relative_step=False`): no m; of a
+  matrix only the means R of the rows and C of the columns of v are kept, with β₂ = 1 − t^−0.8 in step t, u = g / √(R Cᵀ / mean R),
+  w ← w − η(λw + u / max(1, rms u)). `beta1`, `beta2` and `epsilon` are AdamW's.
+
+Weights in bf16 are rounded from a copy in f32, which takes 4 bytes more, whatever the optimizer. The rate η rises in a line from 0 over `warmup` of
+the steps, then follows `schedule`. With `layer_decay` d, layer i of L (the last is layer L) learns at the rate η d^(L−i), the embedding at η d^L, and
+what comes after the layers at η (discriminative fine-tuning: Howard and Ruder, arXiv 1801.06146, with d = 1/2.6; Clark et al., arXiv 2003.10555);
+a parameter that `learning_rates` names has its own rate in the place of `learning_rate`. The rows of an epoch are a permutation drawn from the
+stream `shuffle` of the seed; a last batch that is not full is trained as it is.
 
 A killed or stopped training goes on from its last snapshot, and ends with the same bytes as one that was left alone.",
     example: "tuned: { kind: sft, model: thin, data: halves.train, learning_rate: 2.0e-4, epochs: 1 }",
@@ -53,6 +64,10 @@ A killed or stopped training goes on from its last snapshot, and ends with the s
         EPOCHS,
         MAX_STEPS,
         BATCH,
+        TRAIN,
+        LAYER_DECAY,
+        LEARNING_RATES,
+        OPTIMIZER,
         WEIGHT_DECAY,
         BETA1,
         BETA2,
@@ -89,7 +104,7 @@ A killed or stopped training goes on from its last snapshot, and ends with the s
         replaces: &["data"],
     }],
     layout: None,
-    check: no_check,
+    check: fits,
     check_inputs: None,
     memory: Some(memory::of_rows),
 };

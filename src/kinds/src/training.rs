@@ -1,14 +1,17 @@
 //! The parameters that every training shares: how steps are cut from rows, the optimizer, its schedule, snapshots.
 
+use std::collections::BTreeMap;
+
 use engine::artifact::ArtifactType;
 use engine::contract::{
     Arity, Choice, Field, FieldType, From, Literal, Need, Output, Port, Preparation,
 };
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use crate::memory;
 use crate::words::{
-    COMPLETION_FIELDS, FRACTION, NOT_NEGATIVE, POSITIVE, count, execution, field, words,
+    COMPLETION_FIELDS, FRACTION, NOT_NEGATIVE, POSITIVE, added, count, execution, field, words,
 };
 
 /// The parameters.
@@ -26,6 +29,14 @@ pub struct Training {
     pub max_steps: Option<u64>,
     /// Rows of one update.
     pub batch: usize,
+    /// Which parameters of a model without an adapter.
+    pub train: Train,
+    /// What each layer's rate is of that of the layer above.
+    pub layer_decay: f64,
+    /// Rates of some parameters, by patterns of their names.
+    pub learning_rates: BTreeMap<String, f64>,
+    /// `adamw`, `adamw_8bit` or `adafactor`.
+    pub optimizer: String,
     /// Decoupled weight decay.
     pub weight_decay: f64,
     /// Decay of the first moment.
@@ -46,6 +57,33 @@ pub struct Training {
     pub snapshot_seconds: u64,
 }
 
+/// Which parameters are trained where there is no adapter.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub enum Train {
+    /// `all`, `norms`, `biases` or `head`.
+    Word(String),
+    /// Patterns of names.
+    Names(Vec<String>),
+    /// By depth.
+    Depth {
+        /// So many layers from the top, and what comes after them.
+        last_layers: usize,
+    },
+}
+
+impl Default for Train {
+    fn default() -> Self {
+        Self::Word(ALL.to_owned())
+    }
+}
+
+/// The word for everything.
+const ALL: &str = "all";
+
+/// The key of a choice by depth.
+const LAST_LAYERS: &str = "last_layers";
+
 const SCHEDULES: &[Choice] = &[
     Choice {
         word: "linear",
@@ -60,6 +98,63 @@ const SCHEDULES: &[Choice] = &[
         doc: "stays",
     },
 ];
+
+const OPTIMIZERS: &[Choice] = &[
+    Choice {
+        word: "adamw",
+        doc: "AdamW with both moments in f32: 8 bytes a trained number",
+    },
+    Choice {
+        word: "adamw_8bit",
+        doc: "AdamW with both moments in eight bits: 2 bytes a trained number; on the CPU only so far",
+    },
+    Choice {
+        word: "adafactor",
+        doc: "of a matrix's second moment the means of rows and columns, no first: next to nothing",
+    },
+];
+
+/// Adam's first decay, unless given.
+const USUAL_BETA1: f64 = 0.9;
+
+/// Adam's second decay, unless given.
+const USUAL_BETA2: f64 = 0.999;
+
+/// Adam's ε, unless given.
+const USUAL_EPSILON: f64 = 1e-8;
+
+/// What an optimizer would not look at, and choices that are none.
+pub(crate) fn fits(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
+    let mut problems = Vec::new();
+    if let Some(Value::Object(by)) = params.get("train")
+        && !(by.len() == 1 && by.contains_key(LAST_LAYERS))
+    {
+        let keys: Vec<&str> = by.keys().map(String::as_str).collect();
+        problems.push((
+            "train",
+            format!(
+                "a mapping here says `last_layers: 2`, not {:?}; parameters are named in a list, such as `[layers.2, q_proj]`",
+                keys.join(", ")
+            ),
+        ));
+    }
+    if params.get("optimizer").and_then(Value::as_str) == Some("adafactor") {
+        for (name, usual) in [
+            ("beta1", USUAL_BETA1),
+            ("beta2", USUAL_BETA2),
+            ("epsilon", USUAL_EPSILON),
+        ] {
+            let given = params.get(name).and_then(Value::as_f64);
+            if given.is_some_and(|given| given != usual) {
+                problems.push((
+                    name,
+                    format!("`{name}` is Adam's; `optimizer: adafactor` does not look at it: leave it out"),
+                ));
+            }
+        }
+    }
+    problems
+}
 
 const fn below_one(name: &'static str, default: f64, doc: &'static str) -> Field {
     field(
@@ -127,6 +222,75 @@ pub(crate) const BATCH: Field = field(
     "Rows of one update, on all devices together.",
 );
 
+/// Which parameters are trained.
+pub(crate) const TRAIN: Field = added(
+    "train",
+    FieldType::Either(&[
+        FieldType::Choice(&[
+            Choice {
+                word: ALL,
+                doc: "every weight",
+            },
+            Choice {
+                word: "norms",
+                doc: "the weights of norms",
+            },
+            Choice {
+                word: "biases",
+                doc: "the biases (BitFit, arXiv 2106.10199)",
+            },
+            Choice {
+                word: "head",
+                doc: "the head only: that of rewards, or that of words where it is not the embedding",
+            },
+        ]),
+        FieldType::List {
+            of: &FieldType::Text,
+            min: 1,
+        },
+        FieldType::Map {
+            of: &FieldType::Integer { min: 1, max: 65536 },
+            ordered: false,
+        },
+    ]),
+    Literal::Text(ALL),
+    "What is trained of a model without an adapter: a word; a list of names, each some whole parts of a parameter's name in which `*` stands for \
+     anything (`q_proj`, `layers.2`, `'*norm*'` in quotes); or `{ last_layers: 2 }`, the last layers and what comes after them.",
+);
+
+/// Lower layers learn slower.
+pub(crate) const LAYER_DECAY: Field = added(
+    "layer_decay",
+    FieldType::Number {
+        min: 0.0,
+        max: 1.0,
+        above: true,
+    },
+    Literal::Number(1.0),
+    "The learning rate of each layer over that of the layer above it; the last layer and what comes after it have the whole rate, the embedding has \
+     the least. 0.9 is usual.",
+);
+
+/// Some parameters learn at rates of their own.
+pub(crate) const LEARNING_RATES: Field = added(
+    "learning_rates",
+    FieldType::Map {
+        of: &POSITIVE,
+        ordered: false,
+    },
+    Literal::EmptyMap,
+    "The highest learning rates of trained parameters by names as in `train`, such as `{ layers.1: 1.0e-5 }`; of several that match, the longest \
+     holds. `schedule` and `layer_decay` change them as they change `learning_rate`.",
+);
+
+/// How a weight follows its gradient.
+pub(crate) const OPTIMIZER: Field = added(
+    "optimizer",
+    FieldType::Choice(OPTIMIZERS),
+    Literal::Text("adamw"),
+    "How a weight follows its gradient, and what that needs beside the weights.",
+);
+
 /// Decoupled weight decay.
 pub(crate) const WEIGHT_DECAY: Field = field(
     "weight_decay",
@@ -136,12 +300,13 @@ pub(crate) const WEIGHT_DECAY: Field = field(
 );
 
 /// Adam's first decay.
-pub(crate) const BETA1: Field = below_one("beta1", 0.9, "β₁: decay of the mean of gradients.");
+pub(crate) const BETA1: Field =
+    below_one("beta1", USUAL_BETA1, "β₁: decay of the mean of gradients.");
 
 /// Adam's second decay.
 pub(crate) const BETA2: Field = below_one(
     "beta2",
-    0.999,
+    USUAL_BETA2,
     "β₂: decay of the mean of squared gradients.",
 );
 
@@ -153,7 +318,7 @@ pub(crate) const EPSILON: Field = field(
         max: 1.0,
         above: false,
     },
-    Need::Default(Literal::Number(1e-8)),
+    Need::Default(Literal::Number(USUAL_EPSILON)),
     "ε.",
 );
 

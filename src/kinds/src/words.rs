@@ -21,6 +21,24 @@ pub(crate) const fn field(
     }
 }
 
+/// A semantic field that was added to a kind: at its default it changes nothing, and no key.
+pub(crate) const fn added(
+    name: &'static str,
+    ty: FieldType,
+    default: Literal,
+    doc: &'static str,
+) -> Field {
+    Field {
+        name,
+        ty,
+        need: Need::Default(default),
+        neutral: Some(default),
+        class: Class::Semantic,
+        extendable: false,
+        doc,
+    }
+}
+
 /// A field that changes the last bits only.
 pub(crate) const fn numeric(
     name: &'static str,

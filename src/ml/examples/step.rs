@@ -6,7 +6,7 @@ use formats::config::LlamaConfig;
 use formats::peft::AdapterConfig;
 use ml::fit::{Next, Plan, fit};
 use ml::generate::{Options, Prompt, generate};
-use ml::optimizer::{AdamW, Schedule, Shape};
+use ml::optimizer::{Optimizer, Rule, Schedule, Shape};
 use ml::sample::Sampling;
 use ml::sft::{Row, Sft};
 use ml::update::Updater;
@@ -107,7 +107,7 @@ fn main() -> Result<()> {
         chunk: ml::loss::CHUNK,
     };
     let mut updater = Updater {
-        optimizer: AdamW::new(Default::default(), Vec::new()),
+        optimizer: Optimizer::new(Rule::AdamW(Default::default()), Vec::new()),
         schedule: Schedule {
             shape: Shape::Linear,
             peak: 2e-4,

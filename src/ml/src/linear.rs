@@ -7,7 +7,7 @@ use crate::norm::Norm;
 use crate::place::HOST;
 pub use crate::quantized::Weight;
 use crate::torch;
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use tch::{Kind, Tensor};
 
 /// What a forward is for: the first argument of every forward.
@@ -149,8 +149,16 @@ impl Linear {
 
     /// `weight`, which stands for this linear's own, with the adapter's change in it, in the type of the change; none without an
     /// adapter.
-    pub fn merged(&self, weight: &Tensor) -> Option<Tensor> {
-        self.adapter.as_ref().map(|lora| lora.merged(weight))
+    /// Errors where more than the weight would have to change: (IA)³ scales a bias, too.
+    pub fn merged(&self, weight: &Tensor) -> Result<Option<Tensor>> {
+        let scales = matches!(self.adapter, Some(Adapter::Ia3(_)));
+        ensure!(
+            !(scales && self.bias.is_some()),
+            "{} has a bias, which (IA)³ scales with the rest: it can't be merged into the weight alone; keep the adapter",
+            self.name
+        );
+        let adapter = self.adapter.as_ref();
+        adapter.map(|adapter| adapter.merged(weight)).transpose()
     }
 
     /// The adapter, if this pass uses it.

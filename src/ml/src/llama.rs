@@ -53,6 +53,29 @@ impl Block {
         }
     }
 
+    fn linears(&self) -> [&Linear; 7] {
+        [
+            &self.q_proj,
+            &self.k_proj,
+            &self.v_proj,
+            &self.o_proj,
+            &self.gate_proj,
+            &self.up_proj,
+            &self.down_proj,
+        ]
+    }
+
+    /// A tensor with a gradient: x itself, or any trained number of the layer.
+    fn anchor(&self, x: &Tensor) -> Option<Tensor> {
+        let norms = [&self.input_layernorm, &self.post_attention_layernorm];
+        let linears = self.linears().into_iter().flat_map(Linear::tensors);
+        std::iter::once(x)
+            .chain(norms.map(|norm| &norm.weight))
+            .chain(linears)
+            .find(|tensor| tensor.requires_grad())
+            .map(Tensor::shallow_clone)
+    }
+
     /// `x [tokens, hidden]` → the same shape; with a cache, that of this layer's index.
     fn forward(
         &self,
@@ -427,11 +450,10 @@ impl Llama {
             Inputs::Embeddings(embeddings) => embeddings.shallow_clone(),
         };
         let heads = self.heads();
-        let anchor = match pass.train && self.checkpointing && cache.is_none() {
-            true => self.anchor(&x),
-            false => None,
-        };
+        let again = pass.train && self.checkpointing && cache.is_none();
         for (index, layer) in self.layers.iter().enumerate() {
+            // A layer below everything that is trained has no way back, and keeps nothing as it is.
+            let anchor = again.then(|| layer.anchor(&x)).flatten();
             x = match &anchor {
                 Some(anchor) => {
                     let (layer, rope) = (layer.shallow_clone(), self.rope.shallow_clone());
@@ -450,18 +472,6 @@ impl Llama {
             cache.advance(segments);
         }
         self.norm.forward(&x)
-    }
-
-    /// A tensor with a gradient: x itself, or any trained number of the layers.
-    fn anchor(&self, x: &Tensor) -> Option<Tensor> {
-        if x.requires_grad() {
-            return Some(x.shallow_clone());
-        }
-        let linears = self.linears().into_iter();
-        let trained = linears
-            .flat_map(Linear::tensors)
-            .find(|tensor| tensor.requires_grad());
-        trained.map(Tensor::shallow_clone)
     }
 
     /// The matrix that turns hidden states into logits, `[vocabulary, hidden]`.
@@ -516,19 +526,6 @@ impl Llama {
 
     /// The same, to read.
     pub fn linears(&self) -> Vec<&Linear> {
-        self.layers
-            .iter()
-            .flat_map(|layer| {
-                [
-                    &layer.q_proj,
-                    &layer.k_proj,
-                    &layer.v_proj,
-                    &layer.o_proj,
-                    &layer.gate_proj,
-                    &layer.up_proj,
-                    &layer.down_proj,
-                ]
-            })
-            .collect()
+        self.layers.iter().flat_map(Block::linears).collect()
     }
 }

@@ -1,6 +1,6 @@
 //! A snapshot of a training run: trained parameters, optimizer, and the place in the data.
 
-use crate::optimizer::AdamW;
+use crate::optimizer::Optimizer;
 use crate::params::Params;
 use crate::tensors;
 use anyhow::{Context, Result, bail, ensure};
@@ -52,7 +52,7 @@ struct Stored {
 }
 
 /// Writes a snapshot into the folder `folder`, which is made. Whoever calls it publishes the folder as a whole.
-pub fn save(folder: &Path, params: &Params, optimizer: &AdamW, cursor: &Cursor) -> Result<()> {
+pub fn save(folder: &Path, params: &Params, optimizer: &Optimizer, cursor: &Cursor) -> Result<()> {
     std::fs::create_dir_all(folder)
         .with_context(|| format!("cannot make the folder {}", folder.display()))?;
     let weights: Vec<_> = params
@@ -86,7 +86,7 @@ fn stored(folder: &Path) -> Result<Stored> {
 }
 
 /// Puts a snapshot's weights and optimizer states back. Its trained parameters must be those of `params`, with their shapes.
-pub fn restore(folder: &Path, params: &Params, optimizer: &mut AdamW) -> Result<Cursor> {
+pub fn restore(folder: &Path, params: &Params, optimizer: &mut Optimizer) -> Result<Cursor> {
     let Stored {
         cursor,
         optimizer_steps,
@@ -127,6 +127,6 @@ pub fn restore(folder: &Path, params: &Params, optimizer: &mut AdamW) -> Result<
             None => Ok((name, tensor)),
         })
         .collect::<Result<Vec<_>>>()?;
-    optimizer.restore(optimizer_steps, states)?;
+    optimizer.restore(params, optimizer_steps, states)?;
     Ok(cursor)
 }

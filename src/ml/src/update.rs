@@ -1,6 +1,6 @@
 //! The update: gradients are added up, clipped, and turned into a step.
 
-use crate::optimizer::{AdamW, Schedule};
+use crate::optimizer::{Optimizer, Schedule};
 use crate::params::Params;
 use anyhow::{Result, ensure};
 use tch::{Kind, Tensor, no_grad};
@@ -9,7 +9,7 @@ use tch::{Kind, Tensor, no_grad};
 #[derive(Debug)]
 pub struct Updater {
     /// The optimizer with its states.
-    pub optimizer: AdamW,
+    pub optimizer: Optimizer,
     /// The learning rate of each step.
     pub schedule: Schedule,
     /// The largest global norm of the gradients; none: they are not clipped.

@@ -5,7 +5,7 @@ mod support;
 
 use ml::fit::{Next, Plan, Step, fit};
 use ml::kv_cache::Segments;
-use ml::optimizer::{AdamW, Options, Schedule, Shape};
+use ml::optimizer::{Optimizer, Options, Rule, Schedule, Shape};
 use ml::sft::{Row, Sft};
 use ml::update::Updater;
 use ml::{Inputs, Kind, Llama, Params, Pass, Tensor};
@@ -61,7 +61,10 @@ fn ten_steps_of_adamw_are_those_of_torch() {
                 params.add(name, &tensor, true).unwrap();
             }
             let mut updater = Updater {
-                optimizer: AdamW::new(case.options, vec!["norm.weight".to_owned()]),
+                optimizer: Optimizer::new(
+                    Rule::AdamW(case.options),
+                    vec!["norm.weight".to_owned()],
+                ),
                 schedule: Schedule {
                     shape: case.shape,
                     peak: 0.05,
@@ -133,7 +136,7 @@ fn train(model: &Llama, params: &Params, micro_batch: usize, weight_decay: f64) 
         ..Options::default()
     };
     let mut updater = Updater {
-        optimizer: AdamW::new(options, norms.map(str::to_owned).collect()),
+        optimizer: Optimizer::new(Rule::AdamW(options), norms.map(str::to_owned).collect()),
         schedule: Schedule {
             shape: Shape::Linear,
             peak: 1e-2,

@@ -8,7 +8,7 @@ mod tiny;
 use formats::config::LlamaConfig;
 use ml::completions::{Batch, Row};
 use ml::fit::Next;
-use ml::optimizer::{AdamW, Options as AdamOptions, Schedule, Shape};
+use ml::optimizer::{Optimizer, Options as AdamOptions, Rule, Schedule, Shape};
 use ml::reward::Head;
 use ml::rl::advantage::{Estimator, GroupScale, KlControl, Shaping};
 use ml::rl::group::{self, Advantages, Normalizer, Objective, Ratio};
@@ -126,7 +126,7 @@ fn best(reference: &[Vec<f64>], beta: f64) -> f64 {
 
 fn updater(rate: f64, updates: usize) -> Updater {
     Updater {
-        optimizer: AdamW::new(AdamOptions::default(), vec![]),
+        optimizer: Optimizer::new(Rule::AdamW(AdamOptions::default()), vec![]),
         schedule: Schedule {
             shape: Shape::Linear,
             peak: rate,

@@ -234,11 +234,13 @@ fn merged_into_unpacked_weights_is_packed_with_its_adapter() {
         };
         for linear in model.linears_mut() {
             let merged = linear.merged(&linear.weight.values(wide).unwrap());
-            linear.weight = Weight::Dense(merged.unwrap().to_kind(kind));
+            let merged = merged.unwrap().unwrap();
+            linear.weight = Weight::Dense(merged.to_kind(kind));
             linear.adapter = None;
             assert!(
                 linear
                     .merged(&linear.weight.values(wide).unwrap())
+                    .unwrap()
                     .is_none()
             );
         }

@@ -6,7 +6,7 @@ mod tiny;
 use ml::completions::{Batch, Row};
 use ml::fit::{Next, Plan, Step, fit};
 use ml::kv_cache::{Segments, Span};
-use ml::optimizer::{AdamW, Options, Schedule, Shape};
+use ml::optimizer::{Optimizer, Options, Rule, Schedule, Shape};
 use ml::preference::free::{CpoLoss, Kto};
 use ml::preference::pair::{Divergence, PairLoss, Settings};
 use ml::preference::{Group, Method, Preference};
@@ -173,7 +173,7 @@ fn run(method: &Method, micro_batch: usize, dropout: f64) -> (Vec<Step>, Vec<Ten
         shuffle: true,
     };
     let mut updater = Updater {
-        optimizer: AdamW::new(Options::default(), vec![]),
+        optimizer: Optimizer::new(Rule::AdamW(Options::default()), vec![]),
         schedule: Schedule {
             shape: Shape::Cosine,
             peak: 1e-3,

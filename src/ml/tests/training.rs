@@ -3,7 +3,7 @@
 mod tiny;
 
 use ml::fit::{Next, Objective, Plan, Step, fit};
-use ml::optimizer::{AdamW, Options, Schedule, Shape};
+use ml::optimizer::{Optimizer, Options, Rule, Schedule, Shape};
 use ml::sft::{Row, Sft};
 use ml::update::Updater;
 use ml::{Kind, Llama, Params, Pass, Tensor};
@@ -21,11 +21,11 @@ fn row(index: usize) -> Row {
 
 fn updater(total: usize) -> Updater {
     Updater {
-        optimizer: AdamW::new(
-            Options {
+        optimizer: Optimizer::new(
+            Rule::AdamW(Options {
                 weight_decay: 0.01,
                 ..Options::default()
-            },
+            }),
             vec![],
         ),
         schedule: Schedule {

@@ -4,6 +4,7 @@ use anyhow::Result;
 use data::Dataset;
 use engine::job::{Drafts, Job, Reporter};
 use kinds::rollout::Rollout;
+use kinds::training::Train;
 use ml::rl::group::{Advantages, Objective, Options, train};
 
 use crate::answers::questions;
@@ -30,8 +31,7 @@ pub(crate) fn learn(
 ) -> Result<Drafts> {
     let view = job.input("model")?;
     let mut policy = load(view, job)?;
-    let adapted = policy.adapter.is_some();
-    choose_trained(&mut policy, adapted, cx)?;
+    choose_trained(&mut policy, &Train::default(), cx)?;
     let reference = reference(job, &policy, cx)?;
     let prompts = Dataset::open(job.input("prompts")?.file("rows.arrow")?)?;
     let questions = questions(&policy, &prompts, usize::MAX, rollout.max_new_tokens)?;

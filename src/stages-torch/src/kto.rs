@@ -69,6 +69,7 @@ mod tests {
             ("learning_rate", 1.0),
             ("warmup", 0.0),
             ("epochs", 1.0),
+            ("layer_decay", 1.0),
             ("weight_decay", 0.0),
             ("beta1", 0.9),
             ("beta2", 0.9),
@@ -79,8 +80,8 @@ mod tests {
             ("undesirable_weight", weights[1]),
         ];
         let mut params = serde_json::json!({
-            "schedule": "linear", "batch": 2, "seed": 1, "micro_batch": 1, "checkpointing": false, "snapshot_seconds": 60, "max_steps": null,
-            "max_length": 8, "truncation": "drop", "loss": "kto",
+            "schedule": "linear", "batch": 2, "seed": 1, "micro_batch": 1, "snapshot_seconds": 60, "max_steps": null,
+            "checkpointing": false, "train": "all", "learning_rates": {}, "optimizer": "adamw", "max_length": 8, "truncation": "drop", "loss": "kto",
         });
         for (name, value) in fields {
             params[name] = value.into();

@@ -280,7 +280,10 @@ fn write(path: &Path, ground: &Ground<'_>, before: &Loaded, cx: &dyn Reporter) -
         let (name, _, shape) = &heads[index];
         let linear = linears.get(name).copied();
         let weight = ground.tensor(name, shape, linear)?;
-        let merged = linear.and_then(|linear| linear.merged(&weight));
+        let merged = match linear {
+            Some(linear) => linear.merged(&weight)?,
+            None => None,
+        };
         let wanted = merged.as_ref().unwrap_or(&weight);
         let rounded = wanted.f_to_kind(ground.place.kind)?;
         if let (Some(linear), Some(merged)) = (linear, &merged) {

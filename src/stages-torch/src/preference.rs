@@ -24,8 +24,7 @@ pub(crate) fn learn(
         false => None,
     };
     let mut loaded = load(view, job)?;
-    let adapted = loaded.adapter.is_some();
-    choose_trained(&mut loaded, adapted, cx)?;
+    choose_trained(&mut loaded, &training.train, cx)?;
     loaded.model.checkpointing = training.checkpointing;
     let read = |index: usize| {
         let (rows, value) = groups.group(index)?;

@@ -39,8 +39,7 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let mut loaded = load(view, job)?;
     let width = loaded.model.config.hidden_size;
     loaded.attach_head(&Head::fresh(width, params.training.seed, 1.0))?;
-    let adapted = loaded.adapter.is_some();
-    choose_trained(&mut loaded, adapted, cx)?;
+    choose_trained(&mut loaded, &params.training.train, cx)?;
     loaded.model.checkpointing = params.training.checkpointing;
     let head = loaded.head.as_ref().context("BUG: the head is attached")?;
     let read = |index: usize| {

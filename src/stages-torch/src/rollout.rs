@@ -9,7 +9,7 @@ use engine::artifact::ArtifactType;
 use engine::event::{Level, What};
 use engine::job::{Cancelled, Draft, Job, Reporter};
 use kinds::rollout::Rollout;
-use kinds::training::Training;
+use kinds::training::{Train, Training};
 use ml::fit::Next;
 use ml::generate::Generated;
 use ml::rl::{Actor, Data, Episode, Moment, Reference, Sampler, Step};
@@ -78,6 +78,10 @@ pub(crate) fn training(params: &Rollout, learning_rate: f64) -> Training {
         epochs: 1.0,
         max_steps: Some(params.updates as u64),
         batch: params.batch,
+        train: Train::default(),
+        layer_decay: 1.0,
+        learning_rates: BTreeMap::new(),
+        optimizer: "adamw".to_owned(),
         weight_decay: params.weight_decay,
         beta1: params.beta1,
         beta2: params.beta2,

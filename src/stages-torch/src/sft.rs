@@ -13,8 +13,7 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let view = job.input("model")?;
     let tokens = Tokens::open(job.input("tokens")?.file("tokens.arrow")?)?;
     let mut loaded = load(view, job)?;
-    let adapted = loaded.adapter.is_some();
-    choose_trained(&mut loaded, adapted, cx)?;
+    choose_trained(&mut loaded, &params.training.train, cx)?;
     loaded.model.checkpointing = params.training.checkpointing;
     let mut objective = ml::sft::Sft {
         model: &loaded.model,

@@ -10,10 +10,11 @@ use engine::artifact::{ArtifactType, ArtifactView};
 use engine::event::{Level, What};
 use engine::job::{Cancelled, Draft, Job, Reference, Reporter};
 use kinds::model::adapter_draft;
-use kinds::training::Training;
+use kinds::training::{Train, Training};
 use ml::Params;
+use ml::choice::{self, Choice};
 use ml::fit::{Next, Objective, Plan, Step, fit};
-use ml::optimizer::{AdamW, Options, Schedule, Shape};
+use ml::optimizer::{Adafactor, Optimizer, Options, Rule, Schedule, Shape};
 use ml::update::Updater;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -49,8 +50,31 @@ pub(crate) enum Counted {
     Rows,
 }
 
-/// Sets what is trained: the adapter's parameters and the head, or without an adapter everything; says how many.
-pub(crate) fn choose_trained(loaded: &mut Loaded, adapted: bool, cx: &dyn Reporter) -> Result<()> {
+/// What a recipe calls by a word, by names or by depth.
+fn chosen(train: &Train) -> Result<Choice> {
+    Ok(match train {
+        Train::Names(names) => Choice::Names(names.clone()),
+        Train::Depth { last_layers } => Choice::LastLayers(*last_layers),
+        Train::Word(word) => match word.as_str() {
+            "all" => Choice::All,
+            "norms" => Choice::Norms,
+            "biases" => Choice::Biases,
+            "head" => Choice::Head,
+            other => bail!("`{other}` is nothing that can be trained"),
+        },
+    })
+}
+
+/// Sets what is trained: the adapter's parameters and a reward model's head, or without an adapter the head and what is chosen; says how many.
+pub(crate) fn choose_trained(loaded: &mut Loaded, train: &Train, cx: &dyn Reporter) -> Result<()> {
+    let adapted = loaded.adapter.is_some();
+    let choice = chosen(train)?;
+    if adapted && choice != Choice::All {
+        bail!(
+            "`train` chooses among the weights of a model without an adapter, but this model has an adapter, and that is what is trained: leave \
+             `train` out, or train the model that the adapter was attached to"
+        );
+    }
     let packed = loaded.model.packed_values();
     if !adapted && packed > 0 {
         bail!(
@@ -58,7 +82,15 @@ pub(crate) fn choose_trained(loaded: &mut Loaded, adapted: bool, cx: &dyn Report
         );
     }
     let params = &mut loaded.params;
-    params.train(|name| !adapted || ml::adapter::is_parameter(name) || name == ml::reward::HEAD);
+    let chosen = choice.of(params).context("`train`")?;
+    params.train(|name| {
+        let own = if adapted {
+            ml::adapter::is_parameter(name)
+        } else {
+            chosen.contains(name)
+        };
+        own || name == ml::reward::HEAD
+    });
     let (trained, all) = params.count();
     let all = all + packed;
     let part = 100.0 * trained as f64 / all as f64;
@@ -185,12 +217,31 @@ pub(crate) fn updater(training: &Training, params: &Params, total: usize) -> Res
         eps: training.epsilon,
         weight_decay: training.weight_decay,
     };
+    let rule = match training.optimizer.as_str() {
+        "adamw" => Rule::AdamW(options),
+        "adamw_8bit" => Rule::AdamW8bit(options),
+        "adafactor" => Rule::Adafactor(Adafactor {
+            weight_decay: training.weight_decay,
+            ..Adafactor::default()
+        }),
+        other => bail!("`{other}` is not an optimizer"),
+    };
+    let mut factors = if training.layer_decay < 1.0 {
+        choice::by_depth(params, training.layer_decay)
+    } else {
+        BTreeMap::new()
+    };
+    let own = choice::by_name(params, &training.learning_rates).context("`learning_rates`")?;
+    for (name, rate) in own {
+        *factors.entry(name).or_insert(1.0) *= rate / training.learning_rate;
+    }
     let undecayed = params
         .iter()
         .map(|(n, _)| n)
         .filter(|n| n.contains("norm") || n.ends_with(".bias"));
     Ok(Updater {
-        optimizer: AdamW::new(options, undecayed.map(str::to_owned).collect()),
+        optimizer: Optimizer::new(rule, undecayed.map(str::to_owned).collect())
+            .with_factors(factors),
         schedule: Schedule {
             shape,
             peak: training.learning_rate,

@@ -1,5 +1,6 @@
 //! Which modules a list of names targets, with PEFT's rules.
 
+use crate::patterns::nearest;
 use anyhow::{Result, bail, ensure};
 use std::collections::BTreeSet;
 
@@ -33,7 +34,10 @@ pub fn match_targets<P: AsRef<str>, M: AsRef<str>>(
             }
         }
         if !found {
-            unmatched.push(format!("{pattern:?}{}", nearest(pattern, modules)));
+            unmatched.push(format!(
+                "{pattern:?}{}",
+                nearest(pattern, endings(pattern, modules))
+            ));
         }
     }
     if !unmatched.is_empty() {
@@ -55,8 +59,8 @@ fn targets(pattern: &str, module: &str) -> bool {
     }
 }
 
-/// A hint with the up to three names nearest to `pattern`: last names, or whole paths if it is a path.
-fn nearest<M: AsRef<str>>(pattern: &str, modules: &[M]) -> String {
+/// What a pattern might have meant: last names, or whole paths if it is a path.
+fn endings<M: AsRef<str>>(pattern: &str, modules: &[M]) -> BTreeSet<String> {
     let parts = pattern.split('.').count();
     let ending = |module: &str| -> String {
         let all: Vec<&str> = module.split('.').collect();
@@ -64,32 +68,7 @@ fn nearest<M: AsRef<str>>(pattern: &str, modules: &[M]) -> String {
     };
     let mut names: BTreeSet<String> = modules.iter().map(|m| ending(m.as_ref())).collect();
     names.insert(ALL_LINEAR.to_owned());
-    let mut ranked: Vec<(usize, String)> = (names.into_iter())
-        .map(|name| (distance(pattern, &name), name))
-        .collect();
-    ranked.sort();
-    let names: Vec<String> = ranked.into_iter().take(3).map(|(_, name)| name).collect();
-    match &names[..] {
-        [] => String::new(),
-        [only] => format!(" (there is {only})"),
-        [others @ .., last] => format!(" (the nearest are {} and {last})", others.join(", ")),
-    }
-}
-
-/// Insertions, deletions and replacements between two names.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, to) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(from != *to);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
+    names
 }
 
 #[cfg(test)]

@@ -14,8 +14,6 @@ const SLACK: f64 = 1.2;
 const PACKED: f64 = (32 << 20) as f64;
 /// Panels and sums of the threads of a product (`kSumsBytes` and `kPass` there).
 const PANELS: f64 = (4 << 20) as f64;
-/// The moments of AdamW and a master in f32.
-const MOMENTS: f64 = 8.0;
 /// Bytes of a number in f32.
 pub(super) const F32: f64 = 4.0;
 
@@ -44,6 +42,14 @@ struct Adapter {
     trainable: f64,
     rank: f64,
     drops: bool,
+}
+
+/// How a training without an adapter chooses, and what its optimizer keeps.
+pub(super) struct Learning {
+    /// Trained numbers, if they are the model's own.
+    pub numbers: f64,
+    /// Bytes of moments for each trained number.
+    pub moments: f64,
 }
 
 /// The widths of a model, in numbers; all in f64, which no product of them leaves.
@@ -127,7 +133,13 @@ impl Model {
     }
 
     /// Bytes of the step of a training on `tokens` tokens at once; none where quantized weights would have to be trained.
-    pub fn step(&self, tokens: f64, checkpointing: bool, logits: bool) -> Option<f64> {
+    pub fn step(
+        &self,
+        tokens: f64,
+        checkpointing: bool,
+        logits: bool,
+        learning: &Learning,
+    ) -> Option<f64> {
         if self.adapter.is_none() && self.packed.is_some() {
             return None;
         }
@@ -139,17 +151,36 @@ impl Model {
             false => (self.layers * kept, self.inside(tokens)),
         };
         let activations = behind + inside.max(self.loss(tokens, logits));
-        Some(PROGRAM + weights + self.trained() + SLACK * activations)
+        Some(PROGRAM + weights + self.trained(learning) + SLACK * activations)
     }
 
     /// What belongs to trained numbers: an adapter in f32 itself, gradients, moments; of weights in 16 bits a master.
-    fn trained(&self) -> f64 {
+    fn trained(&self, learning: &Learning) -> f64 {
         match &self.adapter {
-            Some(adapter) => adapter.trainable * (F32 + F32 + MOMENTS),
+            Some(adapter) => adapter.trainable * (F32 + F32 + learning.moments),
             None => {
                 let master = if self.size < F32 { F32 } else { 0.0 };
-                self.parameters * (self.size + master + MOMENTS)
+                learning.numbers * (self.size + master + learning.moments)
             }
+        }
+    }
+
+    /// How many numbers the field `train` chooses; what is named by patterns counts as everything, since names are not known here.
+    pub fn chosen(&self, train: Option<&Value>) -> f64 {
+        let norms = |layers: f64| (2.0 * layers + 1.0) * self.hidden;
+        let words = self.vocabulary * self.hidden;
+        match train {
+            Some(Value::String(word)) if word == "norms" => norms(self.layers),
+            Some(Value::String(word)) if word == "head" => words,
+            Some(Value::Object(by)) => {
+                let count = by.get("last_layers").and_then(Value::as_f64);
+                let count = count.unwrap_or(self.layers).min(self.layers);
+                let linear: f64 = self.linears().iter().map(Linear::values).sum();
+                // A head that is not the embedding.
+                let head = (self.parameters - linear - norms(self.layers) - words).max(0.0);
+                linear * count / self.layers.max(1.0) + norms(count) + head
+            }
+            _ => self.parameters,
         }
     }
 
