@@ -84,7 +84,7 @@ pub const ROWS: &[Row] = &[
         &[("max_length", "24")],
     ),
     row("merge", "loss_on", ["completions", "all"]),
-    row("merge", "micro_batch", ["4", "1"]),
+    with("merge", "micro_batch", ["4", "1"], &[("max_length", "32")]),
 ];
 
 /// The rest of a stage of this kind.

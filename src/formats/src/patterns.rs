@@ -13,7 +13,7 @@ pub fn matches(pattern: &str, name: &str) -> bool {
             let rest = &name[start..];
             let ends = rest.match_indices('.').map(|(at, _)| at);
             let mut ends = ends.chain(once(rest.len()));
-            ends.any(|end| glob(pattern.as_bytes(), rest[..end].as_bytes()))
+            ends.any(|end| glob(pattern.as_bytes(), &rest.as_bytes()[..end]))
         })
 }
 

@@ -6,6 +6,7 @@ mod support;
 use formats::config::LlamaConfig;
 use formats::nf4::{self, Scales};
 use formats::tensors::Weights;
+use ml::adapter::Adapter;
 use ml::kv_cache::Segments;
 use ml::linear::Input;
 use ml::lora::Lora;
@@ -167,12 +168,13 @@ fn a_linear_with_an_adapter_is_that_of_peft() {
             .set_requires_grad(true)
     };
     let (x, down, up) = (leaf("x"), leaf("a"), leaf("b"));
-    linear.adapter = Some(Lora {
+    linear.adapter = Some(Adapter::Lora(Lora {
         down: down.shallow_clone(),
         up: up.shallow_clone(),
         scale: 2.0,
         dropout: 0.0,
-    });
+        dora: None,
+    }));
     for plain in [false, true] {
         for leaf in [&x, &down, &up] {
             leaf.shallow_clone().zero_grad();

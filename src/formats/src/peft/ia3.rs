@@ -25,7 +25,7 @@ pub struct Ia3Config {
 }
 
 /// What PEFT adapts in a Llama.
-pub const IA3_TARGETS: [&str; 3] = ["k_proj", "v_proj", "down_proj"];
+pub const IA3_TARGETS: [&str; 3] = ["down_proj", "k_proj", "v_proj"];
 /// What is a feedforward module of a Llama for PEFT.
 pub const IA3_FEEDFORWARD: &str = "down_proj";
 
