@@ -61,7 +61,8 @@ def save(folder, changes, dtype, tokenizer):
     model = LlamaForCausalLM(LlamaConfig(**{**settings, **changes})).to(DTYPES[dtype])
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return model.eval()
+    # Loaded anew: `to` has rounded the frequencies of the positions, which are no weights, too.
+    return LlamaForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype]).eval()
 
 
 def linears(model):
