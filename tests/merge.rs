@@ -182,6 +182,8 @@ fn what_cant_be_merged_is_told_with_its_way_out() {
   bare: { kind: merge, model: base }
   baseless: { kind: merge, model: tuned_small }
   strange: { kind: merge, model: tuned_small, base: other }
+  sibling: { kind: sft, model: base, data: chats, max_steps: 4, learning_rate: 1.0e-2 }
+  mistaken: { kind: merge, model: tuned_small, base: sibling }
   packed: { kind: merge, model: tuned_small, base: small }
   adapted: { kind: merge, model: tuned_small, base: tuned }
   needless: { kind: merge, model: tuned, base: base }
@@ -194,6 +196,7 @@ fn what_cant_be_merged_is_told_with_its_way_out() {
         "Give the model that was quantized as `base`",
         "`model.embed_tokens.weight` has the shape [280, 32] in `model` and [",
         "16] in `base`: the adapter belongs to another model",
+        "has other numbers in `base` than in `model`",
         "`base` is quantized, too",
         "`base` has an adapter itself",
         "`base` is for adapters on quantized models",

@@ -1,8 +1,10 @@
 //! How quantized weights stand in model files, as transformers and bitsandbytes write them: the names beside a weight's, the state in JSON,
 //! and `quantization_config` in config.json.
 
+mod sound;
 mod values;
 
+pub(crate) use sound::check;
 pub use values::values;
 
 use crate::nf4::{self, Quantized, Scales};
@@ -106,7 +108,8 @@ impl State {
         let kind = object.get("quant_type").and_then(Value::as_str);
         ensure!(
             kind == Some("nf4"),
-            "its state says the quant_type {kind:?}; supported is \"nf4\""
+            "its state says the quant_type {:?}; supported is \"nf4\"",
+            kind.unwrap_or("none")
         );
         let count = |key: &str| -> Result<usize> {
             let value = object
@@ -128,7 +131,10 @@ impl State {
             Some("float16") => Dtype::F16,
             Some("float32") => Dtype::F32,
             other => {
-                bail!("its state says the dtype {other:?}; known are bfloat16, float16, float32")
+                bail!(
+                    "its state says the dtype {:?}; known are bfloat16, float16, float32",
+                    other.unwrap_or("none")
+                )
             }
         };
         let said = object.get("shape").cloned().unwrap_or_default();
@@ -148,7 +154,8 @@ impl State {
                 let kind = object.get("nested_dtype").and_then(Value::as_str);
                 ensure!(
                     kind.is_none_or(|kind| kind == "float32"),
-                    "its state says the nested_dtype {kind:?}; supported is float32"
+                    "its state says the nested_dtype {:?}; supported is float32",
+                    kind.unwrap_or("none")
                 );
                 Some((block, offset))
             }
@@ -183,8 +190,8 @@ pub fn linear(weights: &Weights, name: &str, shape: [usize; 2]) -> Result<Linear
         let found = info.shape.iter().product::<usize>();
         ensure!(
             info.stored == Stored::Plain(dtype) && found == length,
-            "{name:?} holds {found} numbers ({:?}), expected are {length} of {dtype}",
-            info.stored
+            "{name:?} holds {found} numbers of {}, expected are {length} of {dtype}",
+            info.stored.name()
         );
         Ok(())
     };

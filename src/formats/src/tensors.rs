@@ -31,6 +31,16 @@ pub enum Stored {
     Gguf(gguf::Quantization),
 }
 
+impl Stored {
+    /// The format's name, for instance `BF16` or `Q4_1`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stored::Plain(dtype) => dtype.name(),
+            Stored::Gguf(quantization) => quantization.name(),
+        }
+    }
+}
+
 /// Where a tensor's bytes are.
 #[derive(Debug)]
 enum Place {

@@ -35,7 +35,7 @@ pub const CONTRACT: Contract = Contract {
 Minimises the mean over the counted tokens of −log p(token | what comes before), taken over the whole batch: the sum over all
 micro-batches divided by their number of counted tokens, so that `micro_batch` changes the last bits only. With an adapter only
 the adapter is trained; without one, every weight is, or what `train` says: norms, biases, the head, parameters by their names, or the last layers
-with the final norm and a head that is not the embedding. The bytes of what is frozen don't change.
+with the final norm and a head that is not the embedding. What is frozen keeps its numbers, in the model's `dtype`.
 
 AdamW (Loshchilov and Hutter, arXiv 1711.05101) with states in f32: with g the gradient after clipping, m ← β₁m + (1−β₁)g,
 v ← β₂v + (1−β₂)g², w ← w − η(λw + m̂/(√v̂ + ε)). `optimizer` has two others:

@@ -8,6 +8,7 @@ use engine::artifact::ArtifactType;
 use engine::contract::Summary;
 use engine::job::{Draft, Drafts, Job, Reference, Reporter};
 use engine::peek::Sources;
+use formats::quantized;
 use formats::{LlamaConfig, REWARD_HEAD, Stored, TokenizerFiles, Weights};
 use kinds::load_model::LoadModel;
 use serde_json::{Map, Value, json};
@@ -208,6 +209,16 @@ fn summary(
         };
         *stored.entry(name).or_insert(0) += 1;
     }
+    let linears = config.linear_shapes().into_iter();
+    let packed = linears.map(|(module, out, input)| {
+        quantized::linear(weights, &format!("{module}.weight"), [out, input]).ok()
+    });
+    let word = packed.flatten().find_map(|stored| match stored {
+        quantized::Linear::Dense => None,
+        quantized::Linear::Nf4(_) => Some("nf4"),
+        quantized::Linear::Int8 => Some("int8"),
+    });
+    let quantized = word.map(|word| ("quantized", json!(word)));
     [
         ("architecture", json!("llama")),
         ("parameters", json!(parameters)),
@@ -223,6 +234,7 @@ fn summary(
         ("stored", json!(stored)),
     ]
     .into_iter()
+    .chain(quantized)
     .map(|(k, v)| (k.to_owned(), v))
     .collect()
 }

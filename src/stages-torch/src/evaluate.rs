@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use data::{Dataset, Tokens};
 use engine::artifact::ArtifactType;
-use engine::event::What;
+use engine::event::{Level, What};
 use engine::job::{Draft, Drafts, Job, Reporter};
 use kinds::evaluate::Evaluate;
 use ml::Pass;
@@ -51,6 +51,13 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
             ]
             .into(),
         });
+        if !scores.0.is_finite() {
+            let text = format!(
+                "{name}: the loss is {}: the model's weights are damaged, or its training diverged",
+                scores.0
+            );
+            cx.note(Level::Warning, &text);
+        }
         let mut own = json!({"loss": scores.0, "perplexity": scores.0.exp(), "token_accuracy": scores.1, "tokens": scores.2});
         // Judges hear all answers; the samples are the first of them.
         let asked = match bench {

@@ -146,7 +146,35 @@ fn ground<'a>(job: &'a Job, params: &Merge, parts: &ModelParts<'a>) -> Result<Gr
         "`base` is quantized, too: take the model that was quantized, in full precision, or merge with `into: dequantized`"
     );
     check_same(&own.config, &base.config)?;
+    check_numbers(&own, &base)?;
     Ok(base)
+}
+
+/// Refuses a base of the same shape with other numbers where nothing was quantized: a sibling of the model that was.
+fn check_numbers(own: &Ground, base: &Ground) -> Result<()> {
+    let linears: BTreeMap<String, [usize; 2]> = (own.config.linear_shapes().into_iter())
+        .map(|(module, out, input)| (format!("{module}.weight"), [out, input]))
+        .collect();
+    for (name, _) in own.config.tensor_shapes() {
+        if let Some(shape) = linears.get(&name)
+            && quantized::linear(&own.weights, &name, *shape)? != quantized::Linear::Dense
+        {
+            continue;
+        }
+        let read = |ground: &Ground| -> Result<Vec<f32>> {
+            let values = ground.weights.read_f32(&name)?;
+            ground.weights.release(&name);
+            Ok(values)
+        };
+        let (ours, theirs) = (read(own)?, read(base)?);
+        let rounded = |value: &f32| own.dtype.rounded(*value);
+        ensure!(
+            ours.iter().map(rounded).eq(theirs.iter().map(rounded)),
+            "`{name}` has other numbers in `base` than in `model`: `base` is not the model that was quantized, and the adapter would be \
+             merged into a stranger. Take the one that `quantize` was given"
+        );
+    }
+    Ok(())
 }
 
 /// Refuses a base that is not the model that was quantized, as far as shapes and settings tell.

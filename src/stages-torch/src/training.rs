@@ -171,7 +171,20 @@ pub(crate) fn train<O: Objective>(
     if stopped {
         return Err(Cancelled.into());
     }
+    check_finite(params)?;
     Ok(rows)
+}
+
+/// Every step looks at its gradients; nobody has looked at what the last one made of the weights.
+fn check_finite(params: &Params) -> Result<()> {
+    for (name, tensor) in params.trained() {
+        if tensor.isfinite().all().int64_value(&[]) == 0 {
+            bail!(
+                "after the last step `{name}` is not finite: the training diverged; a smaller learning rate or a longer warm-up helps"
+            );
+        }
+    }
+    Ok(())
 }
 
 /// A last bit depends on these, and on nothing else that is not in the record.

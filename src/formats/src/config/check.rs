@@ -2,8 +2,8 @@
 
 use super::LlamaConfig;
 use crate::quantized;
-use crate::tensors::Weights;
-use anyhow::{Result, bail};
+use crate::tensors::{Stored, Weights};
+use anyhow::{Context, Result, bail};
 use std::collections::HashSet;
 
 /// The name of the head of a reward model, as transformers' `LlamaForSequenceClassification` has it.
@@ -113,13 +113,20 @@ impl LlamaConfig {
 
     fn compare(&self, weights: &Weights, shapes: Vec<(String, Vec<usize>)>) -> Result<()> {
         let mut problems = Vec::new();
+        let mut damaged = false;
         let mut known = HashSet::new();
         let linears: HashSet<String> = (self.linear_shapes().into_iter())
             .map(|(module, ..)| format!("{module}.weight"))
             .collect();
         for (name, shape) in shapes {
             if linears.contains(&name) && weights.get(&name).is_some() {
-                match quantized::linear(weights, &name, [shape[0], shape[1]]) {
+                let found = quantized::linear(weights, &name, [shape[0], shape[1]]);
+                let found = found.and_then(|found| {
+                    // With a part before it, as the errors of `linear` have it.
+                    quantized::check(weights, &name, &found).context("")?;
+                    Ok(found)
+                });
+                match found {
                     Ok(quantized::Linear::Dense) => {}
                     Ok(_) => {
                         known.extend(quantized::parts(&name));
@@ -127,6 +134,7 @@ impl LlamaConfig {
                         continue;
                     }
                     Err(error) => {
+                        damaged = true;
                         // The outermost part names file and weight, which this error does itself.
                         let why = error.chain().skip(1).map(ToString::to_string);
                         let why: Vec<String> = why.collect();
@@ -143,7 +151,13 @@ impl LlamaConfig {
                     "{name} has the shape {:?}, expected {shape:?}",
                     info.shape
                 )),
-                Some(_) => {}
+                Some(info) => {
+                    if let Stored::Plain(dtype) = info.stored
+                        && !dtype.is_float()
+                    {
+                        problems.push(format!("{name} holds {dtype}, not numbers of a weight"));
+                    }
+                }
             }
             known.insert(name);
         }
@@ -171,8 +185,12 @@ impl LlamaConfig {
         let shown = paths
             .first()
             .map_or("?".into(), |path| path.to_string_lossy());
+        let way_out = match damaged {
+            true => "Fetch the files again, or quantize the model again.",
+            false => "Take the config and the weights of the same model.",
+        };
         bail!(
-            "{shown}: the weights do not fit the config:\n  {}\nTake the config and the weights of the same model.",
+            "{shown}: the weights do not fit the config:\n  {}\n{way_out}",
             problems.join("\n  ")
         )
     }
