@@ -129,3 +129,48 @@ fn targets_that_do_not_fit_are_told() {
     let said = fails("targets: [k_proj], feedforward: [up_proj]");
     assert!(said.contains("not among the targets"), "{said}");
 }
+
+/// The last step is nobody's gradient any more: what it made is looked at before it is kept, whoever trained.
+#[test]
+fn weights_that_are_no_numbers_are_not_kept() {
+    let kitchen = Kitchen::new(0);
+    tiny::model(&kitchen, "model");
+    kitchen.write("chats.jsonl", &tiny::chats(12));
+    kitchen.write("pairs.jsonl", tiny::PAIRS);
+    let far = "max_steps: 1, warmup: 0, learning_rate: 1.0e+300";
+    kitchen.write(
+        "far.yaml",
+        &format!(
+            "levain: 1
+seed: 3
+threads: 1
+stages:
+  base: {{ kind: load_model, source: model, dtype: f32 }}
+  chats: {{ kind: load_dataset, source: chats.jsonl }}
+  pairs: {{ kind: load_dataset, source: pairs.jsonl }}
+  whole: {{ kind: sft, model: base, data: chats, {far} }}
+  factored: {{ kind: sft, model: base, data: chats, optimizer: adafactor, {far} }}
+  straight: {{ kind: dpo, model: base, data: pairs, {far} }}
+  judge: {{ kind: reward_model, model: base, data: pairs, {far} }}
+  words: {{ kind: rule, length: 3 }}
+  left_out: {{ kind: rloo, model: base, reward: words, prompts: chats, updates: 1, warmup: 0, batch: 4, max_new_tokens: 4, \
+learning_rate: 1.0e+300 }}
+"
+        ),
+    );
+    let said = kitchen.say("run far.yaml --json --keep-going").expect(1);
+    let answer = said.json();
+    for name in ["whole", "factored", "straight", "judge", "left_out"] {
+        assert_eq!(
+            stage(&answer, name)["outcome"],
+            "failed",
+            "{name}:\n{}",
+            said.err
+        );
+    }
+    let told = said
+        .err
+        .matches("is not finite: the training diverged")
+        .count();
+    assert!(told >= 3, "{told}:\n{}", said.err);
+}

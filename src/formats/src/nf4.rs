@@ -255,12 +255,17 @@ pub fn scales_of(scales: &Scales) -> Vec<f32> {
     }
 }
 
+/// Code `i` of packed ones.
+#[inline]
+pub fn code(codes: &[u8], i: usize) -> usize {
+    usize::from(codes[i / 2] >> (if i.is_multiple_of(2) { 4 } else { 0 }) & 15)
+}
+
 /// The `count` values that a quantized weight stands for, before they are rounded to a type.
 pub fn dequantize(weight: &Quantized, block: usize, count: usize) -> Vec<f32> {
     let scales = scales_of(&weight.scales);
-    let code = |i: usize| weight.codes[i / 2] >> (if i.is_multiple_of(2) { 4 } else { 0 }) & 15;
     (0..count)
-        .map(|i| TABLE[usize::from(code(i))] * scales[i / block])
+        .map(|i| TABLE[code(&weight.codes, i)] * scales[i / block])
         .collect()
 }
 

@@ -4,7 +4,6 @@
 mod sound;
 mod values;
 
-pub(crate) use sound::check;
 pub use values::values;
 
 use crate::nf4::{self, Quantized, Scales};
@@ -169,16 +168,19 @@ impl State {
     }
 }
 
+/// What comes before the reason why a weight can't be read.
+fn unreadable(weights: &Weights, name: &str) -> String {
+    let paths = weights.paths();
+    let shown = paths
+        .first()
+        .map_or_else(String::new, |path| format!("{}: ", path.display()));
+    format!("{shown}the weight {name:?} can't be read")
+}
+
 /// How the weight `name` of a linear `[out, in]` is stored. All parts are there with their types and lengths, or it is an error that says
 /// what does not fit.
 pub fn linear(weights: &Weights, name: &str, shape: [usize; 2]) -> Result<Linear> {
-    let fail = || {
-        let paths = weights.paths();
-        let shown = paths
-            .first()
-            .map_or_else(String::new, |path| format!("{}: ", path.display()));
-        format!("{shown}the weight {name:?} can't be read")
-    };
+    let fail = || unreadable(weights, name);
     let Some(info) = weights.get(name) else {
         bail!("{}: it is missing", fail());
     };
@@ -228,6 +230,13 @@ pub fn linear(weights: &Weights, name: &str, shape: [usize; 2]) -> Result<Linear
         _ => Ok(Linear::Dense),
     };
     found.with_context(fail)
+}
+
+/// The same for a file from outside, whose scales and tables are looked at as well.
+pub(crate) fn sound_linear(weights: &Weights, name: &str, shape: [usize; 2]) -> Result<Linear> {
+    let found = linear(weights, name, shape)?;
+    sound::check(weights, name, &found).with_context(|| unreadable(weights, name))?;
+    Ok(found)
 }
 
 fn nf4_state(weights: &Weights, name: &str, shape: [usize; 2]) -> Result<State> {

@@ -130,7 +130,7 @@ struct Product {
   int64_t part_count, rows;
   const Source* sources;
   const Share* shares;
-  int64_t share_count;
+  int64_t share_count, panels;
   int64_t first, slivers;  // slivers of six rows: of this block
   float* a;                // packed: pass by pass, in each sliver by sliver
 };
@@ -372,7 +372,7 @@ void gemm(const Part* parts, int64_t part_count, int64_t rows, const Source* sou
   block = most < block ? (most < 8 ? 8 : most) : block;
   const int64_t blocks = (slivers + block - 1) / block;
   block = (slivers + blocks - 1) / blocks;
-  Product product{parts, part_count, rows, sources, shares, share_count, 0, 0, scratch(block * kRows * depth)};
+  Product product{parts, part_count, rows, sources, shares, share_count, panels, 0, 0, scratch(block * kRows * depth)};
   for (int64_t from = 0; from < slivers; from += block) {
     product.first = from;
     product.slivers = slivers - from < block ? slivers - from : block;
@@ -384,9 +384,7 @@ void gemm(const Part* parts, int64_t part_count, int64_t rows, const Source* sou
         (panels + 1) / 2,
         [](void* context, int64_t begin, int64_t end) {
           const auto& product = *static_cast<Product*>(context);
-          int64_t panels = 0;
-          for (int64_t i = 0; i < product.share_count; i++) panels += (product.shares[i].columns + 15) / 16;
-          run_panels(product, begin * 2, end * 2 < panels ? end * 2 : panels);
+          run_panels(product, begin * 2, end * 2 < product.panels ? end * 2 : product.panels);
         },
         &product);
   }

@@ -33,7 +33,6 @@ struct Packed {
   const float* data;
   int64_t depth, columns, panel;
 };
-inline int64_t packed_size(int64_t depth, int64_t columns) { return (columns + 15) / 16 * 16 * depth; }
 
 // A low-rank change to a weight (out x in): weight + scale * up (out x rank) * down (rank x in), all f32.
 struct LowRank {

@@ -202,13 +202,4 @@ impl Weight {
             _ => Ok(torch::dequantized(&self.stored(), kind)?.to_kind(kind)),
         }
     }
-
-    /// Bytes that it takes in memory.
-    pub fn bytes(&self) -> usize {
-        let tensors = self.stored().tensors;
-        let bytes = tensors
-            .iter()
-            .map(|t| t.numel() * t.kind().elt_size_in_bytes());
-        bytes.sum()
-    }
 }

@@ -91,7 +91,7 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     };
     packer.pack(&config, &skipped, cx)?;
     let weights_path = job.out.join("model.safetensors");
-    packer.write(&weights_path)?;
+    packer.write(&weights_path, cx)?;
 
     let mut listed: Vec<String> = skipped;
     listed.push(HEAD.to_owned());
@@ -202,7 +202,9 @@ impl Packer<'_> {
                 bytes: Bytes::Source,
             });
         }
-        codes.flush()?;
+        codes
+            .flush()
+            .with_context(|| format!("{} can't be written", self.codes_path.display()))?;
         Ok(())
     }
 
@@ -214,10 +216,9 @@ impl Packer<'_> {
     ) -> Result<()> {
         let mut values = self.weights.read_f32(name)?;
         self.weights.release(name);
-        if self.dtype == Dtype::BF16 {
-            for value in &mut values {
-                *value = formats::dtype::bf16_to_f32(formats::dtype::f32_to_bf16(*value));
-            }
+        let dtype = self.dtype;
+        for value in &mut values {
+            *value = dtype.rounded(*value);
         }
         let fail = || format!("`{name}` can't be quantized");
         let tensors = match self.scheme {
@@ -227,9 +228,7 @@ impl Packer<'_> {
                     nf4::quantize(&values, block, nested, self.job.threads).with_context(fail)?;
                 let scales = nf4::scales_of(&weight.scales);
                 self.compare(name, &shape, "NF4", &values, |i| {
-                    let pair = weight.codes[i / 2];
-                    let code = if i % 2 == 0 { pair >> 4 } else { pair & 15 };
-                    nf4::TABLE[usize::from(code)] * scales[i / block]
+                    dtype.rounded(nf4::TABLE[nf4::code(&weight.codes, i)] * scales[i / block])
                 });
                 let state = State {
                     block,
@@ -247,7 +246,7 @@ impl Packer<'_> {
             Scheme::Int8 => {
                 let (codes, largest) = quantized::to_int8(&values, shape[1]).with_context(fail)?;
                 self.compare(name, &shape, "I8", &values, |i| {
-                    f32::from(codes[i] as i8) * (largest[i / shape[1]] / 127.0)
+                    dtype.rounded(f32::from(codes[i] as i8) * (largest[i / shape[1]] / 127.0))
                 });
                 quantized::int8_tensors(name, shape, codes, &largest)
             }
@@ -310,7 +309,7 @@ impl Packer<'_> {
     }
 
     /// The model's file, a tensor at a time.
-    fn write(&self, path: &Path) -> Result<()> {
+    fn write(&self, path: &Path, cx: &dyn Reporter) -> Result<()> {
         let heads: Vec<_> = self
             .pending
             .iter()
@@ -318,6 +317,7 @@ impl Packer<'_> {
             .collect();
         let codes = File::open(&self.codes_path)?;
         formats::safetensors::write_with(path, &heads, &[("format", "pt")], |index| {
+            cx.check()?;
             let (name, dtype, shape) = &self.pending[index].head;
             match &self.pending[index].bytes {
                 Bytes::Here(bytes) => Ok(bytes.clone()),

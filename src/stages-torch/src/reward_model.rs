@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 
 use crate::completions::Groups;
 use crate::model::{Loaded, load, saved_key};
-use crate::training::{Counted, choose_trained, metrics, train};
+use crate::training::{Counted, check_finite, choose_trained, metrics, train};
 
 /// The least deviation of rewards: what has less is one number for all.
 const CONSTANT: f64 = 1e-6;
@@ -200,6 +200,7 @@ pub(crate) fn draft(
         .head
         .as_ref()
         .context("BUG: a reward model has a head")?;
+    check_finite(&loaded.params)?;
     let mut summary: BTreeMap<String, Value> = view.summary.clone();
     summary.remove("stored");
     summary.insert("mean".to_owned(), json!(mean));

@@ -171,20 +171,7 @@ pub(crate) fn train<O: Objective>(
     if stopped {
         return Err(Cancelled.into());
     }
-    check_finite(params)?;
     Ok(rows)
-}
-
-/// Every step looks at its gradients; nobody has looked at what the last one made of the weights.
-fn check_finite(params: &Params) -> Result<()> {
-    for (name, tensor) in params.trained() {
-        if tensor.isfinite().all().int64_value(&[]) == 0 {
-            bail!(
-                "after the last step `{name}` is not finite: the training diverged; a smaller learning rate or a longer warm-up helps"
-            );
-        }
-    }
-    Ok(())
 }
 
 /// A last bit depends on these, and on nothing else that is not in the record.
@@ -340,8 +327,21 @@ pub(crate) fn metrics(job: &Job, rows: &[StepRow]) -> Result<Draft> {
     })
 }
 
+/// Every step looks at its gradients; nobody has looked at what the last one made of the weights.
+pub(crate) fn check_finite(params: &Params) -> Result<()> {
+    for (name, tensor) in params.trained() {
+        if tensor.isfinite().all().int64_value(&[]) == 0 {
+            bail!(
+                "after the last step `{name}` is not finite: the training diverged; a smaller learning rate or a longer warm-up helps"
+            );
+        }
+    }
+    Ok(())
+}
+
 /// The trained model: the adapter on its base, or every weight.
 pub(crate) fn trained_model(job: &Job, view: &ArtifactView, loaded: &Loaded) -> Result<Draft> {
+    check_finite(&loaded.params)?;
     match loaded.adapter {
         Some(_) => adapter(job, view, loaded),
         None => whole_model(job, view, loaded),

@@ -3,7 +3,7 @@
 use super::LlamaConfig;
 use crate::quantized;
 use crate::tensors::{Stored, Weights};
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use std::collections::HashSet;
 
 /// The name of the head of a reward model, as transformers' `LlamaForSequenceClassification` has it.
@@ -120,13 +120,7 @@ impl LlamaConfig {
             .collect();
         for (name, shape) in shapes {
             if linears.contains(&name) && weights.get(&name).is_some() {
-                let found = quantized::linear(weights, &name, [shape[0], shape[1]]);
-                let found = found.and_then(|found| {
-                    // With a part before it, as the errors of `linear` have it.
-                    quantized::check(weights, &name, &found).context("")?;
-                    Ok(found)
-                });
-                match found {
+                match quantized::sound_linear(weights, &name, [shape[0], shape[1]]) {
                     Ok(quantized::Linear::Dense) => {}
                     Ok(_) => {
                         known.extend(quantized::parts(&name));
@@ -186,7 +180,9 @@ impl LlamaConfig {
             .first()
             .map_or("?".into(), |path| path.to_string_lossy());
         let way_out = match damaged {
-            true => "Fetch the files again, or quantize the model again.",
+            true => {
+                "Take the config and the weights of the same model; if they are, fetch the files again, or quantize the model again."
+            }
             false => "Take the config and the weights of the same model.",
         };
         bail!(

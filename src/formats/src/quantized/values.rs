@@ -1,8 +1,8 @@
 //! The values of a linear's weight, however it is stored.
 
 use super::{Linear, beside, linear, part};
-use crate::Dtype;
 use crate::tensors::Weights;
+use crate::{Dtype, nf4};
 use anyhow::{Result, ensure};
 
 /// The values `[out, in]` of the weight `name` as a model of the type `dtype` computes with them: a dense one rounded to that type, a
@@ -38,8 +38,7 @@ pub fn values(weights: &Weights, name: &str, shape: [usize; 2], dtype: Dtype) ->
             let table = weights.read_f32(&part(name, "quant_map"))?;
             let codes = weights.bytes(name)?;
             let value = |i: usize| {
-                let code = codes[i / 2] >> (if i.is_multiple_of(2) { 4 } else { 0 }) & 15;
-                let value = table[usize::from(code)] * scales[i / state.block];
+                let value = table[nf4::code(codes, i)] * scales[i / state.block];
                 state.dtype.rounded(value)
             };
             Ok((0..count).map(value).collect())
@@ -59,7 +58,7 @@ pub fn values(weights: &Weights, name: &str, shape: [usize; 2], dtype: Dtype) ->
 mod tests {
     use super::super::{State, int8_tensors, nf4_tensors, to_int8};
     use super::*;
-    use crate::{nf4, safetensors};
+    use crate::safetensors;
 
     /// What is read of a file with these tensors.
     fn read(
