@@ -2,16 +2,17 @@
 
 use crate::attend::{self, Heads};
 use crate::kv_cache::{KvCache, Segments};
-use crate::linear::{Input, Linear, Pass, Weight};
+use crate::linear::{Input, Linear, Pass};
 use crate::norm::Norm;
 use crate::params::Params;
-use crate::place::{HOST, Place};
+use crate::place::Place;
 use crate::rope::Rope;
-use crate::{tensors, torch};
-use anyhow::{Context, Result, bail, ensure};
+use crate::source::{Builder, Files, Shared, Source, check_unread};
+use crate::torch;
+use anyhow::{Result, bail, ensure};
 use formats::config::LlamaConfig;
 use formats::tensors::Weights;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use tch::{Kind, Tensor};
 
 /// What goes into the first layer.
@@ -130,144 +131,6 @@ pub struct Llama {
     /// Only without tied embeddings.
     lm_head: Option<Tensor>,
     rope: Rope,
-}
-
-/// Gives the parameters of a model by their names and shapes.
-pub trait Source {
-    /// The tensor of this name.
-    fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor>;
-
-    /// The weight of a linear, which may be stored in another way.
-    fn weight(&mut self, name: &str, shape: [i64; 2]) -> Result<Weight> {
-        Ok(Weight::Dense(self.tensor(name, &shape)?))
-    }
-}
-
-impl<F: FnMut(&str, &[i64]) -> Result<Tensor>> Source for F {
-    fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
-        self(name, shape)
-    }
-}
-
-/// The files of a model; remembers what was read.
-struct Files<'a> {
-    weights: &'a Weights,
-    kind: Kind,
-    read: BTreeSet<String>,
-}
-
-impl Source for Files<'_> {
-    fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
-        self.read.insert(name.to_owned());
-        let tensor = tensors::read(self.weights, name, shape, self.kind, HOST)?;
-        self.weights.release(name);
-        Ok(tensor)
-    }
-
-    fn weight(&mut self, name: &str, shape: [i64; 2]) -> Result<Weight> {
-        self.read.insert(name.to_owned());
-        let weight = tensors::read_weight(self.weights, name, shape, self.kind, HOST)?;
-        if weight.is_quantized() {
-            self.read.extend(formats::quantized::parts(name));
-        }
-        self.weights.release(name);
-        Ok(weight)
-    }
-}
-
-/// The weights of another model of the same shape, which are then held once.
-struct Shared<'a> {
-    params: &'a Params,
-    linears: BTreeMap<String, &'a Weight>,
-}
-
-impl Source for Shared<'_> {
-    fn tensor(&mut self, name: &str, _: &[i64]) -> Result<Tensor> {
-        let tensor = self.params.get(name);
-        Ok(tensor
-            .with_context(|| format!("BUG: no {name:?}"))?
-            .shallow_clone())
-    }
-
-    fn weight(&mut self, name: &str, _: [i64; 2]) -> Result<Weight> {
-        let weight = self.linears.get(name);
-        Ok(weight
-            .with_context(|| format!("BUG: no {name:?}"))?
-            .shallow_clone())
-    }
-}
-
-/// Takes parameters from a source and names them.
-struct Builder<'a> {
-    source: &'a mut dyn Source,
-    place: Place,
-    params: &'a mut Params,
-}
-
-impl Builder<'_> {
-    fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
-        let tensor = self.source.tensor(name, shape)?;
-        ensure!(
-            tensor.size() == shape,
-            "{name:?} has the shape {:?}, but the model's config asks for {shape:?}",
-            tensor.size()
-        );
-        let tensor = tensor
-            .f_to_device(self.place.device)?
-            .f_to_kind(self.place.kind)?;
-        self.params.add(name, &tensor, false)?;
-        Ok(tensor)
-    }
-
-    fn norm(&mut self, name: &str, width: i64, eps: f64) -> Result<Norm> {
-        let weight = self.tensor(&format!("{name}.weight"), &[width])?;
-        Ok(Norm { weight, eps })
-    }
-
-    fn linear(&mut self, name: &str, input: i64, output: i64, bias: bool) -> Result<Linear> {
-        let full = format!("{name}.weight");
-        let weight = match self.source.weight(&full, [output, input])? {
-            Weight::Dense(tensor) => {
-                let tensor = tensor
-                    .f_to_device(self.place.device)?
-                    .f_to_kind(self.place.kind)?;
-                ensure!(
-                    tensor.size() == [output, input],
-                    "{full:?} has the shape {:?}, but the model's config asks for [{output}, {input}]",
-                    tensor.size()
-                );
-                self.params.add(&full, &tensor, false)?;
-                Weight::Dense(tensor)
-            }
-            // Packed weights are no parameters: nothing trains them.
-            packed => packed.to_device(self.place.device)?,
-        };
-        let bias = match bias {
-            true => Some(self.tensor(&format!("{name}.bias"), &[output])?),
-            false => None,
-        };
-        Ok(Linear::new(name, weight, bias))
-    }
-}
-
-/// A tensor in the files that the config does not ask for means that they do not belong together.
-fn check_unread(weights: &Weights, read: &BTreeSet<String>, tied: bool) -> Result<()> {
-    let unknown: Vec<&str> = weights
-        .infos()
-        .map(|info| info.name.as_str())
-        .filter(|name| !read.contains(*name))
-        .filter(|name| !name.ends_with("rotary_emb.inv_freq") && *name != "rope_freqs.weight")
-        .filter(|name| !(tied && *name == "lm_head.weight"))
-        .filter(|name| *name != crate::reward::HEAD)
-        .take(4)
-        .collect();
-    if !unknown.is_empty() {
-        bail!(
-            "the weights hold tensors that the model's config does not ask for: {}; the config belongs to another model, or says too few layers",
-            unknown.join(", ")
-        );
-    }
-    Ok(())
 }
 
 impl Llama {
