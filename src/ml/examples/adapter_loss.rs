@@ -36,7 +36,7 @@ fn main() -> Result<()> {
     let mut model = Llama::load(&config, &weights, place, &mut params)?;
     let settings = PeftConfig::open(&adapter.join(CONFIG_FILE))?;
     let stored = Weights::open(&adapter.join(WEIGHTS_FILE))?;
-    let modules = adapters::attach_stored(model.linears_mut(), &settings, &stored, &mut params)?;
+    let modules = adapters::attach_stored(&mut model, &settings, &stored, &mut params)?;
 
     let rows: Vec<Tokens> = serde_json::from_str(&read(rows)?)?;
     let rows: Vec<Row> = rows

@@ -2,6 +2,7 @@
 
 use crate::ia3::{self, Ia3};
 use crate::linear::{Linear, Weight};
+use crate::llama::Llama;
 use crate::lora::{self, Lora};
 use crate::params::Params;
 use crate::tensors;
@@ -108,20 +109,22 @@ pub(crate) fn check_known(
 
 /// Attaches a stored adapter of the kind that its settings say.
 pub fn attach_stored(
-    linears: Vec<&mut Linear>,
+    model: &mut Llama,
     config: &PeftConfig,
     weights: &Weights,
     params: &mut Params,
 ) -> Result<Vec<String>> {
     match config {
-        PeftConfig::Lora(config) => lora::attach_stored(linears, config, weights, params),
-        PeftConfig::Ia3(config) => ia3::attach_stored(linears, config, weights, params),
+        PeftConfig::Lora(config) => {
+            lora::attach_stored(model.linears_mut(), config, weights, params)
+        }
+        PeftConfig::Ia3(config) => ia3::attach_stored(model.linears_mut(), config, weights, params),
     }
 }
 
 /// Takes the adapters off and forgets their parameters.
-pub fn detach(linears: Vec<&mut Linear>, params: &mut Params) {
-    for linear in linears {
+pub fn detach(model: &mut Llama, params: &mut Params) {
+    for linear in model.linears_mut() {
         if let Some(adapter) = linear.adapter.take() {
             for (part, _) in adapter.parts() {
                 params.remove(&parameter_name(&linear.name, part));
@@ -131,9 +134,9 @@ pub fn detach(linears: Vec<&mut Linear>, params: &mut Params) {
 }
 
 /// The adapter's tensors under PEFT's names, f32.
-pub fn stored(linears: &[&Linear]) -> Vec<(String, Tensor)> {
+pub fn stored(model: &Llama) -> Vec<(String, Tensor)> {
     let mut stored = Vec::new();
-    for linear in linears {
+    for linear in model.linears() {
         for (part, tensor) in linear.adapter.iter().flat_map(Adapter::parts) {
             let plain = tensor.detach().to_kind(Kind::Float);
             stored.push((tensor_key(&linear.name, part), plain));
@@ -143,8 +146,8 @@ pub fn stored(linears: &[&Linear]) -> Vec<(String, Tensor)> {
 }
 
 /// Writes the adapter's tensors as PEFT's `adapter_model.safetensors`; the config is `PeftConfig::save`.
-pub fn save(linears: &[&Linear], path: &Path) -> Result<()> {
-    let stored = stored(linears);
+pub fn save(model: &Llama, path: &Path) -> Result<()> {
+    let stored = stored(model);
     ensure!(!stored.is_empty(), "there is no adapter to save");
     tensors::write(path, &stored, &[("format", "pt")])
         .with_context(|| format!("while saving the adapter to {}", path.display()))

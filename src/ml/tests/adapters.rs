@@ -81,7 +81,7 @@ fn fresh_dora_is_the_identity_and_goes_without_a_trace() {
             assert!(!fresh(&model));
             assert_ne!(before, logits(&model, Pass::eval()));
             assert_eq!(before, logits(&model, Pass::eval().without_adapters()));
-            ml::adapter::detach(model.linears_mut(), &mut params);
+            ml::adapter::detach(&mut model, &mut params);
             assert_eq!(params.iter().count(), count);
         }
     }
@@ -188,7 +188,7 @@ fn dora_survives_its_file_and_says_what_is_missing() {
     moved(&params);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("adapter_model.safetensors");
-    ml::adapter::save(&model.linears(), &path).unwrap();
+    ml::adapter::save(&model, &path).unwrap();
     let load = |path: &Path, settings: &AdapterConfig| {
         let weights = Weights::open(path).unwrap();
         let mut params = Params::new();
@@ -202,7 +202,7 @@ fn dora_survives_its_file_and_says_what_is_missing() {
     let fail = |settings: AdapterConfig| format!("{:#}", load(&path, &settings).unwrap_err());
     assert!(fail(tiny::adapter(4, 0.0)).contains("lora_magnitude_vector"));
     let (plain, _params) = tiny::adapted(Kind::BFloat16, 4, 0.0);
-    ml::adapter::save(&plain.linears(), &path).unwrap();
+    ml::adapter::save(&plain, &path).unwrap();
     assert!(fail(dora(0.0)).contains("lora_magnitude_vector\" is missing"));
 }
 
@@ -219,7 +219,7 @@ fn fresh_ia3_is_the_identity_and_goes_without_a_trace() {
         moved(&params);
         assert_ne!(before, logits(&model, Pass::eval()));
         assert_eq!(before, logits(&model, Pass::eval().without_adapters()));
-        ml::adapter::detach(model.linears_mut(), &mut params);
+        ml::adapter::detach(&mut model, &mut params);
         assert_eq!(params.iter().count(), count);
         assert_eq!(before, logits(&model, Pass::eval()));
     }
@@ -270,14 +270,13 @@ fn ia3_survives_its_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("adapter_model.safetensors");
     let settings = folder.path().join("adapter_config.json");
-    ml::adapter::save(&model.linears(), &path).unwrap();
+    ml::adapter::save(&model, &path).unwrap();
     config.save(&settings).unwrap();
     let stored = Weights::open(&path).unwrap();
     let attach = |config: &PeftConfig| {
         let mut params = Params::new();
         let mut other = tiny::model(Kind::Float, &mut params);
-        let linears = other.linears_mut();
-        let attached = ml::adapter::attach_stored(linears, config, &stored, &mut params);
+        let attached = ml::adapter::attach_stored(&mut other, config, &stored, &mut params);
         attached.map(|modules| (other, modules))
     };
     let (other, modules) = attach(&PeftConfig::open(&settings).unwrap()).unwrap();

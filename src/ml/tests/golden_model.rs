@@ -209,7 +209,7 @@ fn an_adapter_that_peft_saved_is_loaded_and_saved_again() {
 
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("adapter_model.safetensors");
-    ml::adapter::save(&model.linears(), &path).unwrap();
+    ml::adapter::save(&model, &path).unwrap();
     let again = Weights::open(&path).unwrap();
     assert_eq!(again.len(), weights.len());
     for info in weights.infos() {

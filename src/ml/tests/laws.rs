@@ -114,7 +114,7 @@ fn an_adapter_with_zero_b_is_the_identity() {
             ml::lora::attach(model.linears_mut(), &tiny::adapter(4, 0.0), 3, &mut params).unwrap();
         assert_eq!(chosen.len(), 14);
         assert_eq!(before, logits(&model, Pass::eval(), &rows));
-        ml::adapter::detach(model.linears_mut(), &mut params);
+        ml::adapter::detach(&mut model, &mut params);
         assert_eq!(params.trained().count(), 0);
     }
 }

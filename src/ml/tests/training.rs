@@ -255,7 +255,7 @@ fn an_adapter_survives_its_file() {
     let (model, _params) = adapted(Kind::BFloat16, 4, 0.0);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("adapter_model.safetensors");
-    ml::adapter::save(&model.linears(), &path).unwrap();
+    ml::adapter::save(&model, &path).unwrap();
     let files = [("adapter_model.safetensors".to_owned(), path)];
     let stored = formats::tensors::Weights::open_files(&files).unwrap();
     let mut params = Params::new();

@@ -68,7 +68,7 @@ fn load_from(
         let found = PeftConfig::open(view.file("adapter_config.json")?)?;
         let name = "adapter_model.safetensors";
         let weights = Weights::open_files(&[(name.to_owned(), view.file(name)?.clone())])?;
-        ml::adapter::attach_stored(model.linears_mut(), &found, &weights, &mut params)?;
+        ml::adapter::attach_stored(&mut model, &found, &weights, &mut params)?;
         if let Some(own) = stored_head(&weights, &saved_key(HEAD), &config)? {
             head = Some(own);
         }

@@ -207,7 +207,7 @@ pub(crate) fn draft(
     summary.insert("deviation".to_owned(), json!(deviation));
     if loaded.adapter.is_some() {
         let path = job.out.join("reward-adapter.safetensors");
-        let mut tensors = ml::adapter::stored(&loaded.model.linears());
+        let mut tensors = ml::adapter::stored(&loaded.model);
         tensors.push((saved_key(HEAD), head.0.detach()));
         ml::tensors::write(&path, &tensors, &[("format", "pt")])?;
         let config_path = job.out.join("reward-adapter.json");

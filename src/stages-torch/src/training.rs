@@ -351,7 +351,7 @@ pub(crate) fn trained_model(job: &Job, view: &ArtifactView, loaded: &Loaded) -> 
 /// The same base with the trained adapter.
 fn adapter(job: &Job, view: &ArtifactView, loaded: &Loaded) -> Result<Draft> {
     let path = job.out.join("adapter_model.safetensors");
-    ml::adapter::save(&loaded.model.linears(), &path)?;
+    ml::adapter::save(&loaded.model, &path)?;
     let config = view.file("adapter_config.json")?.clone();
     let files = vec![
         ("adapter_model.safetensors".to_owned(), path),
