@@ -3,6 +3,7 @@
 pub mod annotate;
 pub mod ask;
 pub mod best_of_n;
+pub mod bottleneck;
 pub mod concat;
 pub mod contrast;
 pub mod cpo;
@@ -63,6 +64,7 @@ pub fn contracts() -> Contracts {
             &quantize::CONTRACT,
             &lora::CONTRACT,
             &ia3::CONTRACT,
+            &bottleneck::CONTRACT,
             &merge::CONTRACT,
             &sft::CONTRACT,
             &evaluate::CONTRACT,
@@ -157,6 +159,7 @@ mod tests {
         fits::<super::load_reward_model::LoadRewardModel>(&super::load_reward_model::CONTRACT);
         fits::<super::lora::Lora>(&super::lora::CONTRACT);
         fits::<super::ia3::Ia3>(&super::ia3::CONTRACT);
+        fits::<super::bottleneck::Bottleneck>(&super::bottleneck::CONTRACT);
         fits::<super::merge::Merge>(&super::merge::CONTRACT);
         fits::<super::quantize::Quantize>(&super::quantize::CONTRACT);
         fits::<super::sft::Sft>(&super::sft::CONTRACT);

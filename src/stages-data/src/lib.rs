@@ -2,6 +2,7 @@
 
 mod adapter;
 mod ask;
+mod bottleneck;
 mod chart;
 mod concat;
 mod contrast;
@@ -88,6 +89,10 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "ia3",
             run: ia3::run,
+        },
+        Implementation {
+            kind: "bottleneck",
+            run: bottleneck::run,
         },
         Implementation {
             kind: "gate",
