@@ -7,8 +7,8 @@ use serde::Deserialize;
 use crate::memory;
 use crate::training::{
     BATCH, BETA1, BETA2, CHECKPOINTING, EPOCHS, EPSILON, LAYER_DECAY, LEARNING_RATES,
-    MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAIN, Training, WARMUP,
-    WEIGHT_DECAY, fits, learning_rate,
+    MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, OPTIMIZER_STATE, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAIN,
+    Training, UNFREEZE_EVERY, WARMUP, WEIGHT_DECAY, fits, learning_rate,
 };
 use crate::words::{LOSS_ON, MAX_LENGTH, MICRO_BATCH, TOKENIZE_FIELDS, TRUNCATION, words};
 
@@ -66,8 +66,10 @@ A killed or stopped training goes on from its last snapshot, and ends with the s
         BATCH,
         TRAIN,
         LAYER_DECAY,
+        UNFREEZE_EVERY,
         LEARNING_RATES,
         OPTIMIZER,
+        OPTIMIZER_STATE,
         WEIGHT_DECAY,
         BETA1,
         BETA2,
