@@ -137,7 +137,8 @@ fn weights_that_are_no_numbers_are_not_kept() {
     tiny::model(&kitchen, "model");
     kitchen.write("chats.jsonl", &tiny::chats(12));
     kitchen.write("pairs.jsonl", tiny::PAIRS);
-    let far = "max_steps: 1, warmup: 0, learning_rate: 1.0e+300";
+    // A rate is at most 1, which moves no weight out of f32; a decay has no bound.
+    let far = "max_steps: 1, warmup: 0, weight_decay: 1.0e+300";
     kitchen.write(
         "far.yaml",
         &format!(
@@ -154,7 +155,7 @@ stages:
   judge: {{ kind: reward_model, model: base, data: pairs, {far} }}
   words: {{ kind: rule, length: 3 }}
   left_out: {{ kind: rloo, model: base, reward: words, prompts: chats, updates: 1, warmup: 0, batch: 4, max_new_tokens: 4, \
-learning_rate: 1.0e+300 }}
+weight_decay: 1.0e+300 }}
 "
         ),
     );

@@ -10,8 +10,8 @@ use serde::Deserialize;
 use crate::memory;
 use crate::training::{
     BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, LAYER_DECAY, LEARNING_RATES,
-    MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAIN, TRAINED,
-    Training, WARMUP, WEIGHT_DECAY, fits, learning_rate,
+    MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, OPTIMIZER_STATE, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS,
+    TRAIN, TRAINED, Training, UNFREEZE_EVERY, WARMUP, WEIGHT_DECAY, fits, learning_rate,
 };
 use crate::words::{MAX_LENGTH, MICRO_BATCH, POSITIVE, TRUNCATION, field};
 
@@ -84,8 +84,10 @@ several follow each other. Logged: β times the mean x of the desirable and of t
         BATCH,
         TRAIN,
         LAYER_DECAY,
+        UNFREEZE_EVERY,
         LEARNING_RATES,
         OPTIMIZER,
+        OPTIMIZER_STATE,
         WEIGHT_DECAY,
         BETA1,
         BETA2,

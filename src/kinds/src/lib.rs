@@ -45,6 +45,7 @@ pub mod tokenize;
 pub mod tokenize_completions;
 pub mod training;
 
+mod settings;
 mod words;
 
 use engine::contract::Contracts;

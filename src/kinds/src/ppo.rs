@@ -16,7 +16,7 @@ use crate::training::{
     BETA1, BETA2, EPSILON, MAX_GRAD_NORM, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, WARMUP,
     WEIGHT_DECAY, learning_rate,
 };
-use crate::words::{FRACTION, MAX_NEW_TOKENS, NOT_NEGATIVE, POSITIVE, count, field};
+use crate::words::{FRACTION, MAX_NEW_TOKENS, NOT_NEGATIVE, POSITIVE, RATE, count, field};
 
 /// The parameters.
 #[derive(Clone, Debug, Deserialize)]
@@ -200,7 +200,7 @@ Logged for each update: `score` (of the judge, before shaping), `kl` (of a compl
         field("mixed_length", FieldType::Integer { min: 2, max: 1 << 20 }, Need::Default(Literal::Integer(MIXED_LENGTH)), "The longest mixed row in tokens; longer ones are cut."),
         WEIGHTS,
         learning_rate(3e-6),
-        field("critic_learning_rate", POSITIVE, Need::Optional, "The critic's highest learning rate; that of the policy unless given."),
+        field("critic_learning_rate", RATE, Need::Optional, "The critic's highest learning rate; that of the policy unless given."),
         field("critic_warmup", count(0), Need::Default(Literal::Integer(0)), "In the first so many updates only the critic learns."),
         SCHEDULE,
         WARMUP,

@@ -11,8 +11,8 @@ use serde_json::{Map, Value};
 use crate::memory;
 use crate::training::{
     BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, LAYER_DECAY, LEARNING_RATES,
-    MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAIN, Training, WARMUP,
-    WEIGHT_DECAY, fits, learning_rate,
+    MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, OPTIMIZER_STATE, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAIN,
+    Training, UNFREEZE_EVERY, WARMUP, WEIGHT_DECAY, fits_with_head, learning_rate,
 };
 use crate::words::{
     COMPLETION_FIELDS, MAX_LENGTH, MICRO_BATCH, NOT_NEGATIVE, TRUNCATION, field, words,
@@ -95,8 +95,10 @@ another tokenizer.",
         BATCH,
         TRAIN,
         LAYER_DECAY,
+        UNFREEZE_EVERY,
         LEARNING_RATES,
         OPTIMIZER,
+        OPTIMIZER_STATE,
         WEIGHT_DECAY,
         BETA1,
         BETA2,
@@ -147,7 +149,7 @@ another tokenizer.",
         },
     ],
     layout: None,
-    check: fits,
+    check: fits_with_head,
     check_inputs: Some(fits_inputs),
     memory: Some(memory::of_scores),
 };
