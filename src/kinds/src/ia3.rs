@@ -6,7 +6,9 @@ use engine::contract::{
 };
 use serde::Deserialize;
 
+use crate::known::unadapted;
 use crate::lora::Targets;
+use crate::memory;
 use crate::words::field;
 
 /// The parameters.
@@ -16,7 +18,7 @@ pub struct Ia3 {
     /// The layers; PEFT's for a Llama unless given.
     pub targets: Option<Targets>,
     /// Those whose inputs are scaled; the targets called `down_proj` unless given.
-    pub feedforward: Option<Vec<String>>,
+    pub feedforward: Option<Targets>,
 }
 
 /// The contract.
@@ -44,16 +46,18 @@ Source: Liu et al., *Few-Shot Parameter-Efficient Fine-Tuning is Better and Chea
         ),
         field(
             "feedforward",
-            FieldType::List { of: &FieldType::Text, min: 0 },
+            FieldType::Either(&[FieldType::Text, FieldType::List { of: &FieldType::Text, min: 0 }]),
             Need::Optional,
             "Those of the targets whose inputs are scaled instead of their outputs; the ones called down_proj unless given.",
         ),
     ],
     ports: &[Port { name: "model", accepts: &[ArtifactType::Model], arity: Arity::One, layouts: &[], doc: "The model to adapt." }],
-    outputs: &[Output::new("model", ArtifactType::Model, "The model with its adapter, ready to train.").keeps_tokenizer_of("model")],
+    outputs: &[Output::new("model", ArtifactType::Model, "The model with its adapter, ready to train.")
+        .keeps_tokenizer_of("model")
+        .foreseen(|_, inputs| Some(memory::attached(inputs, "ia3")))],
     preparations: &[],
     layout: None,
     check: no_check,
-    check_inputs: None,
+    check_inputs: Some(unadapted),
     memory: None,
 };

@@ -79,7 +79,7 @@ impl Default for Train {
 }
 
 /// The word for everything.
-const ALL: &str = "all";
+pub(crate) const ALL: &str = "all";
 
 /// The key of a choice by depth.
 const LAST_LAYERS: &str = "last_layers";
