@@ -7,7 +7,7 @@ mod targets;
 
 pub use any::PeftConfig;
 pub use ia3::{IA3_FEEDFORWARD, IA3_TARGETS, Ia3Config};
-pub use targets::{ALL_LINEAR, match_targets};
+pub use targets::{ALL_LINEAR, choose_targets, match_targets};
 
 use crate::json;
 use crate::tensors::Weights;

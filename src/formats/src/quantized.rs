@@ -8,7 +8,7 @@ pub use values::values;
 
 use crate::nf4::{self, Quantized, Scales};
 use crate::tensors::{Stored, Weights};
-use crate::{Dtype, json};
+use crate::{Dtype, json, peft};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value, json};
 
@@ -414,6 +414,23 @@ pub(crate) fn check_config(value: &Value) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Those of the linears (path, outputs, inputs) that `patterns` mean, which are to stay as they are: some, but not all of them.
+pub fn skipped<P: AsRef<str>>(
+    patterns: &[P],
+    linears: &[(String, usize, usize)],
+) -> Result<Vec<String>> {
+    if patterns.is_empty() {
+        return Ok(Vec::new());
+    }
+    let names: Vec<&str> = linears.iter().map(|(name, ..)| name.as_str()).collect();
+    let skipped = peft::choose_targets(patterns, &names)?;
+    ensure!(
+        skipped.len() < names.len(),
+        "nothing is left to be quantized"
+    );
+    Ok(skipped)
 }
 
 /// The text of a config.json with `quantization` in it.

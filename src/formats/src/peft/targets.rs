@@ -1,6 +1,6 @@
-//! Which modules a list of names targets, with PEFT's rules.
+//! Which modules a list of names targets: with PEFT's rules in files, with those of all patterns in recipes.
 
-use crate::patterns::nearest;
+use crate::patterns::{self, nearest};
 use anyhow::{Result, bail, ensure};
 use std::collections::BTreeSet;
 
@@ -18,6 +18,23 @@ pub fn match_targets<P: AsRef<str>, M: AsRef<str>>(
     patterns: &[P],
     modules: &[M],
 ) -> Result<Vec<String>> {
+    matched(patterns, modules, ends_with)
+}
+
+/// The same with the patterns of recipes ([`patterns::matches`]): some whole parts of a module's path, in which `*` stands for anything.
+/// What PEFT targets by a name, this does, too.
+pub fn choose_targets<P: AsRef<str>, M: AsRef<str>>(
+    patterns: &[P],
+    modules: &[M],
+) -> Result<Vec<String>> {
+    matched(patterns, modules, patterns::matches)
+}
+
+fn matched<P: AsRef<str>, M: AsRef<str>>(
+    patterns: &[P],
+    modules: &[M],
+    is: fn(&str, &str) -> bool,
+) -> Result<Vec<String>> {
     ensure!(
         !patterns.is_empty(),
         "no target modules; list some, or say {ALL_LINEAR}"
@@ -28,7 +45,7 @@ pub fn match_targets<P: AsRef<str>, M: AsRef<str>>(
         let pattern = pattern.as_ref();
         let mut found = false;
         for (module, matched) in modules.iter().zip(&mut matched) {
-            if targets(pattern, module.as_ref()) {
+            if targets(pattern, module.as_ref(), is) {
                 *matched = true;
                 found = true;
             }
@@ -49,10 +66,15 @@ pub fn match_targets<P: AsRef<str>, M: AsRef<str>>(
         .collect())
 }
 
-fn targets(pattern: &str, module: &str) -> bool {
-    if pattern == ALL_LINEAR {
-        return module != OUTPUT_HEAD;
+fn targets(pattern: &str, module: &str, is: fn(&str, &str) -> bool) -> bool {
+    match pattern == ALL_LINEAR {
+        true => module != OUTPUT_HEAD,
+        false => is(pattern, module),
     }
+}
+
+/// Whether the path is the pattern, or ends with a dot and it.
+fn ends_with(pattern: &str, module: &str) -> bool {
     match module.strip_suffix(pattern) {
         Some(before) => !pattern.is_empty() && (before.is_empty() || before.ends_with('.')),
         None => false,
@@ -100,6 +122,32 @@ mod tests {
         assert!(match_targets(&["proj"], &MODULES).is_err());
         assert!(match_targets(&[""], &MODULES).is_err());
         assert!(match_targets::<&str, _>(&[], &MODULES).is_err());
+    }
+
+    #[test]
+    fn recipes_may_name_any_parts_and_leave_some_open() {
+        for (pattern, wanted) in [
+            ("q_proj", vec![0, 2, 3]),
+            ("layers.1", vec![2]),
+            ("layers.1*", vec![2, 3]),
+            ("*_proj", vec![0, 1, 2, 3]),
+            ("0.*.v*", vec![1]),
+            ("lm_*", vec![4]),
+        ] {
+            let found = choose_targets(&[pattern], &MODULES).unwrap();
+            let wanted: Vec<&str> = wanted.into_iter().map(|index| MODULES[index]).collect();
+            assert_eq!(found, wanted, "{pattern}");
+        }
+        assert_eq!(
+            choose_targets(&[ALL_LINEAR], &MODULES).unwrap(),
+            MODULES[..4]
+        );
+        for nothing in ["proj", "layers.2", "q*k", ""] {
+            assert!(choose_targets(&[nothing], &MODULES).is_err(), "{nothing}");
+        }
+        // PEFT knows neither.
+        assert!(match_targets(&["layers.1"], &MODULES).is_err());
+        assert!(match_targets(&["*_proj"], &MODULES).is_err());
     }
 
     #[test]
