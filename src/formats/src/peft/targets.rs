@@ -1,8 +1,7 @@
 //! Which modules a list of names targets: with PEFT's rules in files, with those of all patterns in recipes.
 
-use crate::patterns::{self, nearest};
+use crate::patterns::{self, nearest, runs};
 use anyhow::{Result, bail, ensure};
-use std::collections::BTreeSet;
 
 /// The word for every linear except the output head.
 pub const ALL_LINEAR: &str = "all-linear";
@@ -18,7 +17,7 @@ pub fn match_targets<P: AsRef<str>, M: AsRef<str>>(
     patterns: &[P],
     modules: &[M],
 ) -> Result<Vec<String>> {
-    matched(patterns, modules, ends_with)
+    matched(patterns, modules, ends_with, ending)
 }
 
 /// The same with the patterns of recipes ([`patterns::matches`]): some whole parts of a module's path, in which `*` stands for anything.
@@ -27,13 +26,14 @@ pub fn choose_targets<P: AsRef<str>, M: AsRef<str>>(
     patterns: &[P],
     modules: &[M],
 ) -> Result<Vec<String>> {
-    matched(patterns, modules, patterns::matches)
+    matched(patterns, modules, patterns::matches, runs)
 }
 
 fn matched<P: AsRef<str>, M: AsRef<str>>(
     patterns: &[P],
     modules: &[M],
     is: fn(&str, &str) -> bool,
+    meant: fn(&str, &str) -> Vec<String>,
 ) -> Result<Vec<String>> {
     ensure!(
         !patterns.is_empty(),
@@ -51,10 +51,9 @@ fn matched<P: AsRef<str>, M: AsRef<str>>(
             }
         }
         if !found {
-            unmatched.push(format!(
-                "{pattern:?}{}",
-                nearest(pattern, endings(pattern, modules))
-            ));
+            let meant = modules.iter().flat_map(|m| meant(m.as_ref(), pattern));
+            let candidates = meant.chain([ALL_LINEAR.to_owned()]).collect();
+            unmatched.push(format!("{pattern:?}{}", nearest(pattern, candidates)));
         }
     }
     if !unmatched.is_empty() {
@@ -81,16 +80,11 @@ fn ends_with(pattern: &str, module: &str) -> bool {
     }
 }
 
-/// What a pattern might have meant: last names, or whole paths if it is a path.
-fn endings<M: AsRef<str>>(pattern: &str, modules: &[M]) -> BTreeSet<String> {
+/// What a pattern might have meant of a module: its last name, or the end of its path if it is a path.
+fn ending(module: &str, pattern: &str) -> Vec<String> {
     let parts = pattern.split('.').count();
-    let ending = |module: &str| -> String {
-        let all: Vec<&str> = module.split('.').collect();
-        all[all.len().saturating_sub(parts)..].join(".")
-    };
-    let mut names: BTreeSet<String> = modules.iter().map(|m| ending(m.as_ref())).collect();
-    names.insert(ALL_LINEAR.to_owned());
-    names
+    let all: Vec<&str> = module.split('.').collect();
+    vec![all[all.len().saturating_sub(parts)..].join(".")]
 }
 
 #[cfg(test)]
@@ -145,6 +139,13 @@ mod tests {
         for nothing in ["proj", "layers.2", "q*k", ""] {
             assert!(choose_targets(&[nothing], &MODULES).is_err(), "{nothing}");
         }
+        let error = choose_targets(&["layers.2"], &MODULES)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("the nearest are layers.0, layers.1 and "),
+            "{error}"
+        );
         // PEFT knows neither.
         assert!(match_targets(&["layers.1"], &MODULES).is_err());
         assert!(match_targets(&["*_proj"], &MODULES).is_err());
