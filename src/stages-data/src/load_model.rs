@@ -101,6 +101,11 @@ pub(crate) fn model_draft(
             config.parameter_count()
         }
     };
+    if let Some((_, path)) = files.iter().find(|(name, _)| name == "config.json") {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("{} can't be read", path.display()))?;
+        quantized::check_described(&text, path, &weights, &config.linear_shapes())?;
+    }
     let folder = out.join("tokenizer");
     std::fs::create_dir_all(&folder)?;
     tokenizer.save(&folder)?;
