@@ -136,7 +136,7 @@ pub fn glances() -> &'static [Glance] {
 
 /// What is tried of a recipe's fields before anything runs: what the kinds here read only when they run.
 pub fn trials() -> &'static [Trial] {
-    &[
+    const ALL: &[Trial] = &[
         Trial {
             kind: "rule",
             attempt: rule::attempt,
@@ -156,7 +156,8 @@ pub fn trials() -> &'static [Trial] {
         of_names("orpo", ahead::train),
         of_names("kto", ahead::train),
         of_names("reward_model", ahead::train_reward_model),
-    ]
+    ];
+    ALL
 }
 
 /// A trial of names against the model that they are of.
