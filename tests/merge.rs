@@ -204,7 +204,8 @@ fn what_cant_be_merged_is_told_with_its_way_out() {
     }
 
     // What only numbers show fails when it runs.
-    let stages = "  sibling: { kind: sft, model: base, data: chats, max_steps: 4, learning_rate: 1.0e-2 }
+    let stages =
+        "  sibling: { kind: sft, model: base, data: chats, max_steps: 4, learning_rate: 1.0e-2 }
   mistaken: { kind: merge, model: tuned_small, base: sibling }
 ";
     kitchen.write("wrong.yaml", &format!("{SHARED}{stages}"));
