@@ -121,8 +121,10 @@ fn targets_that_do_not_fit_are_told() {
             "levain: 1\nstages:\n  base: {{ kind: load_model, source: model }}\n  scaled: {{ kind: ia3, model: base, {fields} }}\n"
         );
         kitchen.write("wrong.yaml", &recipe);
-        let said = kitchen.say("run wrong.yaml").expect(1);
-        said.out + &said.err
+        // Before any work, with its place.
+        let said = kitchen.say("run wrong.yaml").expect(2);
+        assert!(said.err.contains("wrong.yaml:4:"), "{}", said.err);
+        said.err
     };
     let said = fails("targets: [k_prj]");
     assert!(said.contains("k_proj"), "{said}");

@@ -1,6 +1,6 @@
 //! The rows of supervised fine-tuning, and of what every training has beside.
 
-use super::{Row, fails, row, with};
+use super::{Row, row, with};
 
 /// A training of all weights: matrices with more than 4096 numbers, which eight bits are for.
 const WHOLE: &[(&str, &str)] = &[("model", "base")];
@@ -66,7 +66,10 @@ pub const ROWS: &[Row] = &[
         ],
     ),
     // An adapter is all that is trained of a model that has one.
-    fails("dpo", "train", ["all", "norms"]),
+    Row {
+        refused: true,
+        ..row("dpo", "train", ["all", "norms"])
+    },
     with("dpo", "optimizer", ["adamw", "adamw_8bit"], WHOLE),
     row("dpo", "optimizer", ["adamw", "adafactor"]),
     row("dpo", "layer_decay", ["1.0", "0.5"]),

@@ -12,7 +12,7 @@ pub use bottleneck::{
     BOTTLENECK_PARTS, BOTTLENECK_WEIGHTS_FILE, Behind, BottleneckConfig, NonLinearity,
 };
 pub use ia3::{IA3_FEEDFORWARD, IA3_TARGETS, Ia3Config};
-pub use targets::{ALL_LINEAR, match_targets};
+pub use targets::{ALL_LINEAR, choose_targets, match_targets};
 
 use crate::json;
 use crate::tensors::Weights;

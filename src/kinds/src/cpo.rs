@@ -5,6 +5,7 @@ use engine::contract::{Arity, Choice, Contract, FieldType, Literal, Need, Pool, 
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::known::trains;
 use crate::memory;
 use crate::training::{
     self, BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, LAYER_DECAY,
@@ -149,6 +150,6 @@ With p the sum of log π over a completion's tokens and |y| their number:
     ],
     layout: None,
     check: fits,
-    check_inputs: None,
+    check_inputs: Some(trains),
     memory: Some(memory::of_groups),
 };

@@ -8,6 +8,7 @@ use engine::contract::{
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::known::trains;
 use crate::memory;
 use crate::training::{
     self, BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, LAYER_DECAY,
@@ -269,9 +270,9 @@ pub fn fits(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
     problems
 }
 
-/// What rankings do not read, and labels of margins that are not there.
+/// What rankings do not read, labels of margins that are not there, and a model that can't be trained.
 fn fits_inputs(params: &Map<String, Value>, inputs: &Inputs<'_>) -> Vec<(&'static str, String)> {
-    let mut problems = Vec::new();
+    let mut problems = trains(params, inputs);
     let word = |name: &str| params.get(name).and_then(Value::as_str);
     let on = |name: &str| params.get(name) == Some(&Value::Bool(true));
     let number = |name: &str| params.get(name).and_then(Value::as_f64);

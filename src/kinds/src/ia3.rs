@@ -5,7 +5,9 @@ use engine::contract::{Arity, Contract, FieldType, Need, Output, Pool, Port, Rep
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::known::unadapted;
 use crate::lora::Targets;
+use crate::memory;
 use crate::words::{field, twice};
 
 /// The parameters.
@@ -15,7 +17,7 @@ pub struct Ia3 {
     /// The layers; PEFT's for a Llama unless given.
     pub targets: Option<Targets>,
     /// Those whose inputs are scaled; the targets called `down_proj` unless given.
-    pub feedforward: Option<Vec<String>>,
+    pub feedforward: Option<Targets>,
 }
 
 /// Layers that are named twice.
@@ -51,16 +53,18 @@ Source: Liu et al., *Few-Shot Parameter-Efficient Fine-Tuning is Better and Chea
         ),
         field(
             "feedforward",
-            FieldType::List { of: &FieldType::Text, min: 0 },
+            FieldType::Either(&[FieldType::Text, FieldType::List { of: &FieldType::Text, min: 0 }]),
             Need::Optional,
             "Those of the targets whose inputs are scaled instead of their outputs; the ones called down_proj unless given.",
         ),
     ],
     ports: &[Port { name: "model", accepts: &[ArtifactType::Model], arity: Arity::One, layouts: &[], doc: "The model to adapt." }],
-    outputs: &[Output::new("model", ArtifactType::Model, "The model with its adapter, ready to train.").keeps_tokenizer_of("model")],
+    outputs: &[Output::new("model", ArtifactType::Model, "The model with its adapter, ready to train.")
+        .keeps_tokenizer_of("model")
+        .foreseen(|_, inputs| Some(memory::attached(inputs, "ia3")))],
     preparations: &[],
     layout: None,
     check: fits,
-    check_inputs: None,
+    check_inputs: Some(unadapted),
     memory: None,
 };

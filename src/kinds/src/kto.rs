@@ -7,6 +7,7 @@ use engine::contract::{
 };
 use serde::Deserialize;
 
+use crate::known::trains;
 use crate::memory;
 use crate::training::{
     BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, LAYER_DECAY, LEARNING_RATES,
@@ -141,6 +142,6 @@ several follow each other. Logged: β times the mean x of the desirable and of t
     ],
     layout: None,
     check: fits,
-    check_inputs: None,
+    check_inputs: Some(trains),
     memory: Some(memory::of_rows),
 };

@@ -7,6 +7,7 @@ use engine::contract::{
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::known::unadapted;
 use crate::memory;
 use crate::words::{field, twice};
 
@@ -96,8 +97,8 @@ Source: Hu et al., *LoRA*, arXiv 2106.09685; rsLoRA: Kalajdzievski, arXiv 2312.0
             "targets",
             FieldType::Either(&[FieldType::Text, FieldType::List { of: &FieldType::Text, min: 1 }]),
             Need::Default(Literal::Text("all-linear")),
-            "`all-linear` (every linear layer but the head), or names such as `q_proj` and `v_proj`: a layer matches that is called so \
-             or ends in `.name`.",
+            "`all-linear` (every linear layer but the head), or names such as `q_proj`, `v_proj` or `'layers.1*.mlp'` in quotes: each some whole \
+             parts of a layer's name, in which `*` stands for anything.",
         ),
         field("rslora", FieldType::Bool, Need::Default(Literal::Bool(false)), "Scale by alpha / √r, which keeps large ranks stable."),
         Field {
@@ -116,6 +117,6 @@ Source: Hu et al., *LoRA*, arXiv 2106.09685; rsLoRA: Kalajdzievski, arXiv 2312.0
     preparations: &[],
     layout: None,
     check: fits,
-    check_inputs: None,
+    check_inputs: Some(unadapted),
     memory: None,
 };

@@ -4,6 +4,7 @@ use engine::artifact::ArtifactType;
 use engine::contract::{Arity, Contract, Literal, Need, Pool, Port, Repeatable};
 use serde::Deserialize;
 
+use crate::known::trains;
 use crate::memory;
 use crate::training::{
     BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, LAYER_DECAY, LEARNING_RATES,
@@ -74,6 +75,6 @@ arXiv 2403.07691.",
     ],
     layout: None,
     check: fits,
-    check_inputs: None,
+    check_inputs: Some(trains),
     memory: Some(memory::of_groups),
 };

@@ -4,6 +4,7 @@ use engine::artifact::ArtifactType;
 use engine::contract::{Arity, Contract, From, Output, Pool, Port, Preparation, Repeatable};
 use serde::Deserialize;
 
+use crate::known::trains;
 use crate::memory;
 use crate::training::{
     BATCH, BETA1, BETA2, CHECKPOINTING, EPOCHS, EPSILON, LAYER_DECAY, LEARNING_RATES,
@@ -117,6 +118,6 @@ A killed or stopped training goes on from its last snapshot, and ends with the s
     }],
     layout: None,
     check: fits,
-    check_inputs: None,
+    check_inputs: Some(trains),
     memory: Some(memory::of_rows),
 };

@@ -84,7 +84,7 @@ impl Default for Train {
 }
 
 /// The word for everything.
-const ALL: &str = "all";
+pub(crate) const ALL: &str = "all";
 
 /// The words of `train`.
 pub(crate) const TRAINED_BY_WORD: &[Choice] = &[

@@ -4,6 +4,7 @@ mod alignment;
 mod annotate;
 mod answers;
 mod best_of_n;
+mod compared;
 mod completions;
 mod cpo;
 mod density_ratio;
@@ -21,6 +22,7 @@ mod orpo;
 mod ppo;
 mod preference;
 mod preference_accuracy;
+mod quantize;
 mod reference;
 mod revise;
 mod reward_model;
@@ -41,6 +43,10 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "sft",
             run: sft::run,
+        },
+        Implementation {
+            kind: "quantize",
+            run: quantize::run,
         },
         Implementation {
             kind: "merge",

@@ -3,6 +3,8 @@
 use engine::contract::Summary;
 use serde_json::Value;
 
+use super::{ADAPTER, QUANTIZED};
+
 /// Rows of logits that exist at a time: `ml::loss::CHUNK`.
 pub const CHUNK: u64 = 256;
 /// The program with libtorch and a tokenizer, before a model is loaded.
@@ -29,15 +31,42 @@ impl Linear {
         self.out * self.input
     }
 
-    /// Whether a pattern of `lora` or `quantize` means it.
+    /// Whether a pattern of `lora` or `quantize` means it: some whole parts of its name, in which `*` stands for anything.
     pub fn matches(&self, pattern: &str) -> bool {
-        let before = self.name.strip_suffix(pattern);
-        pattern == "all-linear" || before.is_some_and(|b| b.is_empty() || b.ends_with('.'))
+        let parts: Vec<&str> = self.name.split('.').collect();
+        let mut runs =
+            (0..parts.len()).flat_map(|from| (from + 1..=parts.len()).map(move |to| from..to));
+        pattern == "all-linear" || runs.any(|run| covers(pattern, &parts[run].join(".")))
     }
 }
 
 /// The word of a summary for bottleneck adapters.
 pub(super) const BOTTLENECK: &str = "bottleneck";
+
+/// Whether the text is the pattern with something for each `*`.
+fn covers(pattern: &str, text: &str) -> bool {
+    let Some((start, rest)) = pattern.split_once('*') else {
+        return pattern == text;
+    };
+    let Some(mut text) = text.strip_prefix(start) else {
+        return false;
+    };
+    let mut parts: Vec<&str> = rest.split('*').collect();
+    let end = parts.pop().unwrap_or_default();
+    for part in parts {
+        match text.find(part) {
+            Some(at) => text = &text[at + part.len()..],
+            None => return false,
+        }
+    }
+    text.ends_with(end)
+}
+
+/// Whether tensors of the model are codes.
+pub(super) fn holds_codes(known: &Summary) -> bool {
+    let stored = known.get("stored").and_then(Value::as_object);
+    stored.is_some_and(|stored| stored.contains_key("U8") || stored.contains_key("I8"))
+}
 
 /// A low-rank adapter, or bottleneck adapters.
 struct Adapter {
@@ -117,10 +146,9 @@ impl Model {
         let (query_heads, key_heads) = (heads.get(0)?.as_f64()?, heads.get(1)?.as_f64()?);
         let hidden = number("hidden")?;
         let head = number("head_dim").unwrap_or(hidden / query_heads);
-        let stored = known.get("stored").and_then(Value::as_object);
-        let codes = stored.is_some_and(|s| s.contains_key("U8") || s.contains_key("I8"));
-        let packed = codes || known.contains_key("quantized");
-        let adapter = match known.get("adapter") {
+        let is = |name: &str| known.get(name).is_some_and(Value::is_string);
+        let packed = holds_codes(known) || is(QUANTIZED);
+        let adapter = match known.get(ADAPTER).filter(|word| word.is_string()) {
             // What it reads, and its inside before and after the non-linearity.
             Some(word) if word == BOTTLENECK => Some(Adapter {
                 trainable: number("trainable")?,
