@@ -15,7 +15,8 @@ use crate::session::Session;
 /// What an estimate may ask of an artifact that is there.
 pub type Facts = fn(&ArtifactView) -> Summary;
 
-/// Looks at the sources of a kind for what its artifact will say.
+/// Looks at the sources of a kind for what its artifact will say; where its output is foreseen, too, for what that is told from, as the
+/// input [`GLANCED`].
 pub struct Glance {
     /// The kind's name.
     pub kind: &'static str,
@@ -36,6 +37,9 @@ pub enum Memory {
     /// Bytes.
     Bytes(u64),
 }
+
+/// What a glance told, among the inputs of a kind that foresees its output as well.
+pub const GLANCED: &str = "source";
 
 /// Node and output → what is known of the artifact.
 type Known = BTreeMap<(usize, &'static str), Summary>;
@@ -131,11 +135,16 @@ fn output_of(
         let same = inputs.iter().find(|(name, _)| *name == port);
         return same.map(|(_, summary)| (*summary).clone());
     }
-    if let Some(glance) = glances.iter().find(|g| g.kind == node.contract.kind) {
-        // What is wrong with the files is told when the stage runs.
-        return (glance.look)(&node.params, &session.files(index)?).ok();
-    }
-    output
-        .foreseen
-        .and_then(|foresee| foresee(&node.params, inputs))
+    // What is wrong with the files is told when the stage runs.
+    let glanced = match glances.iter().find(|g| g.kind == node.contract.kind) {
+        Some(glance) => Some((glance.look)(&node.params, &session.files(index)?).ok()?),
+        None => None,
+    };
+    let Some(foresee) = output.foreseen else {
+        return glanced;
+    };
+    // An adapter from outside is more than its files: it is on a base.
+    let mut all = inputs.to_vec();
+    all.extend(glanced.iter().map(|summary| (GLANCED, summary)));
+    foresee(&node.params, &all)
 }

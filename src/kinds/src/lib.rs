@@ -18,6 +18,7 @@ pub mod ia3;
 pub mod init_model;
 pub mod kto;
 pub mod label;
+pub mod load_adapter;
 pub mod load_dataset;
 pub mod load_model;
 pub mod load_reward_model;
@@ -63,6 +64,7 @@ pub fn contracts() -> Contracts {
             &quantize::CONTRACT,
             &lora::CONTRACT,
             &ia3::CONTRACT,
+            &load_adapter::CONTRACT,
             &merge::CONTRACT,
             &sft::CONTRACT,
             &evaluate::CONTRACT,
@@ -157,6 +159,7 @@ mod tests {
         fits::<super::load_reward_model::LoadRewardModel>(&super::load_reward_model::CONTRACT);
         fits::<super::lora::Lora>(&super::lora::CONTRACT);
         fits::<super::ia3::Ia3>(&super::ia3::CONTRACT);
+        fits::<super::load_adapter::LoadAdapter>(&super::load_adapter::CONTRACT);
         fits::<super::merge::Merge>(&super::merge::CONTRACT);
         fits::<super::quantize::Quantize>(&super::quantize::CONTRACT);
         fits::<super::sft::Sft>(&super::sft::CONTRACT);

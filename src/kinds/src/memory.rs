@@ -13,6 +13,7 @@ mod model;
 use anyhow::{Context, Result};
 use engine::artifact::ArtifactView;
 use engine::contract::Summary;
+use engine::estimate::GLANCED;
 use serde_json::{Map, Value, json};
 
 pub use model::CHUNK;
@@ -120,6 +121,13 @@ pub(crate) fn adapted(params: &Map<String, Value>, inputs: &[(&str, &Summary)]) 
         ("trainable".to_owned(), json!(trainable as u64)),
         ("dropout".to_owned(), params.get("dropout")?.clone()),
     ]);
+    Some(known)
+}
+
+/// What `load_adapter` will make: its base, with what a look at the adapter's files told.
+pub(crate) fn loaded(_: &Map<String, Value>, inputs: &[(&str, &Summary)]) -> Option<Summary> {
+    let mut known = input(inputs, "model")?.clone();
+    known.extend(input(inputs, GLANCED)?.clone());
     Some(known)
 }
 
@@ -277,6 +285,25 @@ mod tests {
         let fields = json!({ "batch": 4, "micro_batch": 4, "max_length": 512 });
         let found = sft(&thin, fields);
         assert!((found / 1.65e9 - 1.0).abs() < 0.05, "{found}");
+    }
+
+    #[test]
+    fn an_adapter_from_outside_is_its_base_and_what_its_files_say() {
+        let own = with(
+            &smollm2(),
+            adapted,
+            json!({ "r": 8, "targets": "all-linear", "dropout": 0.0 }),
+        );
+        let seen = summary(
+            json!({ "adapter": "lora", "r": 8, "trainable": 2_442_240u64, "dropout": 0.0 }),
+        );
+        let of = |inputs: &[(&str, &Summary)]| loaded(&Map::new(), inputs);
+        let base = smollm2();
+        let found = of(&[("model", &base), (GLANCED, &seen)]).unwrap();
+        let fields = json!({ "batch": 4, "micro_batch": 4, "max_length": 512 });
+        assert_eq!(sft(&found, fields.clone()), sft(&own, fields));
+        // Files that are not here yet tell nothing.
+        assert_eq!(of(&[("model", &base)]), None);
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod gate;
 mod ia3;
 mod init_model;
 pub mod label;
+mod load_adapter;
 mod load_dataset;
 mod load_model;
 mod load_reward_model;
@@ -90,6 +91,10 @@ pub fn implementations() -> &'static [Implementation] {
             run: ia3::run,
         },
         Implementation {
+            kind: "load_adapter",
+            run: load_adapter::run,
+        },
+        Implementation {
             kind: "gate",
             run: gate::run,
         },
@@ -126,10 +131,16 @@ pub fn peeks() -> &'static [Peek] {
 
 /// How the sources of a kind are looked at for what its artifact will say.
 pub fn glances() -> &'static [Glance] {
-    &[Glance {
-        kind: "load_model",
-        look: load_model::glance,
-    }]
+    &[
+        Glance {
+            kind: "load_model",
+            look: load_model::glance,
+        },
+        Glance {
+            kind: "load_adapter",
+            look: load_adapter::glance,
+        },
+    ]
 }
 
 /// What is tried of a recipe's fields before anything runs: what the kinds here read only when they run.

@@ -184,7 +184,9 @@ pub(crate) fn hugging_face(all: &[(String, PathBuf)]) -> Result<Parts> {
         .iter()
         .any(|(name, _)| name == "adapter_model.safetensors")
     {
-        bail!("this folder holds an adapter, not a whole model; load its base here");
+        bail!(
+            "this folder holds an adapter, not a whole model: load its base here, and the adapter onto it with `kind: load_adapter`"
+        );
     }
     if !kept.iter().any(|(name, _)| name.ends_with(".safetensors")) {
         bail!(
@@ -239,7 +241,8 @@ fn summary(
     .collect()
 }
 
-fn names(files: &[(String, PathBuf)]) -> String {
+/// Names of files, for messages.
+pub(crate) fn names(files: &[(String, PathBuf)]) -> String {
     let mut list: Vec<_> = files.iter().take(12).map(|(n, _)| n.as_str()).collect();
     if files.len() > 12 {
         list.push("…");

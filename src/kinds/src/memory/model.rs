@@ -82,7 +82,8 @@ impl Model {
         let adapter = match known.contains_key("adapter") {
             true => Some(Adapter {
                 trainable: number("trainable")?,
-                rank: number("r")?,
+                // Only an adapter that may drop inputs has a rank that counts.
+                rank: number("r").unwrap_or(1.0),
                 drops: number("dropout").is_some_and(|p| p > 0.0),
             }),
             false => None,
