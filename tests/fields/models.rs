@@ -1,6 +1,6 @@
 //! The rows of the kinds that make models without training them.
 
-use super::{Row, row};
+use super::{Row, fails, row};
 
 pub const ROWS: &[Row] = &[
     row("init_model", "vocabulary", ["280", "270"]),
@@ -33,6 +33,8 @@ pub const ROWS: &[Row] = &[
     row("lora", "seed", ["1", "2"]),
     row("ia3", "targets", ["", "[q_proj, down_proj]"]),
     row("ia3", "feedforward", ["", "[]"]),
+    row("load_adapter", "source", ["adapter", "adapter2"]),
+    fails("load_adapter", "other_base", ["true", "false"]),
 ];
 
 /// The rest of a stage of this kind.
@@ -48,6 +50,11 @@ pub fn usual(kind: &str) -> Option<&'static [(&'static str, &'static str)]> {
         "load_model" => &[("source", "model")],
         "load_reward_model" => &[("source", "rewards"), ("dtype", "f32")],
         "quantize" | "lora" | "ia3" => &[("model", "base")],
+        "load_adapter" => &[
+            ("model", "base"),
+            ("source", "adapter3"),
+            ("other_base", "true"),
+        ],
         _ => return None,
     })
 }

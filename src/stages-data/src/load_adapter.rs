@@ -142,8 +142,8 @@ fn fit(config: &PeftConfig, weights: &Weights, parts: &ModelParts<'_>) -> Result
     let base = LlamaConfig::from_json(&text, path)?;
     config.check(weights, &base).with_context(|| {
         format!(
-            "the adapter was made for {} and does not go with `model`, a Llama of {} layers of width {} with {} parameters: name the base that \
-             it was trained on",
+            "the adapter was made for {} and does not go with `model` (a Llama; layers: {}, width: {}, parameters: {}): name the base that it \
+             was trained on",
             made_for(config),
             base.num_hidden_layers,
             base.hidden_size,
