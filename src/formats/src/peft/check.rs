@@ -140,3 +140,94 @@ fn compare(weights: &Weights, expected: &[(String, Vec<usize>)], saved: &[String
         problems.join("\n  ")
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Dtype;
+    use serde_json::json;
+    use std::path::Path;
+
+    /// A base of one layer, 8 wide, with 6 inside its MLP and 4 outputs of keys and values.
+    fn base() -> LlamaConfig {
+        let settings = json!({
+            "model_type": "llama", "vocab_size": 16, "hidden_size": 8, "intermediate_size": 6, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "hidden_act": "silu",
+        });
+        LlamaConfig::from_json(&settings.to_string(), Path::new("base")).unwrap()
+    }
+
+    /// What the check says of a file of zeros under these names, types and shapes.
+    fn checked(config: &PeftConfig, tensors: &[(&str, Dtype, &[usize])]) -> Result<Vec<String>> {
+        let tensors: Vec<_> = tensors
+            .iter()
+            .map(|(name, dtype, shape)| {
+                let (module, part) = name.rsplit_once(' ').unwrap();
+                let module = format!("model.layers.0.{module}");
+                let bytes = vec![0u8; shape.iter().product::<usize>() * dtype.size()];
+                (tensor_key(&module, part), *dtype, shape.to_vec(), bytes)
+            })
+            .collect();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("adapter_model.safetensors");
+        crate::safetensors::write_file(&path, &tensors, &[("format", "pt")]).unwrap();
+        config.check(&Weights::open(&path).unwrap(), &base())
+    }
+
+    fn said(config: &PeftConfig, tensors: &[(&str, Dtype, &[usize])]) -> String {
+        checked(config, tensors).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn numbers_of_outputs_and_of_inputs_are_told_apart() {
+        let ia3 = PeftConfig::Ia3(Ia3Config::default());
+        let key = ("self_attn.k_proj ia3_l", Dtype::F32, &[4, 1][..]);
+        let value = ("self_attn.v_proj ia3_l", Dtype::F16, &[4, 1][..]);
+        let down = ("mlp.down_proj ia3_l", Dtype::BF16, &[1, 6][..]);
+        let modules = checked(&ia3, &[key, value, down]).unwrap();
+        assert_eq!(modules.len(), 3);
+        assert!(modules[2].ends_with("mlp.down_proj"), "{modules:?}");
+        let outward = ("mlp.down_proj ia3_l", Dtype::F32, &[8, 1][..]);
+        let found = said(&ia3, &[key, value, outward]);
+        assert!(
+            found.contains("down_proj.ia3_l has the shape [8, 1], expected [1, 6]"),
+            "{found}"
+        );
+        let found = said(&ia3, &[key, down]);
+        assert!(found.contains("v_proj.ia3_l is missing"), "{found}");
+        let codes = ("self_attn.v_proj ia3_l", Dtype::I8, &[4, 1][..]);
+        let found = said(&ia3, &[key, codes, down]);
+        assert!(found.contains("v_proj.ia3_l holds I8"), "{found}");
+    }
+
+    #[test]
+    fn lengths_belong_to_dora_only() {
+        let of = |use_dora: bool| {
+            PeftConfig::Lora(AdapterConfig {
+                r: 2,
+                use_dora,
+                target_modules: vec!["v_proj".to_owned()],
+                ..AdapterConfig::default()
+            })
+        };
+        let down = ("self_attn.v_proj lora_A", Dtype::F32, &[2, 8][..]);
+        let up = ("self_attn.v_proj lora_B", Dtype::F32, &[4, 2][..]);
+        let length = (
+            "self_attn.v_proj lora_magnitude_vector",
+            Dtype::F32,
+            &[4][..],
+        );
+        assert!(checked(&of(false), &[down, up]).is_ok());
+        assert!(checked(&of(true), &[down, up, length]).is_ok());
+        let found = said(&of(true), &[down, up]);
+        assert!(
+            found.contains("lora_magnitude_vector is missing"),
+            "{found}"
+        );
+        let found = said(&of(false), &[down, up, length]);
+        assert!(
+            found.contains("lora_magnitude_vector is not expected"),
+            "{found}"
+        );
+    }
+}
