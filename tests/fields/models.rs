@@ -1,6 +1,6 @@
 //! The rows of the kinds that make models without training them.
 
-use super::{Row, row, with};
+use super::{Row, fails, row, with};
 
 pub const ROWS: &[Row] = &[
     row("init_model", "vocabulary", ["280", "270"]),
@@ -61,6 +61,8 @@ pub const ROWS: &[Row] = &[
     row("bottleneck", "reduction_factor", ["16", "8"]),
     row("bottleneck", "non_linearity", ["", "gelu"]),
     row("bottleneck", "seed", ["1", "2"]),
+    row("load_adapter", "source", ["adapter", "adapter2"]),
+    fails("load_adapter", "other_base", ["true", "false"]),
 ];
 
 /// The rest of a stage of this kind.
@@ -76,6 +78,11 @@ pub fn usual(kind: &str) -> Option<&'static [(&'static str, &'static str)]> {
         "load_model" => &[("source", "model")],
         "load_reward_model" => &[("source", "rewards"), ("dtype", "f32")],
         "quantize" | "lora" | "ia3" | "bottleneck" => &[("model", "base")],
+        "load_adapter" => &[
+            ("model", "base"),
+            ("source", "adapter3"),
+            ("other_base", "true"),
+        ],
         _ => return None,
     })
 }

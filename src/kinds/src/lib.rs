@@ -20,6 +20,7 @@ pub mod init_model;
 pub mod known;
 pub mod kto;
 pub mod label;
+pub mod load_adapter;
 pub mod load_dataset;
 pub mod load_model;
 pub mod load_reward_model;
@@ -67,6 +68,7 @@ pub fn contracts() -> Contracts {
             &lora::CONTRACT,
             &ia3::CONTRACT,
             &bottleneck::CONTRACT,
+            &load_adapter::CONTRACT,
             &merge::CONTRACT,
             &sft::CONTRACT,
             &evaluate::CONTRACT,
@@ -162,6 +164,7 @@ mod tests {
         fits::<super::lora::Lora>(&super::lora::CONTRACT);
         fits::<super::ia3::Ia3>(&super::ia3::CONTRACT);
         fits::<super::bottleneck::Bottleneck>(&super::bottleneck::CONTRACT);
+        fits::<super::load_adapter::LoadAdapter>(&super::load_adapter::CONTRACT);
         fits::<super::merge::Merge>(&super::merge::CONTRACT);
         fits::<super::quantize::Quantize>(&super::quantize::CONTRACT);
         fits::<super::sft::Sft>(&super::sft::CONTRACT);

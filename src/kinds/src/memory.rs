@@ -206,6 +206,13 @@ pub(crate) fn narrowed(
     Some(known)
 }
 
+/// What `load_adapter` will make as far as its base tells: which adapter it is, a look at its files adds.
+pub(crate) fn loaded(_: &Map<String, Value>, inputs: &[(&str, &Summary)]) -> Option<Summary> {
+    let mut known = input(inputs, "model")?.clone();
+    known.remove(ADAPTER);
+    Some(known)
+}
+
 fn patterns(value: Option<&Value>) -> Vec<&str> {
     match value {
         Some(Value::Array(list)) => list.iter().filter_map(Value::as_str).collect(),
@@ -368,6 +375,25 @@ mod tests {
         let fields = json!({ "batch": 4, "micro_batch": 4, "max_length": 512 });
         let found = sft(&thin, fields);
         assert!((found / 1.65e9 - 1.0).abs() < 0.05, "{found}");
+    }
+
+    #[test]
+    fn an_adapter_from_outside_is_its_base_and_what_its_files_say() {
+        let own = with(
+            &smollm2(),
+            adapted,
+            json!({ "r": 8, "targets": "all-linear", "dropout": 0.0 }),
+        );
+        let seen = summary(
+            json!({ "adapter": "lora", "r": 8, "trainable": 2_442_240u64, "dropout": 0.0 }),
+        );
+        let base = smollm2();
+        let mut found = loaded(&Map::new(), &[("model", &base)]).unwrap();
+        // Files that are not here yet tell nothing.
+        assert_eq!(found.get(ADAPTER), None);
+        found.extend(seen);
+        let fields = json!({ "batch": 4, "micro_batch": 4, "max_length": 512 });
+        assert_eq!(sft(&found, fields.clone()), sft(&own, fields));
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod gate;
 mod ia3;
 mod init_model;
 pub mod label;
+mod load_adapter;
 mod load_dataset;
 mod load_model;
 mod load_reward_model;
@@ -91,6 +92,10 @@ pub fn implementations() -> &'static [Implementation] {
             run: bottleneck::run,
         },
         Implementation {
+            kind: "load_adapter",
+            run: load_adapter::run,
+        },
+        Implementation {
             kind: "gate",
             run: gate::run,
         },
@@ -135,6 +140,10 @@ pub fn glances() -> &'static [Glance] {
         Glance {
             kind: "init_model",
             look: init_model::glance,
+        },
+        Glance {
+            kind: "load_adapter",
+            look: load_adapter::glance,
         },
     ]
 }
