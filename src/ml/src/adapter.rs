@@ -135,8 +135,13 @@ pub fn detach(model: &mut Llama, params: &mut Params) {
 
 /// The adapter's tensors under PEFT's names, f32.
 pub fn stored(model: &Llama) -> Vec<(String, Tensor)> {
+    stored_of(&model.linears())
+}
+
+/// The same of the adapters on these linears.
+pub fn stored_of(linears: &[&Linear]) -> Vec<(String, Tensor)> {
     let mut stored = Vec::new();
-    for linear in model.linears() {
+    for linear in linears {
         for (part, tensor) in linear.adapter.iter().flat_map(Adapter::parts) {
             let plain = tensor.detach().to_kind(Kind::Float);
             stored.push((tensor_key(&linear.name, part), plain));

@@ -3,6 +3,7 @@
 use crate::params::Params;
 use crate::reward::HEAD;
 use anyhow::{Result, bail, ensure};
+use formats::config::bert::MASKED_HEAD;
 use formats::patterns;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,7 +19,7 @@ pub enum Choice {
     Norms,
     /// The biases.
     Biases,
-    /// The head: that of a reward model, or that of words.
+    /// The head: that of a reward model, that of words, or an encoder's for masked words.
     Head,
     /// Parameters by patterns of their names ([`patterns::matches`]).
     Names(Vec<String>),
@@ -36,7 +37,7 @@ impl Choice {
         };
         let chosen = match self {
             Choice::All => with(&|_| true),
-            Choice::Norms => with(&|name| name.contains("norm")),
+            Choice::Norms => with(&is_norm),
             Choice::Biases => with(&|name| name.ends_with(".bias")),
             Choice::Head => {
                 let head = if params.get(HEAD).is_some() {
@@ -44,7 +45,7 @@ impl Choice {
                 } else {
                     OUTPUT
                 };
-                with(&|name| name == head)
+                with(&|name| name == head || name.starts_with(MASKED_HEAD))
             }
             Choice::Names(wanted) => {
                 let names: Vec<&str> = params.iter().map(|(name, _)| name).collect();
@@ -114,10 +115,16 @@ pub fn by_name(params: &Params, rates: &BTreeMap<String, f64>) -> Result<BTreeMa
     Ok(names.iter().filter_map(own).collect())
 }
 
-/// The layer that a parameter is in, by its name.
+/// The layer that a parameter is in, by its name: `model.layers.3…` or `bert.encoder.layer.3…`.
 fn layer(name: &str) -> Option<usize> {
-    let (_, rest) = name.split_once(".layers.")?;
+    let of_bert = || name.split_once(".layer.");
+    let (_, rest) = name.split_once(".layers.").or_else(of_bert)?;
     rest.split('.').next()?.parse().ok()
+}
+
+/// Whether a parameter of this name belongs to a norm.
+pub fn is_norm(name: &str) -> bool {
+    name.contains("norm") || name.contains("LayerNorm")
 }
 
 /// The number of layers, frozen ones too.
@@ -127,5 +134,5 @@ fn layers(params: &Params) -> usize {
 }
 
 fn is_embedding(name: &str) -> bool {
-    name.contains("embed_tokens")
+    name.contains("embed_tokens") || name.starts_with("bert.embeddings.")
 }
