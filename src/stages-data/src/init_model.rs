@@ -10,7 +10,7 @@ use data::train_tokenizer::train_tokenizer;
 use engine::artifact::ArtifactType;
 use engine::event::Level;
 use engine::job::{Drafts, Job, Reporter};
-use formats::{Dtype, LlamaConfig};
+use formats::{Dtype, LlamaConfig, ModelConfig};
 use kinds::init_model::InitModel;
 use serde_json::json;
 
@@ -79,7 +79,7 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         ("config.json".to_owned(), config_path),
         ("model.safetensors".to_owned(), weights_path),
     ];
-    let parts = (files, config, tokenizer);
+    let parts = (files, ModelConfig::Llama(config), tokenizer);
     let draft = model_draft(ArtifactType::Model, parts, &params.dtype, &job.out)?;
     Ok([("model".to_owned(), draft)].into())
 }
