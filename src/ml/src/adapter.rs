@@ -114,11 +114,19 @@ pub fn attach_stored(
     weights: &Weights,
     params: &mut Params,
 ) -> Result<Vec<String>> {
+    attach_to(model.linears_mut(), config, weights, params)
+}
+
+/// The same for the linears of any model.
+pub fn attach_to(
+    linears: Vec<&mut Linear>,
+    config: &PeftConfig,
+    weights: &Weights,
+    params: &mut Params,
+) -> Result<Vec<String>> {
     match config {
-        PeftConfig::Lora(config) => {
-            lora::attach_stored(model.linears_mut(), config, weights, params)
-        }
-        PeftConfig::Ia3(config) => ia3::attach_stored(model.linears_mut(), config, weights, params),
+        PeftConfig::Lora(config) => lora::attach_stored(linears, config, weights, params),
+        PeftConfig::Ia3(config) => ia3::attach_stored(linears, config, weights, params),
     }
 }
 

@@ -189,9 +189,13 @@ impl Bert {
         let mut layers = Vec::with_capacity(config.num_hidden_layers);
         for i in 0..config.num_hidden_layers {
             let at = |name: &str| format!("bert.encoder.layer.{i}.{name}");
+            let mut key = builder.linear(&at("attention.self.key"), hidden, hidden, true)?;
+            // It adds the same to all scores of a query, so that nothing depends on it: its gradient is zero, and what rounding makes of
+            // that must not reach an optimizer, which would divide it by its size.
+            key.bias = key.bias.map(|bias| bias.detach());
             layers.push(Block {
                 query: builder.linear(&at("attention.self.query"), hidden, hidden, true)?,
-                key: builder.linear(&at("attention.self.key"), hidden, hidden, true)?,
+                key,
                 value: builder.linear(&at("attention.self.value"), hidden, hidden, true)?,
                 attention_output: builder.linear(
                     &at("attention.output.dense"),

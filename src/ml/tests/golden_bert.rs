@@ -125,12 +125,9 @@ fn the_loss_of_hidden_tokens_and_its_gradients_are_those_of_transformers() {
         let mut compared = 0;
         for (key, tensor) in params.trained() {
             let gradient = tensor.grad();
-            if key.starts_with("bert.pooler.") {
+            if key.starts_with("bert.pooler.") || key.ends_with("key.bias") {
+                // The bias of keys moves all scores of a query alike; transformers finds zero and rounding.
                 assert!(!gradient.defined(), "{key} has no part in this");
-            } else if key.ends_with("key.bias") {
-                // It moves all scores of a row alike.
-                let largest = gradient.abs().max().double_value(&[]);
-                assert!(largest < 1e-6, "{key}: {largest}");
             } else {
                 let what = format!("{kind:?} gradient of {key}");
                 close(&gradient, golden.get(key), tolerance, &what);

@@ -15,6 +15,8 @@ mod group;
 mod grpo;
 mod judge;
 mod kto;
+mod masked_lm;
+mod masked_lm_loss;
 mod merge;
 mod model;
 mod orpo;
@@ -41,6 +43,14 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "sft",
             run: sft::run,
+        },
+        Implementation {
+            kind: "masked_lm",
+            run: masked_lm::run,
+        },
+        Implementation {
+            kind: "masked_lm_loss",
+            run: masked_lm_loss::run,
         },
         Implementation {
             kind: "merge",
