@@ -1,6 +1,8 @@
 //! Every field of every kind does what its class says: a semantic one is in the key and changes the output of some input, a numeric
 //! one changes the last bits at most, an execution one changes nothing. A stage of each row below is run with both of its values.
 
+#[path = "fields/encoders.rs"]
+mod encoders;
 #[path = "fields/measures.rs"]
 mod measures;
 #[path = "fields/models.rs"]
@@ -140,6 +142,7 @@ const ROWS: &[Row] = &[
 /// The rows of all kinds.
 fn all_rows() -> impl Iterator<Item = &'static Row> {
     let others = [
+        encoders::ROWS,
         models::ROWS,
         training::ROWS,
         measures::ROWS,
@@ -150,7 +153,12 @@ fn all_rows() -> impl Iterator<Item = &'static Row> {
 
 /// The rest of a stage of this kind.
 fn usual(kind: &str) -> &'static [(&'static str, &'static str)] {
-    let elsewhere = [models::usual, measures::usual, preferences::usual];
+    let elsewhere = [
+        encoders::usual,
+        models::usual,
+        measures::usual,
+        preferences::usual,
+    ];
     if let Some(fields) = elsewhere.iter().find_map(|usual| usual(kind)) {
         return fields;
     }
@@ -237,7 +245,7 @@ impl Row {
     fn node(&self, index: usize, value: usize) -> String {
         let name = self.name(index, value);
         match self.kind {
-            "tokenize" | "tokenize_completions" => format!("{name} › tokens"),
+            "tokenize" | "tokenize_completions" | "tokenize_text" => format!("{name} › tokens"),
             "mismatch" => format!("{name} › mismatched"),
             "reference" => format!("{name} › reference"),
             _ => name,
@@ -268,6 +276,7 @@ fn kitchen() -> Kitchen {
     for name in ["rewards", "rewards2"] {
         tiny::reward_model(&kitchen, name);
     }
+    tiny::encoder(&kitchen, "bert");
     kitchen.write(
         "rewards2/config.json",
         &config.replace("100000.0", "50000.0"),
@@ -371,6 +380,8 @@ stages:
   packed: { kind: quantize, model: base }
   slim: { kind: lora, model: packed, r: 2 }
   other: { kind: load_model, source: other, dtype: f32 }
+  bert: { kind: load_model, source: bert, dtype: f32 }
+  headed: { kind: masked_lm, model: bert, data: reviews, train: head, batch: 2, max_steps: 3, learning_rate: 1.0e-2 }
   prefs: { kind: load_dataset, source: prefs.jsonl, format: preference }
   ranks: { kind: load_dataset, source: ranks.jsonl, format: ranking }
   likes: { kind: load_dataset, source: likes.jsonl, format: unpaired }

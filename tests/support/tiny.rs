@@ -3,9 +3,10 @@
 use std::fs;
 use std::path::Path;
 
-use formats::{Dtype, Weights};
+use formats::{BertConfig, BertParts, Dtype, Weights};
+use serde_json::{Map, Value, json};
 
-use super::{Kitchen, checkout};
+use super::{Kitchen, Random, checkout};
 
 /// Writes the folder `name`: 2 layers of width 32, 280 tokens, random weights in f32, a chat template.
 pub fn model(kitchen: &Kitchen, name: &str) {
@@ -41,6 +42,86 @@ pub fn adapter(kitchen: &Kitchen, name: &str) {
 pub fn reward_model(kitchen: &Kitchen, name: &str) {
     model(kitchen, name);
     add_tensors(&kitchen.path().join(name), &[("score.weight", vec![1, 32])]);
+}
+
+/// Writes the folder `name` with a tiny BERT as encoders of sentences come: saved without `bert.` in its names, with a pooler and without
+/// a head for masked tokens. 2 layers of width 16, 96 positions, a token for every letter.
+pub fn encoder(kitchen: &Kitchen, name: &str) {
+    let folder = kitchen.path().join(name);
+    fs::create_dir_all(&folder).unwrap();
+    let words = encoder_words();
+    let config = json!({
+        "architectures": ["BertModel"], "model_type": "bert", "vocab_size": words.len(), "hidden_size": 16, "intermediate_size": 24,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 96, "type_vocab_size": 2, "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.1, "layer_norm_eps": 1e-12, "pad_token_id": 0,
+    });
+    let write =
+        |file: &str, value: &Value| fs::write(folder.join(file), value.to_string()).unwrap();
+    write("config.json", &config);
+    write("tokenizer.json", &encoder_tokenizer(&words));
+    let shape = BertConfig::from_json(&config.to_string(), Path::new("config.json")).unwrap();
+    let parts = BertParts {
+        pooler: true,
+        head: false,
+    };
+    let tensors: Vec<Tensor> = (shape.tensor_shapes(parts).into_iter())
+        .map(|(name, shape)| {
+            let seed = name
+                .bytes()
+                .fold(7, |seed, byte| seed * 31 % 1_000_003 + u64::from(byte));
+            let mut random = Random(seed);
+            let center = if name.ends_with("LayerNorm.weight") {
+                1.0
+            } else {
+                0.0
+            };
+            let count: usize = shape.iter().product();
+            let number = |_| center + (random.below(2001) as f32 - 1000.0) * 3e-4;
+            let numbers = (0..count).map(number).collect::<Vec<f32>>();
+            (name.trim_start_matches("bert.").to_owned(), shape, numbers)
+        })
+        .collect();
+    write_tensors(&folder, &tensors);
+}
+
+/// Special tokens, then every letter, at the beginning of a word and inside.
+fn encoder_words() -> Vec<String> {
+    let special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"].map(str::to_owned);
+    let letters = "abcdefghijklmnopqrstuvwxyz0123456789".chars();
+    let letters = letters.flat_map(|letter| [letter.to_string(), format!("##{letter}")]);
+    let signs = ".,!?'\"<>/-:;()+=".chars().map(String::from);
+    special.into_iter().chain(letters).chain(signs).collect()
+}
+
+/// BERT's tokenizer with these words, as a tokenizer.json.
+fn encoder_tokenizer(words: &[String]) -> Value {
+    let ids = words.iter().enumerate();
+    let vocabulary: Map<String, Value> = ids.map(|(id, word)| (word.clone(), json!(id))).collect();
+    let added: Vec<Value> = (0..5)
+        .map(|id| {
+            json!({"id": id, "content": words[id], "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+                "special": true})
+        })
+        .collect();
+    let special =
+        |id: usize, kind: u32| json!({"SpecialToken": {"id": words[id], "type_id": kind}});
+    let text = |name: &str, kind: u32| json!({"Sequence": {"id": name, "type_id": kind}});
+    let known = |id: usize| json!({"id": words[id], "ids": [id], "tokens": [words[id]]});
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
+        "normalizer": {"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true, "strip_accents": null,
+            "lowercase": true},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [special(2, 0), text("A", 0), special(3, 0)],
+            "pair": [special(2, 0), text("A", 0), special(3, 0), text("B", 1), special(3, 1)],
+            "special_tokens": {"[CLS]": known(2), "[SEP]": known(3)},
+        },
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": true},
+        "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100,
+            "vocab": vocabulary},
+    })
 }
 
 /// Adds tensors of these names and shapes, with numbers around 0, to a model's file.

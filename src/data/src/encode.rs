@@ -8,6 +8,7 @@
 
 mod continuation;
 mod group;
+mod pieces;
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -23,6 +24,7 @@ use crate::row::Row;
 use crate::template::{ChatTemplate, SpecialTokens, turns};
 
 pub use group::Group;
+pub use pieces::Piece;
 
 /// Which tokens are targets of the loss.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -63,6 +65,8 @@ pub struct Encoder {
     suffix: Vec<u32>,
     eos: Option<u32>,
     bos: Option<u32>,
+    /// What stands for a hidden token, in an encoder's tokenizer.
+    mask: Option<u32>,
     special: HashSet<u32>,
 }
 
@@ -105,6 +109,7 @@ impl Encoder {
             suffix: Vec::new(),
             eos,
             bos,
+            mask: None,
             special,
         };
         // What the post-processor adds is seen on a probe.
@@ -136,7 +141,16 @@ impl Encoder {
             .chat_template
             .as_deref()
             .map(|source| ChatTemplate::new(source, &tokens, now));
-        Encoder::new(files.tokenizer()?, tokens, template.transpose()?)
+        let mut encoder = Encoder::new(files.tokenizer()?, tokens, template.transpose()?)?;
+        if let Some(masking) = &files.masking {
+            let token = &masking.mask_token;
+            let id = encoder.tokenizer.token_to_id(token);
+            let id = id.with_context(|| {
+                format!("tokenizer: the mask token `{token}` is not in its vocabulary")
+            })?;
+            encoder.mask = Some(id);
+        }
+        Ok(encoder)
     }
 
     /// The tokenizer itself.
@@ -162,6 +176,16 @@ impl Encoder {
     /// The id of the BOS token.
     pub fn bos(&self) -> Option<u32> {
         self.bos
+    }
+
+    /// The id of the token that stands for a hidden one; a language model's tokenizer has none.
+    pub fn mask(&self) -> Option<u32> {
+        self.mask
+    }
+
+    /// How many special tokens the tokenizer puts before and behind a text.
+    pub fn tokens_around(&self) -> usize {
+        self.prefix.len() + self.suffix.len()
     }
 
     /// Whether the tokenizer itself puts the BOS token before a text.

@@ -1,9 +1,11 @@
-//! The shape of a Llama model: config.json and GGUF metadata in, config.json out.
+//! The shape of a model: of a Llama config.json and GGUF metadata in, config.json out; of a BERT encoder config.json in.
 
+pub mod bert;
 mod check;
 mod from_gguf;
 mod from_json;
 
+pub use bert::{BertConfig, BertParts};
 pub use check::REWARD_HEAD;
 
 use crate::gguf;
@@ -54,6 +56,43 @@ pub struct LlamaConfig {
     pub pad_token_id: Option<u32>,
     /// How the rotary frequencies are stretched for longer texts.
     pub rope_scaling: Option<RopeScaling>,
+}
+
+/// The configuration of a model of either architecture.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ModelConfig {
+    /// A language model.
+    Llama(LlamaConfig),
+    /// An encoder.
+    Bert(BertConfig),
+}
+
+impl ModelConfig {
+    /// Reads the text of a config.json, which messages call `path`; `model_type` says which it is.
+    pub fn from_json(text: &str, path: &Path) -> Result<ModelConfig> {
+        let object = json::parse_object(text, path)?;
+        let found = match object.get("model_type").and_then(Value::as_str) {
+            Some("bert") => bert::from_object(&object).map(ModelConfig::Bert),
+            _ => from_json::from_object(&object).map(ModelConfig::Llama),
+        };
+        found.map_err(|error| anyhow!("{}: {error:#}", path.display()))
+    }
+
+    /// The linears inside the blocks: module path, outputs, inputs; in the order of the layers.
+    pub fn linear_shapes(&self) -> Vec<(String, usize, usize)> {
+        match self {
+            ModelConfig::Llama(config) => config.linear_shapes(),
+            ModelConfig::Bert(config) => config.linear_shapes(),
+        }
+    }
+
+    /// Rows of the word embedding.
+    pub fn vocab_size(&self) -> usize {
+        match self {
+            ModelConfig::Llama(config) => config.vocab_size,
+            ModelConfig::Bert(config) => config.vocab_size,
+        }
+    }
 }
 
 /// A change of the rotary frequencies.

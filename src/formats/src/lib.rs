@@ -13,7 +13,7 @@ pub mod safetensors;
 pub mod tensors;
 pub mod tokenizer;
 
-pub use config::{LlamaConfig, REWARD_HEAD, RopeScaling};
+pub use config::{BertConfig, BertParts, LlamaConfig, ModelConfig, REWARD_HEAD, RopeScaling};
 pub use dtype::Dtype;
 pub use peft::{AdapterConfig, PeftConfig};
 pub use tensors::{Stored, TensorInfo, Weights};

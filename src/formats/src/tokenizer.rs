@@ -29,7 +29,23 @@ pub struct TokenizerFiles {
     pub add_bos: bool,
     /// True if encoding with special tokens puts the EOS token behind.
     pub add_eos: bool,
+    /// The special tokens of an encoder; a language model's tokenizer has none of them.
+    pub masking: Option<Masking>,
 }
+
+/// The special tokens of an encoder's tokenizer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Masking {
+    /// The token before a text, `[CLS]`.
+    pub cls_token: String,
+    /// The token behind a text, `[SEP]`.
+    pub sep_token: String,
+    /// The token that stands for a hidden one, `[MASK]`.
+    pub mask_token: String,
+}
+
+/// BERT's names of its special tokens, where no settings say others: the three of an encoder, padding and what the vocabulary lacks.
+const BERT_TOKENS: [&str; 5] = ["[CLS]", "[SEP]", "[MASK]", "[PAD]", "[UNK]"];
 
 impl TokenizerFiles {
     /// Reads the files of a Hugging Face model from pairs of the name in the model and the path on disk:
@@ -85,15 +101,40 @@ impl TokenizerFiles {
             tokenizer["post_processor"] = processor;
             tokenizer_json = tokenizer.to_string();
         }
+        let of_bert = |key: &str, name: &str| -> Result<Option<String>> {
+            let usual = || is_special(&tokenizer, name).then(|| name.to_owned());
+            Ok(token(key)?.or_else(usual))
+        };
+        let [cls, sep, mask, pad, unk] = BERT_TOKENS;
+        let masking = (
+            of_bert("cls_token", cls)?,
+            of_bert("sep_token", sep)?,
+            of_bert("mask_token", mask)?,
+        );
+        let (mut pad_token, mut unk_token) = (token("pad_token")?, token("unk_token")?);
+        // Of a language model's tokenizer, at most one or two of them are there.
+        let masking = match masking {
+            (Some(cls_token), Some(sep_token), Some(mask_token)) => {
+                pad_token = of_bert("pad_token", pad)?;
+                unk_token = of_bert("unk_token", unk)?;
+                Some(Masking {
+                    cls_token,
+                    sep_token,
+                    mask_token,
+                })
+            }
+            _ => None,
+        };
         Ok(TokenizerFiles {
             tokenizer_json,
             chat_template,
             bos_token,
             eos_token,
-            unk_token: token("unk_token")?,
-            pad_token: token("pad_token")?,
+            unk_token,
+            pad_token,
             add_bos: wanted.0,
             add_eos: wanted.1,
+            masking,
         })
     }
 
@@ -124,6 +165,15 @@ impl TokenizerFiles {
             ("pad_token", &self.pad_token),
             ("unk_token", &self.unk_token),
         ];
+        if let Some(masking) = &self.masking {
+            for (key, value) in [
+                ("cls_token", &masking.cls_token),
+                ("mask_token", &masking.mask_token),
+                ("sep_token", &masking.sep_token),
+            ] {
+                config.insert(key.to_owned(), json!(value));
+            }
+        }
         // Whether BOS and EOS are added stands in tokenizer.json; a second place could disagree.
         config.insert("clean_up_tokenization_spaces".to_owned(), json!(false));
         for (key, value) in tokens {
@@ -163,6 +213,13 @@ fn token_text(key: &str, value: &Value) -> Result<String> {
     };
     text.map(str::to_owned)
         .ok_or_else(|| anyhow!("tokenizer settings: {key} should be a token, but is {value}"))
+}
+
+/// Whether a tokenizer.json has a special token of this name.
+fn is_special(tokenizer: &Value, name: &str) -> bool {
+    let added = tokenizer["added_tokens"].as_array().into_iter().flatten();
+    let mut own = added.filter(|token| token["content"] == name);
+    own.any(|token| token["special"] == true)
 }
 
 /// A chat template: text, or a list of named ones, of which `default` is taken.

@@ -25,6 +25,8 @@ pub mod load_dataset;
 pub mod load_model;
 pub mod load_reward_model;
 pub mod lora;
+pub mod masked_lm;
+pub mod masked_lm_loss;
 pub mod memory;
 pub mod merge;
 pub mod mismatch;
@@ -45,6 +47,7 @@ pub mod sft;
 pub mod split;
 pub mod tokenize;
 pub mod tokenize_completions;
+pub mod tokenize_text;
 pub mod training;
 
 mod settings;
@@ -71,7 +74,9 @@ pub fn contracts() -> Contracts {
             &load_adapter::CONTRACT,
             &merge::CONTRACT,
             &sft::CONTRACT,
+            &masked_lm::CONTRACT,
             &evaluate::CONTRACT,
+            &masked_lm_loss::CONTRACT,
             &preference_accuracy::CONTRACT,
             &exam::CONTRACT,
             &generate::CONTRACT,
@@ -97,6 +102,7 @@ pub fn contracts() -> Contracts {
         hidden: &[
             &tokenize::CONTRACT,
             &tokenize_completions::CONTRACT,
+            &tokenize_text::CONTRACT,
             &mismatch::CONTRACT,
             &reference::CONTRACT,
         ],
@@ -168,6 +174,8 @@ mod tests {
         fits::<super::merge::Merge>(&super::merge::CONTRACT);
         fits::<super::quantize::Quantize>(&super::quantize::CONTRACT);
         fits::<super::sft::Sft>(&super::sft::CONTRACT);
+        fits::<super::masked_lm::MaskedLm>(&super::masked_lm::CONTRACT);
+        fits::<super::masked_lm_loss::MaskedLmLoss>(&super::masked_lm_loss::CONTRACT);
         fits::<super::evaluate::Evaluate>(&super::evaluate::CONTRACT);
         fits::<super::preference_accuracy::PreferenceAccuracy>(
             &super::preference_accuracy::CONTRACT,
@@ -198,6 +206,7 @@ mod tests {
         fits::<super::tokenize_completions::TokenizeCompletions>(
             &super::tokenize_completions::CONTRACT,
         );
+        fits::<super::tokenize_text::TokenizeText>(&super::tokenize_text::CONTRACT);
     }
 
     #[test]

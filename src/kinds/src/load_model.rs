@@ -38,7 +38,8 @@ pub const CONTRACT: Contract = Contract {
     about: "Reads a model with its tokenizer: a Hugging Face folder or a GGUF file.",
     manual: "\
 Takes a folder with `config.json`, `model.safetensors` (or its index and shards) and `tokenizer.json`, or one `.gguf` file with
-its tokenizer and chat template inside (F32, F16, BF16, Q4_1, Q8_0). The architecture is Llama's. Every expected tensor must be
+its tokenizer and chat template inside (F32, F16, BF16, Q4_1, Q8_0). The architecture is Llama's, or that of an encoder, BERT (`model_type: bert`;
+a folder, with or without the pooler and the head for masked tokens), for the kinds that take one. Every expected tensor must be
 there with the shape that the configuration says; nothing is loaded by pickle. The files are kept as they are: quantized GGUF
 tensors become numbers of `dtype` when a stage loads the model. A folder with a head for rewards is what `load_reward_model` reads.",
     example: "base: { kind: load_model, source: models/SmolLM2-135M-Instruct.gguf }",

@@ -467,6 +467,9 @@ mod tests {
         assert_eq!(of_rows(&fields, &[]), None);
         let small = with(&smollm2(), quantized, json!({ "scheme": "int8" }));
         assert_eq!(of_rows(&fields, &[("model", &small)]), None);
+        let mut encoder = smollm2();
+        encoder.insert("architecture".to_owned(), "bert".into());
+        assert_eq!(of_rows(&fields, &[("model", &encoder)]), None);
         let mut less = smollm2();
         less.remove("intermediate");
         assert_eq!(of_rows(&fields, &[("model", &less)]), None);

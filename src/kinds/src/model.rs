@@ -14,6 +14,9 @@ use engine::artifact::ArtifactView;
 use engine::job::{Draft, Reference};
 use serde_json::Value;
 
+/// The kinds that an encoder (BERT) is for, in words.
+pub const FOR_ENCODERS: &str = "`masked_lm` trains it on text, `masked_lm_loss` measures it";
+
 /// A model taken apart.
 pub struct ModelParts<'a> {
     /// The weights' own artifact.

@@ -141,6 +141,32 @@ pub(crate) const TOKENIZE_FIELDS: [&str; 3] = ["max_length", "truncation", "loss
 /// The words of `tokenize_completions`.
 pub(crate) const COMPLETION_FIELDS: [&str; 2] = ["max_length", "truncation"];
 
+/// The words of `tokenize_text`.
+pub(crate) const PIECE_FIELDS: [&str; 1] = ["max_length"];
+
+/// The longest piece of a text, in tokens.
+pub(crate) const PIECE_LENGTH: Field = field(
+    "max_length",
+    FieldType::Integer {
+        min: 3,
+        max: 1 << 20,
+    },
+    Need::Default(Literal::Integer(256)),
+    "The longest row in tokens, special ones included; longer texts are cut into pieces, and nothing of them is lost.",
+);
+
+/// How many tokens are to be told.
+pub(crate) const MASK_PROBABILITY: Field = field(
+    "mask_probability",
+    FieldType::Number {
+        min: 0.0,
+        max: 1.0,
+        above: true,
+    },
+    Need::Default(Literal::Number(0.15)),
+    "The probability that a token is chosen to be told.",
+);
+
 /// The longest row, in tokens.
 pub(crate) const MAX_LENGTH: Field = field(
     "max_length",

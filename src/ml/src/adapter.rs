@@ -131,11 +131,24 @@ pub fn attach_stored(
     params: &mut Params,
 ) -> Result<Vec<String>> {
     match config {
-        PeftConfig::Lora(config) => {
-            lora::attach_stored(model.linears_mut(), config, weights, params)
-        }
-        PeftConfig::Ia3(config) => ia3::attach_stored(model.linears_mut(), config, weights, params),
         PeftConfig::Bottleneck(config) => bottleneck::attach_stored(model, config, weights, params),
+        _ => attach_to(model.linears_mut(), config, weights, params),
+    }
+}
+
+/// The same for the linears of any model.
+pub fn attach_to(
+    linears: Vec<&mut Linear>,
+    config: &PeftConfig,
+    weights: &Weights,
+    params: &mut Params,
+) -> Result<Vec<String>> {
+    match config {
+        PeftConfig::Lora(config) => lora::attach_stored(linears, config, weights, params),
+        PeftConfig::Ia3(config) => ia3::attach_stored(linears, config, weights, params),
+        PeftConfig::Bottleneck(_) => {
+            bail!("bottleneck adapters stand in the layers of a Llama, and this model is another")
+        }
     }
 }
 
@@ -157,8 +170,13 @@ pub fn detach(model: &mut Llama, params: &mut Params) {
 
 /// The adapter's tensors, f32, under the names that its files have: PEFT's, or those of the package `adapters`.
 pub fn stored(model: &Llama) -> Vec<(String, Tensor)> {
+    stored_of(&model.linears())
+}
+
+/// The same of the adapters on these linears.
+pub fn stored_of(linears: &[&Linear]) -> Vec<(String, Tensor)> {
     let mut stored = Vec::new();
-    for linear in model.linears() {
+    for linear in linears {
         for (part, tensor) in linear.adapter.iter().flat_map(Adapter::parts) {
             let plain = tensor.detach().to_kind(Kind::Float);
             stored.push((tensor_key(&linear.name, part), plain));

@@ -1,8 +1,9 @@
-//! Causal attention with grouped queries, over rows that lie one after the other or over a cache.
+//! Causal attention with grouped queries, over rows that lie one after the other or over a cache; and attention of rows that see
+//! all of themselves.
 
 use crate::kv_cache::Segments;
 use crate::torch;
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use tch::{Kind, Tensor};
 
 /// The heads of an attention.
@@ -58,6 +59,49 @@ pub fn attend_plain(
         start += length;
         first += keys;
     }
+    Ok(Tensor::f_cat(&results, 0)?)
+}
+
+/// Every token sees all tokens of its row, as in an encoder: q, k and v `[tokens, heads · size]` → the same shape. Rows of equal
+/// length that lie side by side go through libtorch's attention together. Rows that begin with tokens of others are an error.
+pub fn attend_whole(
+    heads: Heads,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    segments: &Segments,
+) -> Result<Tensor> {
+    ensure!(
+        heads.query == heads.key && segments.filled == segments.lengths,
+        "BUG: rows that see all of themselves have no cache, no shared beginnings and no grouped queries"
+    );
+    let mut start = 0;
+    let runs = segments.lengths.chunk_by(|a, b| a == b);
+    let results = runs.map(|run| -> Result<Tensor> {
+        let (rows, length) = (run.len() as i64, run[0]);
+        // [rows, heads, length, size]
+        let part = |tensor: &Tensor| -> Result<Tensor> {
+            let own = tensor.f_narrow(0, start, rows * length)?;
+            let own = own.f_view([rows, length, heads.query, heads.size])?;
+            Ok(own.f_transpose(1, 2)?)
+        };
+        let (q, k, v) = (part(q)?, part(k)?, part(v)?);
+        start += rows * length;
+        let scale = heads.scale();
+        let seen = Tensor::f_scaled_dot_product_attention(
+            &q,
+            &k,
+            &v,
+            None::<Tensor>,
+            0.0,
+            false,
+            scale,
+            false,
+        )?;
+        let seen = seen.f_transpose(1, 2)?;
+        Ok(seen.f_reshape([rows * length, heads.query * heads.size])?)
+    });
+    let results = results.collect::<Result<Vec<Tensor>>>()?;
     Ok(Tensor::f_cat(&results, 0)?)
 }
 

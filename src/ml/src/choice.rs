@@ -5,6 +5,7 @@ use crate::adapter;
 use crate::params::Params;
 use crate::reward::HEAD;
 use anyhow::{Result, bail, ensure};
+use formats::config::bert::MASKED_HEAD;
 use formats::patterns;
 use formats::peft::parameter_name;
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,7 +26,7 @@ pub enum Choice {
     Norms,
     /// The biases.
     Biases,
-    /// The head: that of a reward model, or that of words.
+    /// The head: that of a reward model, that of words, or an encoder's for masked words.
     Head,
     /// Parameters by patterns of their names ([`patterns::matches`]).
     Names(Vec<String>),
@@ -43,7 +44,7 @@ impl Choice {
         };
         let chosen = match self {
             Choice::All => with(&|_| true),
-            Choice::Norms => with(&|name| name.contains("norm")),
+            Choice::Norms => with(&is_norm),
             Choice::Biases => with(&|name| name.ends_with(".bias")),
             Choice::Head => {
                 let head = if params.get(HEAD).is_some() {
@@ -51,7 +52,7 @@ impl Choice {
                 } else {
                     OUTPUT
                 };
-                with(&|name| name == head)
+                with(&|name| name == head || name.starts_with(MASKED_HEAD))
             }
             Choice::Names(wanted) => {
                 let names: Vec<&str> = params.iter().map(|(name, _)| name).collect();
@@ -134,7 +135,7 @@ pub fn undecayed(params: &Params) -> Vec<String> {
         parts.any(|part| name.ends_with(&parameter_name("", part)))
     };
     let names = params.iter().map(|(name, _)| name);
-    let names = names.filter(|n| n.contains("norm") || n.ends_with(".bias") || spared(n));
+    let names = names.filter(|n| is_norm(n) || n.ends_with(".bias") || spared(n));
     names.map(str::to_owned).collect()
 }
 
@@ -180,10 +181,16 @@ fn depth(name: &str, layers: usize) -> usize {
     }
 }
 
-/// The layer that a parameter is in, by its name.
+/// The layer that a parameter is in, by its name: `model.layers.3…` or `bert.encoder.layer.3…`.
 fn layer(name: &str) -> Option<usize> {
-    let (_, rest) = name.split_once(".layers.")?;
+    let of_bert = || name.split_once(".layer.");
+    let (_, rest) = name.split_once(".layers.").or_else(of_bert)?;
     rest.split('.').next()?.parse().ok()
+}
+
+/// Whether a parameter of this name belongs to a norm.
+pub fn is_norm(name: &str) -> bool {
+    name.contains("norm") || name.contains("LayerNorm")
 }
 
 /// The number of layers, frozen ones too.
@@ -193,5 +200,5 @@ fn layers(params: &Params) -> usize {
 }
 
 fn is_embedding(name: &str) -> bool {
-    name.contains("embed_tokens")
+    name.contains("embed_tokens") || name.starts_with("bert.embeddings.")
 }

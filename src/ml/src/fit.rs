@@ -17,6 +17,8 @@ pub trait Objective {
     type Batch;
     /// The number of rows of the data.
     fn rows(&self) -> usize;
+    /// Hears, before each step, which epoch its rows are of, from 0: for draws that differ from epoch to epoch.
+    fn epoch(&mut self, _epoch: usize) {}
     /// Reads these rows.
     fn batch(&mut self, rows: &[usize]) -> Result<Self::Batch>;
     /// What the batch's loss is a sum over (trained tokens), without a forward.
@@ -151,6 +153,7 @@ pub fn fit<O: Objective>(
         let began = Instant::now();
         let chosen = plan.rows_of(index, rows);
         updater.optimizer.open(params, index);
+        objective.epoch(index / rows.div_ceil(plan.batch));
         let step = one_step(objective, params, updater, plan, index, &chosen)
             .with_context(|| format!("in step {} of {of}", index + 1))?;
         let step = Step {

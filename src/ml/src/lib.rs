@@ -2,6 +2,8 @@
 
 pub mod adapter;
 pub mod attend;
+pub mod backbone;
+pub mod bert;
 pub mod bottleneck;
 pub mod choice;
 pub mod completions;
@@ -11,10 +13,12 @@ pub mod fit;
 pub mod generate;
 pub mod ia3;
 pub mod kv_cache;
+pub mod layer_norm;
 pub mod linear;
 pub mod llama;
 pub mod lora;
 pub mod loss;
+pub mod masked;
 pub mod norm;
 pub mod optimizer;
 pub mod pairwise;
@@ -36,6 +40,8 @@ pub mod tensors;
 pub mod torch;
 pub mod update;
 
+pub use backbone::Backbone;
+pub use bert::Bert;
 pub use kv_cache::KvCache;
 pub use linear::{Linear, Pass, Weight};
 pub use llama::{Inputs, Llama};

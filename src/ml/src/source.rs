@@ -1,5 +1,6 @@
 //! Where a model's parameters come from: files, another model, or what a caller makes; and how each gets its name and place.
 
+use crate::layer_norm::LayerNorm;
 use crate::linear::{Linear, Weight};
 use crate::norm::Norm;
 use crate::params::Params;
@@ -102,6 +103,15 @@ impl Builder<'_> {
     pub fn norm(&mut self, name: &str, width: i64, eps: f64) -> Result<Norm> {
         let weight = self.tensor(&format!("{name}.weight"), &[width])?;
         Ok(Norm { weight, eps })
+    }
+
+    /// LayerNorm's weight and bias.
+    pub fn layer_norm(&mut self, name: &str, width: i64, eps: f64) -> Result<LayerNorm> {
+        Ok(LayerNorm {
+            weight: self.tensor(&format!("{name}.weight"), &[width])?,
+            bias: self.tensor(&format!("{name}.bias"), &[width])?,
+            eps,
+        })
     }
 
     /// A linear layer, `[output, input]`.

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use engine::artifact::ArtifactView;
 use engine::job::{Draft, Job};
 use formats::peft::{CONFIG_FILE, WEIGHTS_FILE, match_targets};
-use formats::{Dtype, LlamaConfig};
+use formats::{Dtype, ModelConfig};
 use kinds::model::{ModelParts, adapter_draft};
 use serde_json::Value;
 
@@ -19,23 +19,41 @@ pub(crate) type Linear = (String, usize, usize);
 
 /// The linear layers of a model that has no adapter yet.
 pub(crate) fn linears(parts: &ModelParts) -> Result<Vec<Linear>> {
-    Ok(config(parts)?.linear_shapes())
+    let (text, path) = config_text(parts)?;
+    Ok(ModelConfig::from_json(&text, path)?.linear_shapes())
 }
 
-/// The shape of a model that has no adapter yet.
+/// The shape of a language model that has no adapter yet.
 pub(crate) fn config(parts: &ModelParts) -> Result<LlamaConfig> {
+    let (text, path) = config_text(parts)?;
+    match ModelConfig::from_json(&text, path)? {
+        ModelConfig::Llama(config) => Ok(config),
+        ModelConfig::Bert(_) => bail!(
+            "the model is an encoder (BERT), and this adapter is for language models; `lora` and `ia3` take both"
+        ),
+    }
+}
+
+fn config_text<'a>(parts: &ModelParts<'a>) -> Result<(String, &'a Path)> {
     if !parts.adapters.is_empty() {
         bail!("the model has an adapter already; attach one to its base");
     }
     let path = parts.base.file("config.json")?;
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("{} can't be read", path.display()))?;
-    LlamaConfig::from_json(&text, path)
+    Ok((text, path))
 }
+
+/// Linears of an encoder outside of its layers, which PEFT would find under names that are too short.
+const OUTSIDE: [&str; 2] = ["bert.pooler.dense", "cls.predictions.transform.dense"];
 
 /// Lists of modules as PEFT reads them, names without their paths: as few as say the same. Where they do not for one of the lists, all
 /// have whole paths, since PEFT compares the names of one list with those of another.
 pub(crate) fn patterns(lists: &[&[String]], names: &[&str]) -> Result<Vec<Vec<String>>> {
+    let mut names = names.to_vec();
+    if names.iter().any(|name| name.starts_with("bert.")) {
+        names.extend(OUTSIDE);
+    }
     let short = |list: &&[String]| {
         let last = list.iter().map(|m| m.rsplit('.').next().unwrap_or(m));
         let mut short: Vec<String> = last.map(str::to_owned).collect();
@@ -45,7 +63,7 @@ pub(crate) fn patterns(lists: &[&[String]], names: &[&str]) -> Result<Vec<Vec<St
     };
     let shorts: Vec<Vec<String>> = lists.iter().map(short).collect();
     for (short, list) in shorts.iter().zip(lists) {
-        if !short.is_empty() && match_targets(short, names)? != *list {
+        if !short.is_empty() && match_targets(short, &names)? != *list {
             return Ok(lists.iter().map(|list| list.to_vec()).collect());
         }
     }
@@ -96,5 +114,13 @@ mod tests {
         assert_eq!(found, [all.clone(), one]);
         let found = patterns(&[&all, &[]], &names).unwrap();
         assert_eq!(found[1], Vec::<String>::new());
+        // An encoder's pooler ends in `dense`, too, and has no adapter.
+        let at = |part: &str| format!("bert.encoder.layer.0.{part}");
+        let (key, dense) = (at("attention.self.key"), at("output.dense"));
+        let names = [key.as_str(), dense.as_str()];
+        let found = patterns(&[&[key.clone()]], &names).unwrap();
+        assert_eq!(found, [vec!["key"]]);
+        let found = patterns(&[&[dense.clone()]], &names).unwrap();
+        assert_eq!(found, [vec![dense.clone()]]);
     }
 }

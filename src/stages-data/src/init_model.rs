@@ -12,7 +12,7 @@ use engine::contract::Summary;
 use engine::event::Level;
 use engine::job::{Drafts, Job, Reporter};
 use engine::peek::Sources;
-use formats::{Dtype, LlamaConfig};
+use formats::{Dtype, LlamaConfig, ModelConfig};
 use kinds::init_model::InitModel;
 use kinds::memory::{ADAPTER, AT_MOST, QUANTIZED, configured};
 use serde_json::{Map, Value, json};
@@ -68,7 +68,7 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         ("config.json".to_owned(), config_path),
         ("model.safetensors".to_owned(), weights_path),
     ];
-    let parts = (files, config, tokenizer);
+    let parts = (files, ModelConfig::Llama(config), tokenizer);
     let draft = model_draft(ArtifactType::Model, parts, &params.dtype, &job.out)?;
     Ok([("model".to_owned(), draft)].into())
 }

@@ -26,6 +26,7 @@ mod split;
 mod testing;
 mod tokenize;
 mod tokenize_completions;
+mod tokenize_text;
 
 use engine::contract::{CheckInputs, Trial, no_check};
 use engine::job::Implementation;
@@ -114,6 +115,10 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "tokenize_completions",
             run: tokenize_completions::run,
+        },
+        Implementation {
+            kind: "tokenize_text",
+            run: tokenize_text::run,
         },
         Implementation {
             kind: "mismatch",

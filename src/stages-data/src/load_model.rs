@@ -10,7 +10,9 @@ use engine::job::{Draft, Drafts, Job, Reference, Reporter};
 use engine::peek::Sources;
 use formats::peft::{BOTTLENECK_WEIGHTS_FILE, WEIGHTS_FILE};
 use formats::quantized;
-use formats::{LlamaConfig, REWARD_HEAD, Stored, TokenizerFiles, Weights};
+use formats::{
+    BertConfig, BertParts, LlamaConfig, ModelConfig, REWARD_HEAD, Stored, TokenizerFiles, Weights,
+};
 use kinds::load_model::LoadModel;
 use kinds::memory::{QUANTIZED, configured, weights as weight_files};
 use serde_json::{Map, Value, json};
@@ -44,28 +46,34 @@ pub(crate) fn glance(params: &Map<String, Value>, sources: &Sources) -> Result<S
         .collect();
     let weights = Weights::open_files(&files)?;
     let config = match weights.gguf() {
-        Some(file) => LlamaConfig::from_gguf(file)?,
+        Some(file) => ModelConfig::Llama(LlamaConfig::from_gguf(file)?),
         None => read_config(&files)?,
     };
     let dtype = params.get("dtype").and_then(Value::as_str);
     let dtype = dtype.context("a model has a dtype")?;
-    let mut known = stored(&config, config.parameter_count(), &weights, dtype);
+    let mut known = match &config {
+        ModelConfig::Llama(llama) => {
+            let mut known = language_summary(llama, llama.parameter_count(), &weights, dtype);
+            known.extend(configured(llama.to_json()));
+            known
+        }
+        ModelConfig::Bert(bert) => encoder_summary(bert, BertParts::of(&weights), &weights, dtype),
+    };
     known.entry(QUANTIZED.to_owned()).or_insert(Value::Null);
-    known.extend(configured(config.to_json()));
     let sizes = weight_files(&files).map(|path| path.metadata().map_or(0, |m| m.len()));
     known.insert("bytes".to_owned(), sizes.sum::<u64>().into());
     Ok(known)
 }
 
 /// The configuration in a Hugging Face folder.
-fn read_config(files: &[(String, PathBuf)]) -> Result<LlamaConfig> {
+fn read_config(files: &[(String, PathBuf)]) -> Result<ModelConfig> {
     let config = files.iter().find(|(name, _)| name == "config.json");
     let (_, path) = config.with_context(|| {
         format!("a model is a `.gguf` file or a folder with `config.json` and `model.safetensors`; here are: {}", names(files))
     })?;
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("{} can't be read", path.display()))?;
-    LlamaConfig::from_json(&text, Path::new("config.json"))
+    ModelConfig::from_json(&text, Path::new("config.json"))
 }
 
 /// The names and paths of the files of `source`.
@@ -84,22 +92,36 @@ pub(crate) fn model_draft(
 ) -> Result<Draft> {
     let weights = Weights::open_files(&files)?;
     let scored = weights.get(REWARD_HEAD).is_some();
-    let parameters = match artifact {
-        ArtifactType::RewardModel => {
+    let summary = match (&config, artifact) {
+        (ModelConfig::Llama(llama), ArtifactType::RewardModel) => {
             ensure!(
                 scored,
                 "the weights hold no `{REWARD_HEAD}`, the head of a reward model: a language model is what `load_model` reads"
             );
-            config.check_reward_model(&weights)?;
-            config.reward_model_parameter_count()
+            llama.check_reward_model(&weights)?;
+            language_summary(llama, llama.reward_model_parameter_count(), &weights, dtype)
         }
-        _ => {
+        (ModelConfig::Llama(llama), _) => {
             ensure!(
                 !scored,
                 "the weights hold `{REWARD_HEAD}`, a head for rewards in the place of that for words: `kind: load_reward_model` reads them"
             );
-            config.check(&weights)?;
-            config.parameter_count()
+            llama.check(&weights)?;
+            language_summary(llama, llama.parameter_count(), &weights, dtype)
+        }
+        (ModelConfig::Bert(_), ArtifactType::RewardModel) => {
+            bail!(
+                "the folder holds an encoder (BERT), which is no reward model: `load_model` reads it"
+            )
+        }
+        (ModelConfig::Bert(bert), _) => {
+            let parts = bert.check(&weights)?;
+            ensure!(
+                tokenizer.masking.is_some(),
+                "the tokenizer has no special tokens of an encoder (`[CLS]`, `[SEP]`, `[MASK]`): take tokenizer.json and \
+                 tokenizer_config.json of this encoder"
+            );
+            encoder_summary(bert, parts, &weights, dtype)
         }
     };
     if let Some((_, path)) = files.iter().find(|(name, _)| name == "config.json") {
@@ -120,10 +142,10 @@ pub(crate) fn model_draft(
     }
     let loaded = tokenizer.tokenizer()?;
     let vocabulary = loaded.get_vocab_size(true);
-    if vocabulary > config.vocab_size {
+    if vocabulary > config.vocab_size() {
         bail!(
             "the tokenizer has {vocabulary} tokens and the model {} embeddings: they do not belong together",
-            config.vocab_size
+            config.vocab_size()
         );
     }
     let tokenizer_draft = Draft {
@@ -149,12 +171,12 @@ pub(crate) fn model_draft(
             Reference::Inline(Box::new(tokenizer_draft)),
         )]
         .into(),
-        summary: stored(&config, parameters, &weights, dtype),
+        summary,
     })
 }
 
 /// Files that are kept, with what some of them say.
-pub(crate) type Parts = (Vec<(String, PathBuf)>, LlamaConfig, TokenizerFiles);
+pub(crate) type Parts = (Vec<(String, PathBuf)>, ModelConfig, TokenizerFiles);
 
 fn from_gguf(path: &Path, out: &Path) -> Result<Parts> {
     let file = formats::gguf::File::open(path)?;
@@ -170,12 +192,12 @@ fn from_gguf(path: &Path, out: &Path) -> Result<Parts> {
             ("model.gguf".to_owned(), path.to_owned()),
             ("config.json".to_owned(), config_path),
         ],
-        config,
+        ModelConfig::Llama(config),
         tokenizer,
     ))
 }
 
-/// The files of a Hugging Face folder that a Llama needs; others, pickles among them, are left alone.
+/// The files of a Hugging Face folder that a model needs; others, pickles among them, are left alone.
 pub(crate) fn hugging_face(all: &[(String, PathBuf)]) -> Result<Parts> {
     let config = read_config(all)?;
     let tokenizer = TokenizerFiles::from_folder_files(all)?;
@@ -205,16 +227,13 @@ pub(crate) fn hugging_face(all: &[(String, PathBuf)]) -> Result<Parts> {
     Ok((kept, config, tokenizer))
 }
 
-/// What a model artifact says of itself: its shape, and how its tensors are stored.
-fn stored(config: &LlamaConfig, parameters: u64, weights: &Weights, dtype: &str) -> Summary {
-    let mut stored: BTreeMap<String, u64> = BTreeMap::new();
-    for info in weights.infos() {
-        let name = match info.stored {
-            Stored::Plain(dtype) => dtype.name().to_owned(),
-            Stored::Gguf(quantization) => quantization.name().to_owned(),
-        };
-        *stored.entry(name).or_insert(0) += 1;
-    }
+/// What a language model's artifact says of itself: its shape, and how its tensors are stored.
+fn language_summary(
+    config: &LlamaConfig,
+    parameters: u64,
+    weights: &Weights,
+    dtype: &str,
+) -> Summary {
     let linears = config.linear_shapes().into_iter();
     let packed = linears.map(|(module, out, input)| {
         quantized::linear(weights, &format!("{module}.weight"), [out, input]).ok()
@@ -225,7 +244,7 @@ fn stored(config: &LlamaConfig, parameters: u64, weights: &Weights, dtype: &str)
         quantized::Linear::Int8 => Some("int8"),
     });
     let mut all = summary(config, parameters, dtype);
-    all.insert("stored".to_owned(), json!(stored));
+    all.insert("stored".to_owned(), json!(stored(weights)));
     all.extend(word.map(|word| (QUANTIZED.to_owned(), json!(word))));
     all
 }
@@ -248,6 +267,43 @@ pub(crate) fn summary(config: &LlamaConfig, parameters: u64, dtype: &str) -> Sum
     .into_iter()
     .map(|(k, v)| (k.to_owned(), v))
     .collect()
+}
+
+/// The same of an encoder, and what there is beside it.
+fn encoder_summary(
+    config: &BertConfig,
+    parts: BertParts,
+    weights: &Weights,
+    dtype: &str,
+) -> BTreeMap<String, Value> {
+    let heads = config.num_attention_heads;
+    let known = [
+        ("architecture", json!("bert")),
+        ("parameters", json!(config.parameter_count(parts))),
+        ("dtype", json!(dtype)),
+        ("layers", json!(config.num_hidden_layers)),
+        ("hidden", json!(config.hidden_size)),
+        ("heads", json!([heads, heads])),
+        ("vocabulary", json!(config.vocab_size)),
+        ("context", json!(config.max_position_embeddings)),
+        ("pooler", json!(parts.pooler)),
+        ("masked_head", json!(parts.head)),
+        ("stored", json!(stored(weights))),
+    ];
+    known.map(|(k, v)| (k.to_owned(), v)).into()
+}
+
+/// How many tensors are stored in which format.
+fn stored(weights: &Weights) -> BTreeMap<String, u64> {
+    let mut stored: BTreeMap<String, u64> = BTreeMap::new();
+    for info in weights.infos() {
+        let name = match info.stored {
+            Stored::Plain(dtype) => dtype.name().to_owned(),
+            Stored::Gguf(quantization) => quantization.name().to_owned(),
+        };
+        *stored.entry(name).or_insert(0) += 1;
+    }
+    stored
 }
 
 /// Names of files, for messages.

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use data::random::Stream;
 use engine::job::{Drafts, Job, Reporter};
+use formats::config::bert::stored_name;
 use formats::peft::{AdapterConfig, choose_targets, tensor_key};
 use formats::{Dtype, Weights, quantized};
 use kinds::lora::Lora;
@@ -107,6 +108,7 @@ pub(crate) fn check_rank(r: usize, matched: &[String], linears: &[Linear]) -> Re
 /// The lengths of the rows of a linear's weight, as bytes of f32: sums in f64, so that they are those that the model finds itself.
 fn lengths(weights: &Weights, module: &str, shape: [usize; 2], dtype: Dtype) -> Result<Vec<u8>> {
     let name = format!("{module}.weight");
+    let name = stored_name(weights, &name).unwrap_or(name);
     let values = quantized::values(weights, &name, shape, dtype)?;
     weights.release(&name);
     let length = |row: &[f32]| {

@@ -16,6 +16,8 @@ mod group;
 mod grpo;
 mod judge;
 mod kto;
+mod masked_lm;
+mod masked_lm_loss;
 mod merge;
 mod model;
 mod orpo;
@@ -47,6 +49,14 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "quantize",
             run: quantize::run,
+        },
+        Implementation {
+            kind: "masked_lm",
+            run: masked_lm::run,
+        },
+        Implementation {
+            kind: "masked_lm_loss",
+            run: masked_lm_loss::run,
         },
         Implementation {
             kind: "merge",

@@ -1,16 +1,16 @@
 //! A model artifact → a model in memory.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use data::encode::Encoder;
 use engine::artifact::ArtifactView;
 use engine::digest::Digest;
 use engine::event::Level;
 use engine::job::{Job, Reporter};
-use formats::{LlamaConfig, PeftConfig, TokenizerFiles, Weights};
-use kinds::model::ModelParts;
+use formats::{LlamaConfig, ModelConfig, PeftConfig, TokenizerFiles, Weights};
+use kinds::model::{FOR_ENCODERS, ModelParts};
 use ml::place::HOST;
 use ml::reward::{HEAD, Head};
-use ml::{Kind, Llama, Params, Place, Tensor};
+use ml::{Backbone, Bert, Kind, Llama, Params, Place, Tensor};
 
 /// A model with its parameters and its tokenizer.
 pub(crate) struct Loaded {
@@ -114,10 +114,13 @@ fn load_from(
     ml::place::set_threads(threads);
     let parts = ModelParts::of(view)?;
     let place = Place::parse(device, &parts.dtype)?;
-    let config_path = parts.base.file("config.json")?;
-    let text =
-        std::fs::read_to_string(config_path).context("the model's config.json can't be read")?;
-    let config = LlamaConfig::from_json(&text, config_path)?;
+    let config = match config(&parts)? {
+        ModelConfig::Llama(config) => config,
+        ModelConfig::Bert(_) => bail!(
+            "the model is an encoder (BERT), which predicts no next token and writes nothing: this stage needs a language model. Of an encoder, \
+             {FOR_ENCODERS}"
+        ),
+    };
     let mut params = Params::new();
     let weights = Weights::open_files(parts.base_files())?;
     let same = |other: &&&Loaded| other.base == parts.base.digest && other.model.place == place;
@@ -143,17 +146,71 @@ fn load_from(
         None => None,
     };
     params.train(|_| false);
-    let encoder = Encoder::from_files(
-        &TokenizerFiles::from_folder_files(&parts.tokenizer.files)?,
-        None,
-    )?;
     Ok(Loaded {
         model,
         params,
-        encoder,
+        encoder: tokenizer(&parts)?,
         adapter,
         head,
         base: parts.base.digest,
+    })
+}
+
+/// The configuration of the weights.
+pub(crate) fn config(parts: &ModelParts<'_>) -> Result<ModelConfig> {
+    let path = parts.base.file("config.json")?;
+    let text = std::fs::read_to_string(path).context("the model's config.json can't be read")?;
+    ModelConfig::from_json(&text, path)
+}
+
+fn tokenizer(parts: &ModelParts<'_>) -> Result<Encoder> {
+    let files = TokenizerFiles::from_folder_files(&parts.tokenizer.files)?;
+    Encoder::from_files(&files, None)
+}
+
+/// A model of either architecture, for kinds that put a head of their own on its states.
+pub(crate) struct LoadedBackbone {
+    pub backbone: Backbone,
+    pub params: Params,
+    pub encoder: Encoder,
+    /// The configuration of the outermost adapter.
+    pub adapter: Option<PeftConfig>,
+}
+
+/// Loads `view` for `job`, a language model or an encoder: everything frozen, adapters attached.
+pub(crate) fn load_backbone(view: &ArtifactView, job: &Job) -> Result<LoadedBackbone> {
+    let parts = ModelParts::of(view)?;
+    let config = match config(&parts)? {
+        ModelConfig::Bert(config) => config,
+        ModelConfig::Llama(_) => {
+            let loaded = load(view, job)?;
+            return Ok(LoadedBackbone {
+                backbone: Backbone::Llama(loaded.model),
+                params: loaded.params,
+                encoder: loaded.encoder,
+                adapter: loaded.adapter,
+            });
+        }
+    };
+    ml::place::set_threads(job.threads);
+    let place = Place::parse(&job.device, &parts.dtype)?;
+    let mut params = Params::new();
+    let weights = Weights::open_files(parts.base_files())?;
+    let mut model = Bert::load(&config, &weights, place, &mut params)?;
+    let mut adapter = None;
+    for view in &parts.adapters {
+        let found = PeftConfig::open(view.file("adapter_config.json")?)?;
+        let name = found.weights_file();
+        let weights = Weights::open_files(&[(name.to_owned(), view.file(name)?.clone())])?;
+        ml::adapter::attach_to(model.linears_mut(), &found, &weights, &mut params)?;
+        adapter = Some(found);
+    }
+    params.train(|_| false);
+    Ok(LoadedBackbone {
+        backbone: Backbone::Bert(model),
+        params,
+        encoder: tokenizer(&parts)?,
+        adapter,
     })
 }
 

@@ -67,7 +67,18 @@ fn chosen(train: &Train) -> Result<Choice> {
 
 /// Sets what is trained: the adapter's parameters and a reward model's head, or without an adapter the head and what is chosen; says how many.
 pub(crate) fn choose_trained(loaded: &mut Loaded, train: &Train, cx: &dyn Reporter) -> Result<()> {
-    let adapted = loaded.adapter.is_some();
+    let (adapted, packed) = (loaded.adapter.is_some(), loaded.model.packed_values());
+    choose(&mut loaded.params, adapted, packed, train, cx)
+}
+
+/// The same of any model's parameters, `packed` more of which are quantized.
+pub(crate) fn choose(
+    params: &mut Params,
+    adapted: bool,
+    packed: usize,
+    train: &Train,
+    cx: &dyn Reporter,
+) -> Result<()> {
     let choice = chosen(train)?;
     if adapted && choice != Choice::All {
         bail!(
@@ -75,13 +86,11 @@ pub(crate) fn choose_trained(loaded: &mut Loaded, train: &Train, cx: &dyn Report
              `train` out, or train the model that the adapter was attached to"
         );
     }
-    let packed = loaded.model.packed_values();
     if !adapted && packed > 0 {
         bail!(
             "the weights of this model are quantized and can't be trained: attach an adapter with `lora`, or train the model that was quantized"
         );
     }
-    let params = &mut loaded.params;
     let chosen = choice.of(params).context("`train`")?;
     params.train(|name| {
         let own = if adapted {

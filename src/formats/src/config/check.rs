@@ -167,32 +167,38 @@ impl LlamaConfig {
                 problems.push(format!("{name} of shape {:?} is not expected", info.shape));
             }
         }
-        if problems.is_empty() {
-            return Ok(());
-        }
-        let more = problems.len().saturating_sub(MAXIMUM_LISTED);
-        problems.truncate(MAXIMUM_LISTED);
-        if more > 0 {
-            problems.push(format!("and {more} more"));
-        }
-        let paths = weights.paths();
-        let shown = paths
-            .first()
-            .map_or("?".into(), |path| path.to_string_lossy());
         let way_out = match damaged {
             true => {
                 "Take the config and the weights of the same model; if they are, fetch the files again, or quantize the model again."
             }
             false => "Take the config and the weights of the same model.",
         };
-        bail!(
-            "{shown}: the weights do not fit the config:\n  {}\n{way_out}",
-            problems.join("\n  ")
-        )
+        report(weights, problems, way_out)
     }
 }
 
-fn count(shapes: &[(String, Vec<usize>)]) -> u64 {
+/// One error of all problems, if there are any; more than a dozen are counted.
+pub(super) fn report(weights: &Weights, mut problems: Vec<String>, way_out: &str) -> Result<()> {
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let more = problems.len().saturating_sub(MAXIMUM_LISTED);
+    problems.truncate(MAXIMUM_LISTED);
+    if more > 0 {
+        problems.push(format!("and {more} more"));
+    }
+    let paths = weights.paths();
+    let shown = paths
+        .first()
+        .map_or("?".into(), |path| path.to_string_lossy());
+    bail!(
+        "{shown}: the weights do not fit the config:\n  {}\n{way_out}",
+        problems.join("\n  ")
+    )
+}
+
+/// Numbers in tensors of these shapes.
+pub(super) fn count(shapes: &[(String, Vec<usize>)]) -> u64 {
     let product = |shape: &Vec<usize>| shape.iter().map(|&n| n as u64).product::<u64>();
     shapes.iter().map(|(_, shape)| product(shape)).sum()
 }

@@ -5,10 +5,10 @@ use anyhow::{Result, anyhow, bail, ensure};
 use serde_json::{Map, Value};
 
 /// Typed access to the fields of a config.json; null counts as missing.
-struct Fields<'a>(&'a Map<String, Value>);
+pub(super) struct Fields<'a>(pub(super) &'a Map<String, Value>);
 
 impl<'a> Fields<'a> {
-    fn get(&self, key: &str) -> Option<&'a Value> {
+    pub(super) fn get(&self, key: &str) -> Option<&'a Value> {
         self.0.get(key).filter(|value| !value.is_null())
     }
 
@@ -27,26 +27,26 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn count(&self, key: &str) -> Result<Option<usize>> {
+    pub(super) fn count(&self, key: &str) -> Result<Option<usize>> {
         self.read(key, "a whole number", |value| {
             value.as_u64().and_then(|number| number.try_into().ok())
         })
     }
 
-    fn number(&self, key: &str) -> Result<Option<f64>> {
+    pub(super) fn number(&self, key: &str) -> Result<Option<f64>> {
         self.read(key, "a number", Value::as_f64)
     }
 
-    fn flag(&self, key: &str) -> Result<Option<bool>> {
+    pub(super) fn flag(&self, key: &str) -> Result<Option<bool>> {
         self.read(key, "true or false", Value::as_bool)
     }
 
-    fn text(&self, key: &str) -> Result<Option<&'a str>> {
+    pub(super) fn text(&self, key: &str) -> Result<Option<&'a str>> {
         self.read(key, "text", Value::as_str)
     }
 
     /// Token ids, one or a list; negative ones stand for none in old files.
-    fn tokens(&self, key: &str) -> Result<Option<Vec<u32>>> {
+    pub(super) fn tokens(&self, key: &str) -> Result<Option<Vec<u32>>> {
         let one = |value: &Value| match value.as_i64() {
             Some(id) if id < 0 => Some(None),
             Some(id) => u32::try_from(id).ok().map(Some),
@@ -66,8 +66,12 @@ pub(super) fn from_object(object: &Map<String, Value>) -> Result<LlamaConfig> {
     let fields = Fields(object);
     let model_type = fields.text("model_type")?;
     ensure!(
+        model_type != Some("bert"),
+        "model_type is \"bert\": an encoder, which predicts no next token; this takes a language model, whose model_type is \"llama\""
+    );
+    ensure!(
         model_type == Some("llama"),
-        "model_type is {:?}; supported is \"llama\"",
+        "model_type is {:?}; supported are \"llama\" and, for encoders, \"bert\"",
         model_type.unwrap_or("missing")
     );
     refuse_unsupported(&fields)?;

@@ -153,6 +153,7 @@ fn build(file: &gguf::File) -> Result<TokenizerFiles> {
         pad_token: pad,
         add_bos,
         add_eos,
+        masking: None,
     })
 }
 

@@ -170,8 +170,10 @@ impl<'a> TokensView<'a> {
         let ended = ids
             .last()
             .and_then(|id| self.words.special.get(&(*id as u32)));
-        self.max_length == Some(ids.len())
-            && ended.is_none_or(|text| Some(text) != self.words.files.eos_token.as_ref())
+        let files = &self.words.files;
+        let separator = files.masking.as_ref().map(|masking| &masking.sep_token);
+        let ends = [files.eos_token.as_ref(), separator];
+        self.max_length == Some(ids.len()) && ended.is_none_or(|text| !ends.contains(&Some(text)))
     }
 
     pub fn to_json(&self, rows: usize) -> Result<Value> {
