@@ -6,6 +6,7 @@
 pub mod agreement;
 pub mod best_of_n;
 pub mod candidates;
+pub mod classification;
 mod column;
 pub mod comparison;
 pub mod completions;
@@ -38,8 +39,10 @@ pub mod store;
 pub mod template;
 pub mod tokenize;
 pub mod tokenize_completions;
+pub mod tokenize_texts;
 pub mod tokens;
 pub mod train_tokenizer;
+pub mod vectors;
 
 pub use completions::{Completion, Completions, CompletionsSummary, CompletionsWriter};
 pub use encode::{Encoded, Encoder, Group, LossOn};
@@ -55,3 +58,4 @@ pub use template::{ChatTemplate, Rendered, SpecialTokens};
 pub use tokenize::{TokenizeOptions, TokenizeReport, Truncation, tokenize};
 pub use tokenize_completions::{CompletionsOptions, CompletionsReport, tokenize_completions};
 pub use tokens::{Tokens, TokensRow, TokensSummary, TokensWriter};
+pub use vectors::{Vectors, VectorsWriter};

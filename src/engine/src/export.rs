@@ -31,7 +31,7 @@ pub fn files(view: &ArtifactView, format: Format) -> Result<BTreeMap<String, std
     let tokenizer = view.refs.get("tokenizer").filter(|_| {
         matches!(
             view.artifact,
-            ArtifactType::Model | ArtifactType::RewardModel
+            ArtifactType::Model | ArtifactType::RewardModel | ArtifactType::Classifier
         )
     });
     if let Some(tokenizer) = tokenizer {

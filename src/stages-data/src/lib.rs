@@ -24,6 +24,7 @@ mod split;
 mod testing;
 mod tokenize;
 mod tokenize_completions;
+mod tokenize_texts;
 
 use engine::contract::Trial;
 use engine::estimate::Glance;
@@ -108,6 +109,10 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "tokenize_completions",
             run: tokenize_completions::run,
+        },
+        Implementation {
+            kind: "tokenize_texts",
+            run: tokenize_texts::run,
         },
         Implementation {
             kind: "mismatch",
