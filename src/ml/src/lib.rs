@@ -3,11 +3,13 @@
 pub mod adapter;
 pub mod attend;
 pub mod choice;
+pub mod classifier;
 pub mod completions;
 pub mod divergence;
 pub mod dora;
 pub mod fit;
 pub mod generate;
+pub mod head;
 pub mod ia3;
 pub mod kv_cache;
 pub mod linear;
@@ -19,6 +21,7 @@ pub mod optimizer;
 pub mod pairwise;
 pub mod params;
 pub mod place;
+pub mod pool;
 pub mod preference;
 pub mod quantized;
 #[path = "../../data/src/random.rs"]

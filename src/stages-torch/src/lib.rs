@@ -4,16 +4,22 @@ mod alignment;
 mod annotate;
 mod answers;
 mod best_of_n;
+mod classifier;
+mod classify;
 mod completions;
 mod cpo;
 mod density_ratio;
 mod dpo;
 mod evaluate;
 mod exam;
+mod features;
 mod generate;
 mod group;
 mod grpo;
+mod head;
+mod heads;
 mod judge;
+mod labels;
 mod kto;
 mod merge;
 mod model;
@@ -57,6 +63,22 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "exam",
             run: exam::run,
+        },
+        Implementation {
+            kind: "features",
+            run: features::run,
+        },
+        Implementation {
+            kind: "head",
+            run: head::run,
+        },
+        Implementation {
+            kind: "classifier",
+            run: classifier::run,
+        },
+        Implementation {
+            kind: "classify",
+            run: classify::run,
         },
         Implementation {
             kind: "generate",
