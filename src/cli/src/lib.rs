@@ -4,6 +4,7 @@
 //! to standard error.
 
 mod answers;
+mod classes;
 mod commands;
 mod context;
 mod curves;
