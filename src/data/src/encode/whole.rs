@@ -31,6 +31,9 @@ impl Encoder {
             (true, false) => &own[..room],
             (true, true) => &own[own.len() - room..],
         };
-        Ok(([prefix, kept, self.suffix.as_slice()].concat(), own.len() > room))
+        Ok((
+            [prefix, kept, self.suffix.as_slice()].concat(),
+            own.len() > room,
+        ))
     }
 }
