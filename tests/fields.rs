@@ -3,6 +3,8 @@
 
 #[path = "fields/encoders.rs"]
 mod encoders;
+#[path = "fields/heads.rs"]
+mod heads;
 #[path = "fields/measures.rs"]
 mod measures;
 #[path = "fields/models.rs"]
@@ -143,6 +145,7 @@ const ROWS: &[Row] = &[
 fn all_rows() -> impl Iterator<Item = &'static Row> {
     let others = [
         encoders::ROWS,
+        heads::ROWS,
         models::ROWS,
         training::ROWS,
         measures::ROWS,
@@ -155,6 +158,7 @@ fn all_rows() -> impl Iterator<Item = &'static Row> {
 fn usual(kind: &str) -> &'static [(&'static str, &'static str)] {
     let elsewhere = [
         encoders::usual,
+        heads::usual,
         models::usual,
         measures::usual,
         preferences::usual,
@@ -245,7 +249,9 @@ impl Row {
     fn node(&self, index: usize, value: usize) -> String {
         let name = self.name(index, value);
         match self.kind {
-            "tokenize" | "tokenize_completions" | "tokenize_text" => format!("{name} › tokens"),
+            "tokenize" | "tokenize_completions" | "tokenize_text" | "tokenize_texts" => {
+                format!("{name} › tokens")
+            }
             "mismatch" => format!("{name} › mismatched"),
             "reference" => format!("{name} › reference"),
             _ => name,
@@ -289,6 +295,8 @@ fn kitchen() -> Kitchen {
         )
     };
     kitchen.write("reviews.csv", tiny::REVIEWS);
+    kitchen.write("texts.jsonl", &tiny::texts(12));
+    kitchen.write("marks.jsonl", &tiny::marks(12));
     kitchen.write("sums.jsonl", &(0..8).map(sum).collect::<String>());
     kitchen.write("more.jsonl", &(0..9).map(sum).collect::<String>());
     let preference = |i: usize| {
@@ -389,6 +397,12 @@ stages:
   lines: { kind: load_dataset, source: lines.jsonl }
   echoes: { kind: load_dataset, source: echoes.jsonl }
   parrot: { kind: sft, model: base, data: lines, learning_rate: 1.0e-2, batch: 4, epochs: 20 }
+  texts: { kind: load_dataset, source: texts.jsonl, format: labelled }
+  marks: { kind: load_dataset, source: marks.jsonl, format: labelled }
+  vectors: { kind: features, model: base, data: texts }
+  marked: { kind: features, model: base, data: marks }
+  probe: { kind: head, data: vectors, max_steps: 4 }
+  sorted: { kind: classifier, model: thin, data: texts, max_steps: 2, learning_rate: 1.0e-2 }
   words: { kind: rule, lexicon: lexicon.txt }
   brief: { kind: rule, length: 2 }
   tries: { kind: generate, model: base, prompts: sums, n: 4, temperature: 1.5, max_new_tokens: 12 }

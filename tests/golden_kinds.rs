@@ -83,6 +83,19 @@ stages:
   agreed: { kind: preference_accuracy, policy: { before: folder, after: simple }, reference: folder, judge: judge, data: pairs }
   quizzed: { kind: exam, models: { before: folder, after: tuned }, data: quiz, shots: 1 }
   written: { kind: exam, models: whole, data: sums, task: exact_match, max_new_tokens: 12 }
+  texts: { kind: load_dataset, source: texts.jsonl, format: labelled }
+  held: { kind: load_dataset, source: held.jsonl, format: labelled }
+  marks: { kind: load_dataset, source: marks.jsonl, format: labelled }
+  vectors: { kind: features, model: folder, data: texts }
+  held_vectors: { kind: features, model: folder, data: held }
+  last_states: { kind: features, model: tuned, data: marks, pooling: last, normalize: true, max_length: 12, truncation: keep_end }
+  probe: { kind: head, data: vectors, test: held_vectors, epochs: 4, batch: 4 }
+  perceptron: { kind: head, data: vectors, test: held_vectors, hidden: [6], activation: gelu, dropout: 0.2, batch: 3, max_steps: 6 }
+  gauge: { kind: head, data: last_states, task: regression, standardize: false, max_steps: 5 }
+  sorted: { kind: classifier, model: thin, data: texts, test: held, pooling: last, learning_rate: 1.0e-2, batch: 4, dropout: 0.1, max_steps: 3 }
+  graded: { kind: classifier, model: folder, data: marks, task: regression, hidden: [6], learning_rate: 1.0e-3, batch: 4, max_steps: 3 }
+  told_apart: { kind: classify, models: { probe: probe, perceptron: perceptron, sorted: sorted }, data: held }
+  rated_alike: { kind: classify, models: { gauge: gauge, graded: graded }, data: marks, task: regression }
   proximal: { kind: ppo, model: thin, reward: judge, prompts: sums, updates: 2, batch: 4, epochs: 2, max_new_tokens: 8, learning_rate: 1.0e-2 }
   left_out: { kind: rloo, model: thin, reward: words, prompts: sums, updates: 2, batch: 4, max_new_tokens: 8, learning_rate: 1.0e-2 }
   bert: { kind: load_model, source: bert, dtype: f32 }
@@ -123,6 +136,9 @@ fn made() -> BTreeMap<String, Map<String, Value>> {
     kitchen.write("pairs.jsonl", tiny::PAIRS);
     kitchen.write("quiz.jsonl", tiny::QUIZ);
     kitchen.write("reviews.csv", tiny::REVIEWS);
+    kitchen.write("texts.jsonl", &tiny::texts(12));
+    kitchen.write("marks.jsonl", &tiny::marks(12));
+    kitchen.write("held.jsonl", &tiny::texts(7));
     kitchen.write("rate.py", RATE);
     kitchen.write("kinds.yaml", RECIPE);
     kitchen.label("kinds.yaml", "asked", "");

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use data::{Completions, Dataset, Tokens};
+use data::{Completions, Dataset, Tokens, Vectors};
 use engine::artifact::{ArtifactType, ArtifactView};
 use engine::cache::Cache;
 use formats::{Stored, Weights};
@@ -61,6 +61,7 @@ fn content(artifact: ArtifactType, name: &str, path: &Path, numbers: usize) -> V
     let size = fs::metadata(path).unwrap().len();
     match name.rsplit('.').next().unwrap() {
         "arrow" if name == "completions.arrow" => completions(path),
+        "arrow" if name == "vectors.arrow" => vectors(path, numbers),
         "arrow" if artifact == ArtifactType::Tokens => tokens(path),
         "arrow" => {
             let rows = Dataset::open(path).unwrap();
@@ -93,6 +94,18 @@ fn tokens(path: &Path) -> Value {
                 .map(|m| if *m { '1' } else { '0' })
                 .collect();
             json!({ "ids": row.ids, "trained": mask })
+        })
+        .collect()
+}
+
+fn vectors(path: &Path, numbers: usize) -> Value {
+    let rows = Vectors::open(path).unwrap();
+    (0..rows.len())
+        .map(|index| {
+            let (vector, label) = rows.row(index).unwrap();
+            let norm = vector.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
+            let first = &vector[..vector.len().min(numbers)];
+            json!({ "label": label, "width": vector.len(), "norm": norm.sqrt(), "first": first })
         })
         .collect()
 }

@@ -193,6 +193,30 @@ pub fn chats(count: usize) -> String {
     lines
 }
 
+/// Texts of three kinds, each with a label.
+pub fn texts(count: usize) -> String {
+    labelled(count, |index| {
+        ["\"bread\"", "\"number\"", "\"question\""][index % 3].to_owned()
+    })
+}
+
+/// The same texts, each with a number on a scale.
+pub fn marks(count: usize) -> String {
+    labelled(count, |index| ((index % 5) as f64 / 2.0 - 1.0).to_string())
+}
+
+fn labelled(count: usize, label: impl Fn(usize) -> String) -> String {
+    let line = |index: usize| {
+        let text = match index % 3 {
+            0 => format!("loaf {}", "loaf ".repeat(index % 4)),
+            1 => format!("{index} or {}", index * 7),
+            _ => format!("How many is {index}?"),
+        };
+        format!("{{\"text\": \"{text}\", \"label\": {}}}\n", label(index))
+    };
+    (0..count).map(line).collect()
+}
+
 /// Pairs of completions: after plain text, after turns, with a margin and without.
 pub const PAIRS: &str = r#"{"prompt": "How is the loaf?", "chosen": " Crisp.", "rejected": " Burnt.", "margin": 0.5}
 {"prompt": [{"role": "user", "content": "say 1"}], "chosen": "loaf 1", "rejected": "1"}

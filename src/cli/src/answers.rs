@@ -89,6 +89,36 @@ const METRICS: &[Metric] = &[
         less: true,
         share: false,
     },
+    Metric {
+        key: "mcc",
+        words: "MCC",
+        less: false,
+        share: false,
+    },
+    Metric {
+        key: "auc",
+        words: "AUC",
+        less: false,
+        share: false,
+    },
+    Metric {
+        key: "mae",
+        words: "absolute error",
+        less: true,
+        share: false,
+    },
+    Metric {
+        key: "r2",
+        words: "R²",
+        less: false,
+        share: false,
+    },
+    Metric {
+        key: "spearman",
+        words: "Spearman",
+        less: false,
+        share: false,
+    },
 ];
 
 impl Metric {

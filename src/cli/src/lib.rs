@@ -5,6 +5,7 @@
 
 mod answers;
 mod changes;
+mod classes;
 mod commands;
 mod context;
 mod curves;

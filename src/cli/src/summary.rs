@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::context::{Context, width};
 use crate::failure::Status;
-use crate::{answers, units};
+use crate::{answers, classes, units};
 
 /// More evaluations than this are not printed: `levain show` prints each.
 const TABLES: usize = 6;
@@ -33,10 +33,13 @@ pub(crate) fn text(session: &Session, outcome: &Outcome, context: &Context) -> S
     let mut out = String::new();
     let evaluations: Vec<_> = metrics(session, outcome);
     for (stage, value, samples) in evaluations.iter().take(TABLES) {
-        let Some(table) = answers::scores(value, style) else {
+        let tables = [answers::scores(value, style), classes::text(value, style)];
+        let tables: Vec<String> = tables.into_iter().flatten().collect();
+        if tables.is_empty() {
             continue;
-        };
-        out.push_str(&format!("{}\n{table}\n", style.bold(stage)));
+        }
+        let tables = tables.join("\n");
+        out.push_str(&format!("{}\n{tables}\n", style.bold(stage)));
         if let Some(path) = samples {
             match answers::samples(path, SAMPLES, width(), style) {
                 Ok(text) => out.push_str(&text),
@@ -140,7 +143,14 @@ fn counts(outcome: &Outcome, context: &Context) -> String {
 }
 
 /// The kinds whose numbers are shown at the end of a run.
-const EVALUATIONS: [&str; 3] = ["evaluate", "preference_accuracy", "exam"];
+const EVALUATIONS: [&str; 6] = [
+    "evaluate",
+    "preference_accuracy",
+    "exam",
+    "head",
+    "classifier",
+    "classify",
+];
 
 /// Every evaluation of the run: stage, `metrics.json`, and where its samples are.
 fn metrics(

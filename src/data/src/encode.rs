@@ -9,6 +9,7 @@
 mod continuation;
 mod group;
 mod pieces;
+mod whole;
 
 use std::collections::HashSet;
 use std::ops::Range;

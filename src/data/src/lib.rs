@@ -6,6 +6,7 @@
 pub mod agreement;
 pub mod best_of_n;
 pub mod candidates;
+pub mod classification;
 mod column;
 pub mod comparison;
 pub mod completions;
@@ -39,8 +40,10 @@ pub mod template;
 pub mod tokenize;
 pub mod tokenize_completions;
 pub mod tokenize_text;
+pub mod tokenize_texts;
 pub mod tokens;
 pub mod train_tokenizer;
+pub mod vectors;
 
 pub use completions::{Completion, Completions, CompletionsSummary, CompletionsWriter};
 pub use encode::{Encoded, Encoder, Group, LossOn, Piece};
@@ -57,3 +60,4 @@ pub use tokenize::{TokenizeOptions, TokenizeReport, Truncation, tokenize};
 pub use tokenize_completions::{CompletionsOptions, CompletionsReport, tokenize_completions};
 pub use tokenize_text::{TextReport, tokenize_text};
 pub use tokens::{Tokens, TokensRow, TokensSummary, TokensWriter};
+pub use vectors::{Vectors, VectorsWriter};

@@ -35,6 +35,8 @@ pub enum ArtifactType {
     RewardModel,
     /// Who scores without a model.
     Judge,
+    /// A model with a head that tells labels or a number, or such a head with the model that it belongs to.
+    Classifier,
 }
 
 impl ArtifactType {
@@ -51,6 +53,7 @@ impl ArtifactType {
         Self::LogProbabilities,
         Self::RewardModel,
         Self::Judge,
+        Self::Classifier,
     ];
 
     /// The word that recipes, manuals and messages use.
@@ -67,6 +70,7 @@ impl ArtifactType {
             Self::LogProbabilities => "log-probabilities",
             Self::RewardModel => "reward-model",
             Self::Judge => "judge",
+            Self::Classifier => "classifier",
         }
     }
 }

@@ -116,7 +116,7 @@ pub fn files(
     let tokenizer = view.refs.get("tokenizer").filter(|_| {
         matches!(
             view.artifact,
-            ArtifactType::Model | ArtifactType::RewardModel
+            ArtifactType::Model | ArtifactType::RewardModel | ArtifactType::Classifier
         )
     });
     if let Some(tokenizer) = tokenizer {

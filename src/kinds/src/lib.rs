@@ -4,6 +4,8 @@ pub mod annotate;
 pub mod ask;
 pub mod best_of_n;
 pub mod bottleneck;
+pub mod classifier;
+pub mod classify;
 pub mod concat;
 pub mod contrast;
 pub mod cpo;
@@ -12,9 +14,11 @@ pub mod density_ratio;
 pub mod dpo;
 pub mod evaluate;
 pub mod exam;
+pub mod features;
 pub mod gate;
 pub mod generate;
 pub mod grpo;
+pub mod head;
 pub mod ia3;
 pub mod init_model;
 pub mod known;
@@ -48,6 +52,7 @@ pub mod split;
 pub mod tokenize;
 pub mod tokenize_completions;
 pub mod tokenize_text;
+pub mod tokenize_texts;
 pub mod training;
 
 mod settings;
@@ -79,6 +84,10 @@ pub fn contracts() -> Contracts {
             &masked_lm_loss::CONTRACT,
             &preference_accuracy::CONTRACT,
             &exam::CONTRACT,
+            &features::CONTRACT,
+            &head::CONTRACT,
+            &classifier::CONTRACT,
+            &classify::CONTRACT,
             &generate::CONTRACT,
             &rule::CONTRACT,
             &annotate::CONTRACT,
@@ -103,6 +112,7 @@ pub fn contracts() -> Contracts {
             &tokenize::CONTRACT,
             &tokenize_completions::CONTRACT,
             &tokenize_text::CONTRACT,
+            &tokenize_texts::CONTRACT,
             &mismatch::CONTRACT,
             &reference::CONTRACT,
         ],
@@ -181,6 +191,11 @@ mod tests {
             &super::preference_accuracy::CONTRACT,
         );
         fits::<super::exam::Exam>(&super::exam::CONTRACT);
+        fits::<super::features::Features>(&super::features::CONTRACT);
+        fits::<super::head::Head>(&super::head::CONTRACT);
+        fits::<super::classifier::Classifier>(&super::classifier::CONTRACT);
+        fits::<super::classify::Classify>(&super::classify::CONTRACT);
+        fits::<super::tokenize_texts::TokenizeTexts>(&super::tokenize_texts::CONTRACT);
         fits::<super::generate::Generate>(&super::generate::CONTRACT);
         fits::<super::gate::Gate>(&super::gate::CONTRACT);
         fits::<super::select::Select>(&super::select::CONTRACT);

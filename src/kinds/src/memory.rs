@@ -236,6 +236,11 @@ pub(crate) fn of_scores(params: &Map<String, Value>, inputs: &[(&str, &Summary)]
     training(params, inputs, 2.0, false)
 }
 
+/// A training on texts, one after the other, of which a few numbers are wanted, no logits of words.
+pub(crate) fn of_texts(params: &Map<String, Value>, inputs: &[(&str, &Summary)]) -> Option<u64> {
+    training(params, inputs, 1.0, false)
+}
+
 fn training(
     params: &Map<String, Value>,
     inputs: &[(&str, &Summary)],

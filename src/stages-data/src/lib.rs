@@ -27,6 +27,7 @@ mod testing;
 mod tokenize;
 mod tokenize_completions;
 mod tokenize_text;
+mod tokenize_texts;
 
 use engine::contract::{CheckInputs, Trial, no_check};
 use engine::job::Implementation;
@@ -119,6 +120,10 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "tokenize_text",
             run: tokenize_text::run,
+        },
+        Implementation {
+            kind: "tokenize_texts",
+            run: tokenize_texts::run,
         },
         Implementation {
             kind: "mismatch",

@@ -5,19 +5,25 @@ mod annotate;
 mod answers;
 mod best_of_n;
 mod compared;
+mod classifier;
+mod classify;
 mod completions;
 mod cpo;
 mod density_ratio;
 mod dpo;
 mod evaluate;
 mod exam;
+mod features;
 mod generate;
 mod group;
 mod grpo;
+mod head;
+mod heads;
 mod judge;
 mod kto;
 mod masked_lm;
 mod masked_lm_loss;
+mod labels;
 mod merge;
 mod model;
 mod orpo;
@@ -73,6 +79,22 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "exam",
             run: exam::run,
+        },
+        Implementation {
+            kind: "features",
+            run: features::run,
+        },
+        Implementation {
+            kind: "head",
+            run: head::run,
+        },
+        Implementation {
+            kind: "classifier",
+            run: classifier::run,
+        },
+        Implementation {
+            kind: "classify",
+            run: classify::run,
         },
         Implementation {
             kind: "generate",

@@ -51,7 +51,7 @@ pub(crate) enum Counted {
 }
 
 /// What a recipe calls by a word, by names or by depth.
-fn chosen(train: &Train) -> Result<Choice> {
+pub(crate) fn chosen(train: &Train) -> Result<Choice> {
     Ok(match train {
         Train::Names(names) => Choice::Names(names.clone()),
         Train::Depth { last_layers } => Choice::LastLayers(*last_layers),

@@ -230,6 +230,10 @@ fn metrics(view: &ArtifactView, samples: usize, context: &Context) -> Result<Str
         .or_else(|| crate::curves::text(&value, context.out))
         .or_else(|| crate::changes::text(&value, &view.summary, samples))
         .unwrap_or_else(|| answers::plain(&value, "  "));
+    if let Some(more) = crate::classes::text(&value, context.out) {
+        text.push('\n');
+        text.push_str(&more);
+    }
     if let Some(path) = view.find("samples.jsonl") {
         text.push('\n');
         text.push_str(&answers::samples(path, samples, width(), context.out)?);

@@ -85,7 +85,10 @@ pub(super) fn read(root: &Node, names: &Names, problems: &mut Vec<Problem>) -> V
                 if let Some(other) = artifact.filter(|a| {
                     !matches!(
                         a,
-                        ArtifactType::Model | ArtifactType::RewardModel | ArtifactType::Adapter
+                        ArtifactType::Model
+                            | ArtifactType::RewardModel
+                            | ArtifactType::Classifier
+                            | ArtifactType::Adapter
                     )
                 }) {
                     let message = format!(

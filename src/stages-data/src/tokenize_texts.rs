@@ -1,0 +1,65 @@
+//! `tokenize_texts`: labelled texts → token ids.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use data::encode::Encoder;
+use data::store::Dataset;
+use data::tokenize_texts::{TextsOptions, tokenize_texts};
+use data::tokens::TokensWriter;
+use engine::artifact::ArtifactType;
+use engine::event::Level;
+use engine::job::{Draft, Drafts, Job, Reference, Reporter};
+use formats::TokenizerFiles;
+use kinds::tokenize_texts::TokenizeTexts;
+
+use crate::tokenize::truncation;
+
+pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
+    let params: TokenizeTexts = job.params()?;
+    let options = TextsOptions {
+        max_length: params.max_length,
+        truncation: truncation(&params.truncation)?,
+        threads: Some(job.threads),
+    };
+    let tokenizer = job.input("tokenizer")?;
+    let encoder = Encoder::from_files(&TokenizerFiles::from_folder_files(&tokenizer.files)?, None)?;
+    let dataset = Dataset::open(job.input("data")?.file("rows.arrow")?)?;
+    let path = job.out.join("tokens.arrow");
+    let start = Instant::now();
+    let report = tokenize_texts(
+        &dataset,
+        &encoder,
+        options,
+        TokensWriter::create(&path)?,
+        &mut |done, total| crate::rows_done(cx, done, total, start),
+    )?;
+    cx.check()?;
+    let made = &report.tokens;
+    let text = format!("{} texts, {} tokens", made.rows, made.tokens);
+    cx.note(Level::Info, &text);
+    if report.truncated > 0 {
+        let text = format!(
+            "{} of {} texts are longer than max_length {} and were cut",
+            report.truncated, made.rows, options.max_length
+        );
+        cx.note(Level::Warning, &text);
+    }
+    let draft = Draft {
+        artifact: ArtifactType::Tokens,
+        files: vec![("tokens.arrow".to_owned(), path)],
+        refs: [(
+            "tokenizer".to_owned(),
+            Reference::Artifact(tokenizer.digest),
+        )]
+        .into(),
+        summary: [
+            ("rows".to_owned(), made.rows.into()),
+            ("tokens".to_owned(), made.tokens.into()),
+            ("lengths".to_owned(), serde_json::to_value(made.lengths)?),
+            ("truncated".to_owned(), report.truncated.into()),
+        ]
+        .into(),
+    };
+    Ok([("tokens".to_owned(), draft)].into())
+}

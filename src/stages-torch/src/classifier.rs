@@ -1,0 +1,159 @@
+//! `classifier`: a model with a head, trained end to end, and files that `AutoModelForSequenceClassification` reads where their shape is one that it
+//! knows.
+
+mod files;
+
+use anyhow::{Context, Result, bail};
+use engine::event::Level;
+use engine::job::{Drafts, Job, Reporter};
+use kinds::classifier::Classifier;
+use kinds::training::Train;
+use ml::backbone::Backbone;
+use ml::choice::Choice;
+use ml::head::{Activation, Head, Names, Shape, Task};
+use ml::pool::Pooling;
+
+use crate::heads::{About, measure, sayings, vectors};
+use crate::labels::{self, classes, targets};
+use crate::model::{LoadedBackbone, load_backbone};
+use crate::training::{Counted, chosen, metrics, train};
+
+pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
+    let params: Classifier = job.params()?;
+    let view = job.input("model")?;
+    let labels = labels::of(job, "data")?;
+    let texts = labels::texts(job.input("tokens")?, &labels)?;
+    let task = Task::parse(&params.task)?;
+    let labels_of = match task {
+        Task::Classification => classes(&labels)?,
+        Task::Regression => Vec::new(),
+    };
+    let wanted = targets(task, &labels, &labels_of)?;
+    let mut loaded = load_backbone(view, job)?;
+    let pooling = Pooling::parse(&params.pooling)?;
+    pooling.check(&loaded.backbone)?;
+    let names = names(&loaded.backbone, pooling, &params.hidden);
+    let about = About {
+        task,
+        pooling,
+        normalize: false,
+        shape: Shape {
+            input: loaded.backbone.hidden_size(),
+            hidden: params.hidden.clone(),
+            outputs: About::outputs(task, &labels_of),
+            activation: Activation::parse(&params.activation)?,
+            // Llama's in transformers has none.
+            bias: names != Names::Score,
+            names,
+        },
+        labels: labels_of,
+    };
+    let place = loaded.backbone.place();
+    let seed = params.training.seed;
+    let own = &mut loaded.params;
+    let head = Head::fresh(&about.shape, params.dropout, seed, place, own)?;
+    if task == Task::Regression {
+        head.start_at(wanted.iter().sum::<f64>() / wanted.len() as f64);
+    }
+    choose_trained(&mut loaded, &head, &params.training.train, cx)?;
+    loaded
+        .backbone
+        .set_checkpointing(params.training.checkpointing);
+    let mut objective = ml::classifier::Classifier {
+        backbone: &loaded.backbone,
+        head: &head,
+        pooling,
+        task,
+        rows: texts.len(),
+        read: Box::new(|row: usize| Ok((texts[row].clone(), wanted[row]))),
+    };
+    let steps = train(
+        job,
+        cx,
+        &params.training,
+        &loaded.params,
+        &mut objective,
+        Counted::Rows,
+    )?;
+    drop(objective);
+    let mut metrics = metrics(job, &steps)?;
+    if job.inputs.contains_key("test") {
+        let labels = labels::of(job, "test")?;
+        let texts = labels::texts(job.input("test_tokens")?, &labels)?;
+        let truth = targets(task, &labels, &about.labels).context("`test`")?;
+        let batch = params.training.micro_batch;
+        let manner = (pooling, false);
+        let found = vectors(&loaded.backbone, manner, &texts, batch, "test texts", cx)?;
+        let found = measure(&about, &truth, &sayings(task, &head, &found)?)?;
+        found.tell("test", steps.len(), cx);
+        found.add_to(job, &mut metrics)?;
+    }
+    let model = files::draft(job, view, &loaded, &about, &head)?;
+    ml::torch::release_memory();
+    Ok([("model".to_owned(), model), ("metrics".to_owned(), metrics)].into())
+}
+
+/// What the head's tensors are called: as in transformers where its classifiers have this shape.
+fn names(backbone: &Backbone, pooling: Pooling, hidden: &[usize]) -> Names {
+    match (backbone.is_encoder(), pooling) {
+        _ if !hidden.is_empty() => Names::Head,
+        (true, Pooling::Pooler) => Names::Classifier,
+        (false, Pooling::Last) => Names::Score,
+        _ => Names::Head,
+    }
+}
+
+/// Values of quantized weights, which are no parameters.
+fn packed_values(backbone: &Backbone) -> usize {
+    match backbone {
+        Backbone::Llama(model) => model.packed_values(),
+        Backbone::Bert(_) => 0,
+    }
+}
+
+/// Sets what is trained: the head, and the adapter's parameters or without one what is chosen; says how many.
+fn choose_trained(
+    loaded: &mut LoadedBackbone,
+    head: &Head,
+    train: &Train,
+    cx: &dyn Reporter,
+) -> Result<()> {
+    let adapted = loaded.adapter.is_some();
+    let choice = chosen(train)?;
+    if adapted && choice != Choice::All {
+        bail!(
+            "`train` chooses among the weights of a model without an adapter, but this model has an adapter, and that is what is trained: leave \
+             `train` out, or train the model that the adapter was attached to"
+        );
+    }
+    let packed = packed_values(&loaded.backbone);
+    if !adapted && packed > 0 && choice != Choice::Head {
+        bail!(
+            "the weights of this model are quantized and can't be trained: attach an adapter with `lora`, train the model that was quantized, or \
+             only the head with `train: head`"
+        );
+    }
+    let of_head: Vec<String> = head.tensors().into_iter().map(|(name, _)| name).collect();
+    let chosen = match choice {
+        // The head of words has no part in this.
+        Choice::Head => Default::default(),
+        _ if adapted => Default::default(),
+        choice => choice.of(&loaded.params).context("`train`")?,
+    };
+    let params = &mut loaded.params;
+    params.train(|name| {
+        let own = match adapted {
+            true => ml::adapter::is_parameter(name),
+            false => chosen.contains(name) && name != files::WORDS,
+        };
+        own || of_head.iter().any(|other| other == name)
+    });
+    let (trained, all) = params.count();
+    let all = all + packed;
+    let part = 100.0 * trained as f64 / all as f64;
+    cx.note(
+        Level::Info,
+        &format!("{trained} of {all} parameters are trained ({part:.2}%)"),
+    );
+    Ok(())
+}

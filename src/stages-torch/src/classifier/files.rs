@@ -1,0 +1,252 @@
+//! The files of a classifier: the model that was trained, as an artifact of its own that is loaded like any other, and around it what
+//! transformers and PEFT need where they know the shape. Both name the same blobs, so that nothing is stored twice.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use engine::artifact::{ArtifactType, ArtifactView};
+use engine::job::{Draft, Job, Reference};
+use formats::PeftConfig;
+use kinds::model::adapter_draft;
+use ml::head::{Head, Task};
+use ml::{Kind, Tensor};
+use serde_json::{Map, Value, json};
+
+use crate::heads::{ABOUT, About, TENSORS};
+use crate::model::{LoadedBackbone, saved_key};
+use crate::training::check_finite;
+
+/// The matrix of a causal model that makes words: classifiers have none.
+pub(super) const WORDS: &str = "lm_head.weight";
+
+/// The weights of the model alone, where an index names them.
+const BACKBONE: &str = "backbone.safetensors";
+
+const WEIGHTS: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+const CONFIG: &str = "config.json";
+const ADAPTER: &str = "adapter_model.safetensors";
+const ADAPTER_CONFIG: &str = "adapter_config.json";
+
+/// What transformers puts before the names of an encoder's parameters under a head.
+const ENCODER: &str = "bert.";
+
+type Files = Vec<(String, PathBuf)>;
+
+/// The classifier as an artifact.
+pub(super) fn draft(
+    job: &Job,
+    view: &ArtifactView,
+    loaded: &LoadedBackbone,
+    about: &About,
+    head: &Head,
+) -> Result<Draft> {
+    check_finite(&loaded.params)?;
+    let own: Vec<(String, Tensor)> = head.tensors();
+    let is_head = |name: &str| own.iter().any(|(other, _)| other == name);
+    let (mut files, inner) = match loaded.adapter {
+        Some(_) => adapter(job, view, loaded, about, &own)?,
+        None => whole(job, view, loaded, about, &own, &is_head)?,
+    };
+    let (path, tensors) = (job.out.join(ABOUT), job.out.join(TENSORS));
+    about.write(&path)?;
+    ml::tensors::write(&tensors, &own, &[("format", "pt")])?;
+    files.push((ABOUT.to_owned(), path));
+    files.push((TENSORS.to_owned(), tensors));
+    let parameters: usize = own.iter().map(|(_, tensor)| tensor.numel()).sum();
+    let tokenizer = view.reference("tokenizer")?.digest;
+    Ok(Draft {
+        artifact: ArtifactType::Classifier,
+        files,
+        refs: [
+            ("model".to_owned(), Reference::Inline(Box::new(inner))),
+            ("tokenizer".to_owned(), Reference::Artifact(tokenizer)),
+        ]
+        .into(),
+        summary: [
+            ("task".to_owned(), serde_json::to_value(about.task)?),
+            ("outputs".to_owned(), about.shape.outputs.into()),
+            ("pooling".to_owned(), serde_json::to_value(about.pooling)?),
+            ("parameters".to_owned(), parameters.into()),
+            (
+                "transformers".to_owned(),
+                about.shape.names.module().is_some().into(),
+            ),
+        ]
+        .into(),
+    })
+}
+
+/// The files around the trained adapter, and the model with it.
+fn adapter(
+    job: &Job,
+    view: &ArtifactView,
+    loaded: &LoadedBackbone,
+    about: &About,
+    head: &[(String, Tensor)],
+) -> Result<(Files, Draft)> {
+    let own: Vec<(String, Tensor)> = loaded
+        .params
+        .iter()
+        .filter(|(name, _)| ml::adapter::is_parameter(name))
+        .map(|(name, p)| (name.to_owned(), p.tensor.detach().to_kind(Kind::Float)))
+        .collect();
+    let keyed = |name: &dyn Fn(&str) -> String| -> Vec<(String, Tensor)> {
+        let pairs = own.iter();
+        pairs
+            .map(|(own, tensor)| (saved_key(&name(own)), tensor.shallow_clone()))
+            .collect()
+    };
+    let path = job.out.join(ADAPTER);
+    ml::tensors::write(&path, &keyed(&str::to_owned), &[("format", "pt")])?;
+    let config = view.file(ADAPTER_CONFIG)?.clone();
+    let inner_files = vec![
+        (ADAPTER.to_owned(), path.clone()),
+        (ADAPTER_CONFIG.to_owned(), config.clone()),
+    ];
+    let inner = adapter_draft(view.reference("base")?, inner_files, view.summary.clone())?;
+    let Some(module) = about.shape.names.module() else {
+        let files = vec![
+            (ADAPTER.to_owned(), twice(&path)?),
+            (ADAPTER_CONFIG.to_owned(), config),
+        ];
+        return Ok((files, inner));
+    };
+    let encoder = loaded.backbone.is_encoder();
+    let mut tensors = keyed(&|name| their_name(encoder, name));
+    let of_head = head.iter();
+    tensors.extend(of_head.map(|(name, tensor)| (saved_key(name), tensor.shallow_clone())));
+    let path = job.out.join("classifier-adapter.safetensors");
+    ml::tensors::write(&path, &tensors, &[("format", "pt")])?;
+    let config_path = job.out.join("classifier-adapter.json");
+    let config = PeftConfig::open(&config)?.for_task("SEQ_CLS", &[module]);
+    config.save(&config_path)?;
+    let files = vec![
+        (ADAPTER.to_owned(), path),
+        (ADAPTER_CONFIG.to_owned(), config_path),
+    ];
+    Ok((files, inner))
+}
+
+/// A parameter's name under a classifier of transformers.
+fn their_name(encoder: bool, name: &str) -> String {
+    match encoder && !name.starts_with(ENCODER) {
+        true => format!("{ENCODER}{name}"),
+        false => name.to_owned(),
+    }
+}
+
+/// The files around the trained weights, and the model with them, in its own type.
+fn whole(
+    job: &Job,
+    view: &ArtifactView,
+    loaded: &LoadedBackbone,
+    about: &About,
+    head: &[(String, Tensor)],
+    is_head: &dyn Fn(&str) -> bool,
+) -> Result<(Files, Draft)> {
+    let own: Vec<(String, Tensor)> = loaded
+        .params
+        .iter()
+        .filter(|(name, _)| !is_head(name))
+        .map(|(name, p)| (name.to_owned(), p.tensor.detach()))
+        .collect();
+    let path = job.out.join(WEIGHTS);
+    ml::tensors::write(&path, &own, &[("format", "pt")])?;
+    let config = view.file(CONFIG)?.clone();
+    let mut summary: BTreeMap<String, Value> = view.summary.clone();
+    summary.remove("stored");
+    let tokenizer = view.reference("tokenizer")?.digest;
+    let inner = Draft {
+        artifact: ArtifactType::Model,
+        files: vec![
+            (WEIGHTS.to_owned(), path.clone()),
+            (CONFIG.to_owned(), config.clone()),
+        ],
+        refs: [("tokenizer".to_owned(), Reference::Artifact(tokenizer))].into(),
+        summary,
+    };
+    let weights = twice(&path)?;
+    let Some(module) = about.shape.names.module() else {
+        let files = vec![(WEIGHTS.to_owned(), weights), (CONFIG.to_owned(), config)];
+        return Ok((files, inner));
+    };
+    let their = own.iter().filter(|(name, _)| name != WORDS);
+    let map: BTreeMap<&str, &str> = their
+        .map(|(name, _)| (name.as_str(), BACKBONE))
+        .chain(head.iter().map(|(name, _)| (name.as_str(), TENSORS)))
+        .collect();
+    let bytes: usize = own
+        .iter()
+        .chain(head)
+        .filter(|(name, _)| name != WORDS)
+        .map(|(_, tensor)| tensor.numel() * tensor.kind().elt_size_in_bytes())
+        .sum();
+    let index_path = job.out.join("classifier-index.json");
+    let index = json!({ "metadata": { "total_size": bytes }, "weight_map": map });
+    std::fs::write(&index_path, serde_json::to_vec_pretty(&index)?)?;
+    let config_path = job.out.join("classifier-config.json");
+    let config = configured(&config, loaded, about, module)?;
+    std::fs::write(&config_path, serde_json::to_vec_pretty(&config)?)?;
+    let files = vec![
+        (BACKBONE.to_owned(), weights),
+        (INDEX.to_owned(), index_path),
+        (CONFIG.to_owned(), config_path),
+    ];
+    Ok((files, inner))
+}
+
+/// The same file under a second name: publishing takes each that it is given away.
+fn twice(path: &Path) -> Result<PathBuf> {
+    let mut other = path.as_os_str().to_owned();
+    other.push(".again");
+    let other = PathBuf::from(other);
+    std::fs::hard_link(path, &other)
+        .with_context(|| format!("{} can't be linked", path.display()))?;
+    Ok(other)
+}
+
+/// The model's own configuration, as one of transformers' classifiers.
+fn configured(
+    path: &Path,
+    loaded: &LoadedBackbone,
+    about: &About,
+    module: &str,
+) -> Result<Map<String, Value>> {
+    let text = std::fs::read(path).with_context(|| format!("{} can't be read", path.display()))?;
+    let mut config: Map<String, Value> = serde_json::from_slice(&text)
+        .with_context(|| format!("{} is not a configuration", path.display()))?;
+    let (class, problem) = (
+        match module {
+            "score" => "LlamaForSequenceClassification",
+            _ => "BertForSequenceClassification",
+        },
+        match about.task {
+            Task::Classification => "single_label_classification",
+            Task::Regression => "regression",
+        },
+    );
+    let names = match about.labels.is_empty() {
+        true => vec!["LABEL_0".to_owned()],
+        false => about.labels.clone(),
+    };
+    let numbered = || names.iter().enumerate();
+    let by_id: Map<String, Value> = numbered()
+        .map(|(id, name)| (id.to_string(), json!(name)))
+        .collect();
+    let by_name: Map<String, Value> = numbered()
+        .map(|(id, name)| (name.clone(), json!(id)))
+        .collect();
+    let encoder = &loaded.encoder;
+    let pad = config.get("pad_token_id").and_then(Value::as_i64);
+    let other = encoder.pad().or(encoder.eos()).map(i64::from);
+    config.insert("architectures".to_owned(), json!([class]));
+    config.insert("problem_type".to_owned(), json!(problem));
+    config.insert("num_labels".to_owned(), json!(names.len()));
+    config.insert("id2label".to_owned(), Value::Object(by_id));
+    config.insert("label2id".to_owned(), Value::Object(by_name));
+    // Without one, a Llama under a head takes one row at a time.
+    config.insert("pad_token_id".to_owned(), json!(pad.or(other)));
+    Ok(config)
+}

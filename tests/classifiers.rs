@@ -1,0 +1,265 @@
+//! Heads and classifiers from texts to tables: what they learn, that they say the same wherever they are asked, and what is refused.
+
+mod support;
+
+use std::fs;
+
+use serde_json::{Value, json};
+use support::artifacts::stage;
+use support::{Kitchen, text, tiny};
+
+const SHARED: &str = "\
+levain: 1
+seed: 17
+threads: 1
+stages:
+  base: { kind: load_model, source: model, dtype: f32 }
+  other: { kind: load_model, source: other, dtype: f32 }
+  thin: { kind: lora, model: base, r: 4 }
+  texts: { kind: load_dataset, source: texts.jsonl, format: labelled }
+  held: { kind: load_dataset, source: held.jsonl, format: labelled }
+  marks: { kind: load_dataset, source: marks.jsonl, format: labelled }
+  vectors: { kind: features, model: base, data: texts }
+  held_vectors: { kind: features, model: base, data: held }
+";
+
+fn kitchen() -> Kitchen {
+    let kitchen = Kitchen::new(4);
+    tiny::model(&kitchen, "model");
+    tiny::model(&kitchen, "other");
+    let config = fs::read_to_string(kitchen.path().join("other/config.json")).unwrap();
+    kitchen.write("other/config.json", &config.replace("100000.0", "50000.0"));
+    kitchen.write("texts.jsonl", &tiny::texts(36));
+    kitchen.write("held.jsonl", &tiny::texts(24));
+    kitchen.write("marks.jsonl", &tiny::marks(36));
+    kitchen
+}
+
+fn metrics(kitchen: &Kitchen, stage: &str) -> Value {
+    let said = kitchen.say(&format!("show heads.yaml {stage} --json"));
+    said.expect(0).json()["metrics"].clone()
+}
+
+#[track_caller]
+fn near(one: &Value, other: &Value, what: &str) {
+    let (one, other) = (one.as_f64().unwrap(), other.as_f64().unwrap());
+    let scale = one.abs().max(other.abs()).max(1e-2);
+    assert!(
+        (one - other).abs() <= 1e-4 * scale,
+        "{what}: {one} and {other}"
+    );
+}
+
+#[test]
+fn heads_learn_and_say_the_same_wherever_they_are_asked() {
+    let kitchen = kitchen();
+    let stages = "\
+  linear: { kind: head, data: vectors, test: held_vectors, epochs: 60, batch: 8, learning_rate: 1.0e-2 }
+  deep: { kind: head, data: vectors, test: held_vectors, hidden: [8], epochs: 60, batch: 8, learning_rate: 1.0e-2 }
+  adapted: { kind: classifier, model: thin, data: texts, test: held, pooling: last, batch: 8, epochs: 4, learning_rate: 1.0e-2 }
+  whole: { kind: classifier, model: base, data: texts, test: held, batch: 8, epochs: 4, learning_rate: 1.0e-3 }
+  table: { kind: classify, models: { linear: linear, deep: deep, adapted: adapted, whole: whole }, data: held }
+  gauge: { kind: classifier, model: base, data: marks, test: marks, task: regression, pooling: last, train: head, batch: 8, epochs: 1 }
+outputs:
+  adapted: { from: adapted, format: peft, to: out/adapted }
+  gauge: { from: gauge, to: out/gauge }
+";
+    kitchen.write("heads.yaml", &format!("{SHARED}{stages}"));
+    let said = kitchen.say("run heads.yaml").expect(0);
+    assert!(said.out.contains("predicted"), "{}", said.out);
+    let table = metrics(&kitchen, "table");
+    for name in ["linear", "deep", "adapted", "whole"] {
+        let own = metrics(&kitchen, &format!("{name}.metrics"))["test"].clone();
+        let again = &table["models"][name];
+        for measure in ["loss", "accuracy", "f1", "mcc", "auc", "majority", "rows"] {
+            near(
+                &own[measure],
+                &again[measure],
+                &format!("{name}: {measure}"),
+            );
+        }
+        assert_eq!(own["confusion"], again["confusion"], "{name}");
+        assert_eq!(own["labels"], json!(["bread", "number", "question"]));
+        near(&own["majority"], &json!(1.0 / 3.0), name);
+    }
+    for name in ["linear", "deep"] {
+        let accuracy = table["models"][name]["accuracy"].as_f64().unwrap();
+        assert!(accuracy > 0.9, "{name}: {accuracy}");
+    }
+    for name in ["adapted", "whole"] {
+        let steps = metrics(&kitchen, &format!("{name}.metrics"))["steps"].clone();
+        let steps = steps.as_array().unwrap();
+        let loss = |step: &Value| step["loss"].as_f64().unwrap();
+        assert!(loss(&steps[steps.len() - 1]) < loss(&steps[0]), "{name}");
+    }
+    let shown = kitchen.say("show heads.yaml linear.metrics").expect(0).out;
+    assert!(
+        shown.contains("held-out rows") && shown.contains("question"),
+        "{shown}"
+    );
+
+    // The files are those that transformers and PEFT look for.
+    let read = |path: &str| -> Value {
+        serde_json::from_slice(&fs::read(kitchen.path().join(path)).unwrap()).unwrap()
+    };
+    let adapter = read("out/adapted/adapter_config.json");
+    assert_eq!(adapter["task_type"], "SEQ_CLS");
+    assert_eq!(adapter["modules_to_save"], json!(["score"]));
+    let config = read("out/gauge/config.json");
+    assert_eq!(
+        config["architectures"],
+        json!(["LlamaForSequenceClassification"])
+    );
+    assert_eq!(config["problem_type"], "regression");
+    let map = read("out/gauge/model.safetensors.index.json")["weight_map"].clone();
+    assert_eq!(map["score.weight"], "head.safetensors");
+    for file in map.as_object().unwrap().values() {
+        assert!(kitchen.path().join("out/gauge").join(text(file)).is_file());
+    }
+    assert!(kitchen.path().join("out/gauge/tokenizer.json").is_file());
+    // Only the head was trained: the model's blob is the same numbers as before.
+    let own = metrics(&kitchen, "gauge.metrics")["test"].clone();
+    assert!(
+        own["mse"].as_f64().unwrap() > 0.0 && own["rows"] == 36,
+        "{own}"
+    );
+}
+
+#[test]
+fn rows_of_one_label_have_no_area_under_the_curve() {
+    let kitchen = kitchen();
+    let two =
+        "{\"text\": \"loaf\", \"label\": \"yes\"}\n{\"text\": \"1 or 2\", \"label\": \"no\"}\n";
+    kitchen.write("texts.jsonl", &two.repeat(4));
+    kitchen.write("held.jsonl", &two[..two.find('\n').unwrap() + 1].repeat(3));
+    let stages = "  probe: { kind: head, data: vectors, test: held_vectors, epochs: 2 }\n";
+    kitchen.write("heads.yaml", &format!("{SHARED}{stages}"));
+    let said = kitchen.say("run heads.yaml probe").expect(0);
+    assert!(said.err.contains("`auc` is not defined"), "{}", said.err);
+    let test = metrics(&kitchen, "probe.metrics")["test"].clone();
+    assert_eq!(
+        (&test["auc"], &test["majority"]),
+        (&Value::Null, &json!(1.0))
+    );
+    assert!(test["undefined"]["auc"].is_string());
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_in_words() {
+    let kitchen = kitchen();
+    let one = "{\"text\": \"loaf\", \"label\": \"bread\"}\n";
+    kitchen.write("one.jsonl", &one.repeat(3));
+    let strange =
+        "{\"text\": \"loaf\", \"label\": \"roll\"}\n{\"text\": \"1\", \"label\": \"number\"}\n";
+    kitchen.write("strange.jsonl", strange);
+    let empty = "{\"text\": \"\", \"label\": \"a\"}\n{\"text\": \"b\", \"label\": \"b\"}\n";
+    kitchen.write("empty.jsonl", empty);
+    let more = "\
+  one: { kind: load_dataset, source: one.jsonl, format: labelled }
+  strange: { kind: load_dataset, source: strange.jsonl, format: labelled }
+  empty: { kind: load_dataset, source: empty.jsonl, format: labelled }
+  one_vector: { kind: features, model: base, data: one }
+  strange_vectors: { kind: features, model: base, data: strange }
+  others: { kind: features, model: other, data: held }
+  lasts: { kind: features, model: base, data: held, pooling: last }
+  probe: { kind: head, data: vectors, max_steps: 1 }
+";
+    for (name, stage, words) in [
+        (
+            "lonely",
+            "kind: head, data: one_vector",
+            "all rows have the label `bread`",
+        ),
+        (
+            "stranger",
+            "kind: head, data: vectors, test: strange_vectors",
+            "has the label `roll`, which no row of the training has",
+        ),
+        (
+            "mixed",
+            "kind: head, data: vectors, test: others",
+            "are of another model",
+        ),
+        (
+            "pooled",
+            "kind: head, data: vectors, test: lasts",
+            "make both in one way",
+        ),
+        (
+            "named",
+            "kind: head, data: vectors, task: regression",
+            "which is no number",
+        ),
+        (
+            "first",
+            "kind: features, model: base, data: texts, pooling: cls",
+            "has seen no other token",
+        ),
+        (
+            "pooler",
+            "kind: classifier, model: base, data: texts, pooling: pooler",
+            "has seen no other token",
+        ),
+        (
+            "blank",
+            "kind: features, model: base, data: empty",
+            "is empty",
+        ),
+        (
+            "chosen",
+            "kind: classifier, model: thin, data: texts, train: norms",
+            "this model has an adapter",
+        ),
+        (
+            "measured",
+            "kind: classify, models: { probe: probe }, data: marks, task: regression",
+            "was trained for classification",
+        ),
+    ] {
+        kitchen.write(
+            "wrong.yaml",
+            &format!("{SHARED}{more}  {name}: {{ {stage} }}\n"),
+        );
+        let said = kitchen
+            .say(&format!("run wrong.yaml {name} --json"))
+            .expect(1);
+        assert!(said.err.contains(words), "{name}: `{words}`:\n{}", said.err);
+    }
+    // What a recipe shows is refused before anything runs.
+    for (stage, words) in [
+        (
+            "kind: head, data: vectors, activation: tanh",
+            "with nothing for `activation` to follow",
+        ),
+        ("kind: head, data: texts", "`data`"),
+        ("kind: classify, models: base, data: held", "`models`"),
+    ] {
+        kitchen.write("wrong.yaml", &format!("{SHARED}  wrong: {{ {stage} }}\n"));
+        let said = kitchen.say("check wrong.yaml");
+        assert_ne!(said.code, Some(0), "{stage}");
+        assert!(
+            said.err.contains(words),
+            "`{words}`:\n{}\n{}",
+            said.out,
+            said.err
+        );
+    }
+}
+
+#[test]
+fn another_head_reads_no_text_again() {
+    let kitchen = kitchen();
+    let stages = "  probe: { kind: head, data: vectors, max_steps: 2 }\n";
+    kitchen.write("heads.yaml", &format!("{SHARED}{stages}"));
+    kitchen.say("run heads.yaml probe --json").expect(0);
+    kitchen.write(
+        "heads.yaml",
+        &format!(
+            "{SHARED}{}",
+            stages.replace("max_steps: 2", "max_steps: 2, hidden: [4]")
+        ),
+    );
+    let answer = kitchen.say("run heads.yaml probe --json").expect(0).json();
+    assert_eq!(answer["counts"]["ran"], 1, "{}", answer["counts"]);
+    assert_eq!(text(&stage(&answer, "vectors")["verdict"]), "cached");
+}
