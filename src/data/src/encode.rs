@@ -8,6 +8,7 @@
 
 mod continuation;
 mod group;
+mod repeated;
 
 use std::collections::HashSet;
 use std::ops::Range;

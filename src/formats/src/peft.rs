@@ -3,10 +3,12 @@
 mod any;
 mod fields;
 mod ia3;
+mod soft;
 mod targets;
 
 pub use any::PeftConfig;
 pub use ia3::{IA3_FEEDFORWARD, IA3_TARGETS, Ia3Config};
+pub use soft::{PROMPT_EMBEDDINGS, SoftConfig, SoftKind};
 pub use targets::{ALL_LINEAR, match_targets};
 
 use crate::json;

@@ -30,6 +30,8 @@ pub mod orpo;
 pub mod overoptimization;
 pub mod ppo;
 pub mod preference_accuracy;
+pub mod prefix_tuning;
+pub mod prompt_tuning;
 pub mod quantize;
 pub mod reference;
 pub mod revise;
@@ -63,6 +65,8 @@ pub fn contracts() -> Contracts {
             &quantize::CONTRACT,
             &lora::CONTRACT,
             &ia3::CONTRACT,
+            &prompt_tuning::CONTRACT,
+            &prefix_tuning::CONTRACT,
             &merge::CONTRACT,
             &sft::CONTRACT,
             &evaluate::CONTRACT,
@@ -157,6 +161,8 @@ mod tests {
         fits::<super::load_reward_model::LoadRewardModel>(&super::load_reward_model::CONTRACT);
         fits::<super::lora::Lora>(&super::lora::CONTRACT);
         fits::<super::ia3::Ia3>(&super::ia3::CONTRACT);
+        fits::<super::prompt_tuning::PromptTuning>(&super::prompt_tuning::CONTRACT);
+        fits::<super::prefix_tuning::PrefixTuning>(&super::prefix_tuning::CONTRACT);
         fits::<super::merge::Merge>(&super::merge::CONTRACT);
         fits::<super::quantize::Quantize>(&super::quantize::CONTRACT);
         fits::<super::sft::Sft>(&super::sft::CONTRACT);

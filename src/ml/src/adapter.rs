@@ -1,13 +1,15 @@
-//! What may change a linear after its weight was loaded, and what all kinds of it have in common: names, files, going away.
+//! What may change a model after its weights were loaded, and what all kinds of it have in common: names, files, going away. Most change
+//! linears; virtual tokens stand before every row.
 
 use crate::ia3::{self, Ia3};
 use crate::linear::{Linear, Weight};
 use crate::llama::Llama;
 use crate::lora::{self, Lora};
 use crate::params::Params;
+use crate::soft;
 use crate::tensors;
 use anyhow::{Context, Result, ensure};
-use formats::peft::{PeftConfig, parameter_name, tensor_key};
+use formats::peft::{PROMPT_EMBEDDINGS, PeftConfig, parameter_name, tensor_key};
 use formats::tensors::Weights;
 use std::path::Path;
 use tch::{Kind, Tensor};
@@ -63,7 +65,19 @@ impl Adapter {
 /// Whether a parameter of this name is an adapter's.
 pub fn is_parameter(name: &str) -> bool {
     let mut parts = LORA_PARTS.into_iter().chain([IA3_PART]);
-    parts.any(|part| name.ends_with(&parameter_name("", part)))
+    name == soft::PARAMETER || parts.any(|part| name.ends_with(&parameter_name("", part)))
+}
+
+/// Whether the adapters of a model change nothing yet. Virtual tokens always do.
+pub fn is_identity(model: &Llama) -> Result<bool> {
+    for linear in model.linears() {
+        if let Some(adapter) = &linear.adapter
+            && !adapter.is_identity(&linear.weight)?
+        {
+            return Ok(false);
+        }
+    }
+    Ok(model.soft.is_none())
 }
 
 /// A tensor of an adapter where its linear is, in f32, or in f64 under a f64 model.
@@ -119,11 +133,15 @@ pub fn attach_stored(
             lora::attach_stored(model.linears_mut(), config, weights, params)
         }
         PeftConfig::Ia3(config) => ia3::attach_stored(model.linears_mut(), config, weights, params),
+        PeftConfig::Soft(config) => soft::attach_stored(model, config, weights, params),
     }
 }
 
 /// Takes the adapters off and forgets their parameters.
 pub fn detach(model: &mut Llama, params: &mut Params) {
+    if model.soft.take().is_some() {
+        params.remove(soft::PARAMETER);
+    }
     for linear in model.linears_mut() {
         if let Some(adapter) = linear.adapter.take() {
             for (part, _) in adapter.parts() {
@@ -141,6 +159,10 @@ pub fn stored(model: &Llama) -> Vec<(String, Tensor)> {
             let plain = tensor.detach().to_kind(Kind::Float);
             stored.push((tensor_key(&linear.name, part), plain));
         }
+    }
+    if let Some(soft) = &model.soft {
+        let plain = soft.tensor().detach().to_kind(Kind::Float);
+        stored.push((PROMPT_EMBEDDINGS.to_owned(), plain));
     }
     stored
 }

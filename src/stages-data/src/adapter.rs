@@ -14,15 +14,20 @@ use serde_json::Value;
 /// A tensor of a file: its name, type, shape and bytes.
 pub(crate) type Tensor = (String, Dtype, Vec<usize>, Vec<u8>);
 
-/// The linear layers of a model that has no adapter yet: path, outputs, inputs.
-pub(crate) fn linears(parts: &ModelParts) -> Result<Vec<(String, usize, usize)>> {
+/// The configuration of a model that has no adapter yet.
+pub(crate) fn config(parts: &ModelParts) -> Result<LlamaConfig> {
     if !parts.adapters.is_empty() {
         bail!("the model has an adapter already; attach one to its base");
     }
     let path = parts.base.file("config.json")?;
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("{} can't be read", path.display()))?;
-    Ok(LlamaConfig::from_json(&text, path)?.linear_shapes())
+    LlamaConfig::from_json(&text, path)
+}
+
+/// The linear layers of a model that has no adapter yet: path, outputs, inputs.
+pub(crate) fn linears(parts: &ModelParts) -> Result<Vec<(String, usize, usize)>> {
+    Ok(config(parts)?.linear_shapes())
 }
 
 /// Lists of modules as PEFT reads them, names without their paths: as few as say the same. Where they do not for one of the lists, all

@@ -16,6 +16,7 @@ mod load_reward_model;
 mod lora;
 mod mismatch;
 mod overoptimization;
+mod prompt_tuning;
 mod quantize;
 mod rule;
 mod select;
@@ -88,6 +89,10 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "ia3",
             run: ia3::run,
+        },
+        Implementation {
+            kind: "prompt_tuning",
+            run: prompt_tuning::run,
         },
         Implementation {
             kind: "gate",

@@ -21,6 +21,7 @@ mod orpo;
 mod ppo;
 mod preference;
 mod preference_accuracy;
+mod prefix_tuning;
 mod reference;
 mod revise;
 mod reward_model;
@@ -41,6 +42,10 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "sft",
             run: sft::run,
+        },
+        Implementation {
+            kind: "prefix_tuning",
+            run: prefix_tuning::run,
         },
         Implementation {
             kind: "merge",

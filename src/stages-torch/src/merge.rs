@@ -9,7 +9,7 @@ use engine::artifact::{ArtifactType, ArtifactView};
 use engine::event::{Level, What};
 use engine::job::{Draft, Drafts, Job, Reference, Reporter};
 use engine::metric::short;
-use formats::{Dtype, LlamaConfig, Weights, quantized};
+use formats::{Dtype, LlamaConfig, PeftConfig, Weights, quantized};
 use kinds::merge::{DEQUANTIZED, FULL_PRECISION, Merge};
 use kinds::model::ModelParts;
 use ml::divergence::{CHUNK, Divergence, compare};
@@ -33,6 +33,14 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         !parts.adapters.is_empty(),
         "`model` has no adapter, so there is nothing to merge: name a model that `lora` gave one and that was trained with it"
     );
+    for adapter in &parts.adapters {
+        let config = PeftConfig::open(adapter.file("adapter_config.json")?)?;
+        ensure!(
+            !matches!(config, PeftConfig::Soft(_)),
+            "the adapter of `model` is virtual tokens before every row, which change no weight: there is nothing to merge. Use `model` as it \
+             is, or train an adapter of `lora`"
+        );
+    }
     let ground = ground(job, &params, &parts)?;
     let before = load(view, job)?;
     let path = job.out.join(FILE);

@@ -69,7 +69,7 @@ fn load_from(
         let name = "adapter_model.safetensors";
         let weights = Weights::open_files(&[(name.to_owned(), view.file(name)?.clone())])?;
         ml::adapter::attach_stored(&mut model, &found, &weights, &mut params)?;
-        if let Some(own) = stored_head(&weights, &saved_key(HEAD), &config)? {
+        if let Some(own) = stored_head(&weights, &found.saved_key(HEAD), &config)? {
             head = Some(own);
         }
         adapter = Some(found);
@@ -91,11 +91,6 @@ fn load_from(
         head,
         base: parts.base.digest,
     })
-}
-
-/// PEFT's name of a parameter that is stored whole beside an adapter.
-pub(crate) fn saved_key(name: &str) -> String {
-    format!("base_model.model.{name}")
 }
 
 fn stored_head(weights: &Weights, name: &str, config: &LlamaConfig) -> Result<Option<Tensor>> {

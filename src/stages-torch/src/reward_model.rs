@@ -16,7 +16,7 @@ use ml::reward::{Group, HEAD, Head, Reward, RewardLoss, score_all};
 use serde_json::{Map, Value, json};
 
 use crate::completions::Groups;
-use crate::model::{Loaded, load, saved_key};
+use crate::model::{Loaded, load};
 use crate::training::{Counted, check_finite, choose_trained, metrics, train};
 
 /// The least deviation of rewards: what has less is one number for all.
@@ -206,13 +206,13 @@ pub(crate) fn draft(
     summary.insert("mean".to_owned(), json!(mean));
     summary.insert("deviation".to_owned(), json!(deviation));
     if loaded.adapter.is_some() {
-        let path = job.out.join("reward-adapter.safetensors");
-        let mut tensors = ml::adapter::stored(&loaded.model);
-        tensors.push((saved_key(HEAD), head.0.detach()));
-        ml::tensors::write(&path, &tensors, &[("format", "pt")])?;
-        let config_path = job.out.join("reward-adapter.json");
         let config = PeftConfig::open(view.file("adapter_config.json")?)?;
         let config = config.for_task("SEQ_CLS", &["score"]);
+        let path = job.out.join("reward-adapter.safetensors");
+        let mut tensors = ml::adapter::stored(&loaded.model);
+        tensors.push((config.saved_key(HEAD), head.0.detach()));
+        ml::tensors::write(&path, &tensors, &[("format", "pt")])?;
+        let config_path = job.out.join("reward-adapter.json");
         config.save(&config_path)?;
         let files = vec![
             ("adapter_model.safetensors".to_owned(), path),

@@ -105,7 +105,9 @@ pub(crate) fn reference(job: &Job, policy: &Loaded, cx: &dyn Reporter) -> Result
         .refs
         .get("base")
         .is_some_and(|base| base.digest == wanted.digest);
-    let fresh = wanted.digest == view.digest && policy.adapter.is_some() && is_fresh(policy)?;
+    let fresh = wanted.digest == view.digest
+        && policy.adapter.is_some()
+        && ml::adapter::is_identity(&policy.model)?;
     if is_base || fresh {
         cx.note(
             Level::Info,
@@ -116,18 +118,6 @@ pub(crate) fn reference(job: &Job, policy: &Loaded, cx: &dyn Reporter) -> Result
     let reference = load_beside(wanted, job, policy)?;
     policy.check_reference(&reference, "model")?;
     Ok(Some(reference))
-}
-
-/// Whether the adapter changes nothing yet.
-fn is_fresh(policy: &Loaded) -> Result<bool> {
-    for linear in policy.model.linears() {
-        if let Some(adapter) = &linear.adapter
-            && !adapter.is_identity(&linear.weight)?
-        {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }
 
 /// The policy as the loops train it, held to its reference.

@@ -1,6 +1,6 @@
 //! Settings of an adapter of any kind that is supported, by the `peft_type` of its file.
 
-use super::{AdapterConfig, Ia3Config, MAXIMUM_CONFIG};
+use super::{AdapterConfig, Ia3Config, MAXIMUM_CONFIG, PREFIX, SoftConfig, soft};
 use crate::json;
 use anyhow::{Result, bail};
 use std::path::Path;
@@ -12,6 +12,8 @@ pub enum PeftConfig {
     Lora(AdapterConfig),
     /// (IA)³.
     Ia3(Ia3Config),
+    /// Virtual tokens: prompt tuning and prefix tuning.
+    Soft(SoftConfig),
 }
 
 impl PeftConfig {
@@ -22,8 +24,11 @@ impl PeftConfig {
         match object.get("peft_type").and_then(|kind| kind.as_str()) {
             Some("LORA") => Ok(PeftConfig::Lora(AdapterConfig::from_json(&text, path)?)),
             Some("IA3") => Ok(PeftConfig::Ia3(Ia3Config::from_json(&text, path)?)),
+            Some("PROMPT_TUNING" | "PREFIX_TUNING") => {
+                Ok(PeftConfig::Soft(SoftConfig::from_json(&text, path)?))
+            }
             other => bail!(
-                "{}: peft_type is {:?}; supported are \"LORA\" and \"IA3\"",
+                "{}: peft_type is {:?}; supported are \"LORA\", \"IA3\", \"PROMPT_TUNING\" and \"PREFIX_TUNING\"",
                 path.display(),
                 other.unwrap_or_default()
             ),
@@ -35,6 +40,16 @@ impl PeftConfig {
         match self {
             PeftConfig::Lora(config) => config.save(path),
             PeftConfig::Ia3(config) => config.save(path),
+            PeftConfig::Soft(config) => config.save(path),
+        }
+    }
+
+    /// PEFT's name of a parameter that is stored whole beside the adapter: what wraps a model that is changed inside is not around one
+    /// that only gets virtual tokens.
+    pub fn saved_key(&self, parameter: &str) -> String {
+        match self {
+            PeftConfig::Soft(_) => soft::saved_key(parameter),
+            _ => format!("{PREFIX}{parameter}"),
         }
     }
 
@@ -49,6 +64,11 @@ impl PeftConfig {
                 ..config
             }),
             PeftConfig::Ia3(config) => PeftConfig::Ia3(Ia3Config {
+                task_type,
+                modules_to_save,
+                ..config
+            }),
+            PeftConfig::Soft(config) => PeftConfig::Soft(SoftConfig {
                 task_type,
                 modules_to_save,
                 ..config

@@ -36,7 +36,7 @@ impl Linear {
     }
 }
 
-/// A low-rank adapter.
+/// An adapter.
 struct Adapter {
     /// Numbers in it.
     trainable: f64,
@@ -82,7 +82,8 @@ impl Model {
         let adapter = match known.contains_key("adapter") {
             true => Some(Adapter {
                 trainable: number("trainable")?,
-                rank: number("r")?,
+                // Only where it drops does the rank matter.
+                rank: number("r").unwrap_or(1.0),
                 drops: number("dropout").is_some_and(|p| p > 0.0),
             }),
             false => None,
@@ -107,6 +108,11 @@ impl Model {
             },
             adapter,
         })
+    }
+
+    /// Numbers of a token's embedding, and of its keys and values in all layers.
+    pub fn of_token(&self) -> (f64, f64) {
+        (self.hidden, 2.0 * self.layers * self.key)
     }
 
     /// The linear layers of the blocks.
