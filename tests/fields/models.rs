@@ -33,6 +33,22 @@ pub const ROWS: &[Row] = &[
     row("lora", "seed", ["1", "2"]),
     row("ia3", "targets", ["", "[q_proj, down_proj]"]),
     row("ia3", "feedforward", ["", "[]"]),
+    row("prompt_tuning", "virtual_tokens", ["4", "3"]),
+    row("prompt_tuning", "init", ["vocabulary", "random"]),
+    row(
+        "prompt_tuning",
+        "init_text",
+        ["say one word", "sing a song"],
+    ),
+    row("prompt_tuning", "seed", ["1", "2"]),
+    row("prefix_tuning", "virtual_tokens", ["4", "3"]),
+    row("prefix_tuning", "init", ["vocabulary", "random"]),
+    row(
+        "prefix_tuning",
+        "init_text",
+        ["say one word", "sing a song"],
+    ),
+    row("prefix_tuning", "seed", ["1", "2"]),
 ];
 
 /// The rest of a stage of this kind.
@@ -48,6 +64,7 @@ pub fn usual(kind: &str) -> Option<&'static [(&'static str, &'static str)]> {
         "load_model" => &[("source", "model")],
         "load_reward_model" => &[("source", "rewards"), ("dtype", "f32")],
         "quantize" | "lora" | "ia3" => &[("model", "base")],
+        "prompt_tuning" | "prefix_tuning" => &[("model", "base"), ("virtual_tokens", "4")],
         _ => return None,
     })
 }
