@@ -45,6 +45,8 @@ stages:
   directed: { kind: lora, model: eight, r: 2, dora: true }
   scaled: { kind: ia3, model: folder }
   outward: { kind: ia3, model: folder, targets: [q_proj, 1.mlp.down_proj], feedforward: [] }
+  narrow: { kind: bottleneck, model: folder }
+  doubled: { kind: bottleneck, model: eight, form: houlsby, reduction_factor: 9, non_linearity: gelu }
   prompted: { kind: prompt_tuning, model: folder, virtual_tokens: 3, init_text: Answer with one word. }
   drawn_prompt: { kind: prompt_tuning, model: gguf, virtual_tokens: 2 }
   wild_prompt: { kind: prompt_tuning, model: folder, virtual_tokens: 2, init: random }

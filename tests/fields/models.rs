@@ -33,6 +33,10 @@ pub const ROWS: &[Row] = &[
     row("lora", "seed", ["1", "2"]),
     row("ia3", "targets", ["", "[q_proj, down_proj]"]),
     row("ia3", "feedforward", ["", "[]"]),
+    row("bottleneck", "form", ["pfeiffer", "houlsby"]),
+    row("bottleneck", "reduction_factor", ["16", "8"]),
+    row("bottleneck", "non_linearity", ["", "gelu"]),
+    row("bottleneck", "seed", ["1", "2"]),
     row("prompt_tuning", "virtual_tokens", ["4", "3"]),
     row("prompt_tuning", "init", ["vocabulary", "random"]),
     row(
@@ -63,7 +67,7 @@ pub fn usual(kind: &str) -> Option<&'static [(&'static str, &'static str)]> {
         ],
         "load_model" => &[("source", "model")],
         "load_reward_model" => &[("source", "rewards"), ("dtype", "f32")],
-        "quantize" | "lora" | "ia3" => &[("model", "base")],
+        "quantize" | "lora" | "ia3" | "bottleneck" => &[("model", "base")],
         "prompt_tuning" | "prefix_tuning" => &[("model", "base"), ("virtual_tokens", "4")],
         _ => return None,
     })

@@ -26,6 +26,13 @@ pub fn files(view: &ArtifactView, format: Format) -> Result<BTreeMap<String, std
                 view.artifact
             )
         }
+        Format::Peft if files.contains_key("adapter.safetensors") => {
+            bail!(
+                "this {} has bottleneck adapters, which PEFT does not know: leave `format` out, and the files are those that Python's package \
+                 `adapters` opens",
+                view.artifact
+            )
+        }
         Format::Files | Format::Peft => {}
     }
     let tokenizer = view.refs.get("tokenizer").filter(|_| {

@@ -1,12 +1,17 @@
-//! Adapters as PEFT 0.21 stores them: adapter_config.json and the names of the tensors.
+//! Adapters as PEFT 0.21 stores them: adapter_config.json and the names of the tensors. Bottleneck adapters, which PEFT has not, are kept as
+//! AdapterHub's package `adapters` has them.
 
 mod any;
+mod bottleneck;
 mod fields;
 mod ia3;
 mod soft;
 mod targets;
 
 pub use any::PeftConfig;
+pub use bottleneck::{
+    BOTTLENECK_PARTS, BOTTLENECK_WEIGHTS_FILE, Behind, BottleneckConfig, NonLinearity,
+};
 pub use ia3::{IA3_FEEDFORWARD, IA3_TARGETS, Ia3Config};
 pub use soft::{PROMPT_EMBEDDINGS, SoftConfig, SoftKind};
 pub use targets::{ALL_LINEAR, match_targets};

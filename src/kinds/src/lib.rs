@@ -3,6 +3,7 @@
 pub mod annotate;
 pub mod ask;
 pub mod best_of_n;
+pub mod bottleneck;
 pub mod concat;
 pub mod contrast;
 pub mod cpo;
@@ -65,6 +66,7 @@ pub fn contracts() -> Contracts {
             &quantize::CONTRACT,
             &lora::CONTRACT,
             &ia3::CONTRACT,
+            &bottleneck::CONTRACT,
             &prompt_tuning::CONTRACT,
             &prefix_tuning::CONTRACT,
             &merge::CONTRACT,
@@ -161,6 +163,7 @@ mod tests {
         fits::<super::load_reward_model::LoadRewardModel>(&super::load_reward_model::CONTRACT);
         fits::<super::lora::Lora>(&super::lora::CONTRACT);
         fits::<super::ia3::Ia3>(&super::ia3::CONTRACT);
+        fits::<super::bottleneck::Bottleneck>(&super::bottleneck::CONTRACT);
         fits::<super::prompt_tuning::PromptTuning>(&super::prompt_tuning::CONTRACT);
         fits::<super::prefix_tuning::PrefixTuning>(&super::prefix_tuning::CONTRACT);
         fits::<super::merge::Merge>(&super::merge::CONTRACT);

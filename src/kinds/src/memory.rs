@@ -15,8 +15,9 @@ use engine::artifact::ArtifactView;
 use engine::contract::Summary;
 use serde_json::{Map, Value, json};
 
+use crate::bottleneck::HOULSBY;
 pub use model::CHUNK;
-use model::{F32, Learning, Model};
+use model::{BOTTLENECK, F32, Learning, Model};
 
 /// The file of a model's shape.
 const CONFIG: &str = "config.json";
@@ -119,6 +120,32 @@ pub(crate) fn adapted(params: &Map<String, Value>, inputs: &[(&str, &Summary)]) 
         ("r".to_owned(), params.get("r")?.clone()),
         ("trainable".to_owned(), json!(trainable as u64)),
         ("dropout".to_owned(), params.get("dropout")?.clone()),
+    ]);
+    Some(known)
+}
+
+/// What `bottleneck` will make.
+pub(crate) fn narrowed(
+    params: &Map<String, Value>,
+    inputs: &[(&str, &Summary)],
+) -> Option<Summary> {
+    let mut known = input(inputs, "model")?.clone();
+    let number = |name: &str| known.get(name).and_then(Value::as_f64);
+    let (layers, hidden) = (number("layers")?, number("hidden")?);
+    let form = params.get("form")?.clone();
+    let factor = params.get("reduction_factor")?.as_f64()?;
+    let width = (hidden / factor).floor().max(1.0);
+    let modules = match form == HOULSBY {
+        true => 2.0 * layers,
+        false => layers,
+    };
+    let trainable = modules * (2.0 * hidden * width + width + hidden);
+    known.extend([
+        ("adapter".to_owned(), BOTTLENECK.into()),
+        ("form".to_owned(), form),
+        ("width".to_owned(), json!(width as u64)),
+        ("modules".to_owned(), json!(modules as u64)),
+        ("trainable".to_owned(), json!(trainable as u64)),
     ]);
     Some(known)
 }
@@ -296,6 +323,21 @@ mod tests {
         // Dropout: in each layer the inputs of both adapters in f32 and in 16 bits, 12 · 4096 · 512 / 2 a linear.
         let more = sft(&qlora(0.1), one_row(false)) - found;
         assert!(near(more, 32.0 * 1.2 * 512.0 * 8192.0 * 6.0), "{more}");
+    }
+
+    #[test]
+    fn bottlenecks_by_hand() {
+        let make = |fields: Value| with(&smollm2(), narrowed, fields);
+        let one = make(json!({ "form": "pfeiffer", "reduction_factor": 16.0 }));
+        // 30 adapters of 2 · 576 · 36 weights, 36 and 576 biases.
+        assert_eq!(one["trainable"], 1_262_520u64);
+        let two = make(json!({ "form": "houlsby", "reduction_factor": 16.0 }));
+        assert_eq!(two["trainable"], 2_525_040u64);
+        assert_eq!((&two["width"], &two["modules"]), (&json!(36), &json!(60)));
+        // For each of 512 tokens 30 more adapters keep what they read, and their inside twice, in f32; and there are their numbers.
+        let more = sft(&two, one_row(false)) - sft(&one, one_row(false));
+        let kept = 1.2 * 30.0 * 512.0 * 4.0 * (576.0 + 2.0 * 36.0);
+        assert!(near(more, kept + 1_262_520.0 * 16.0), "{more}");
     }
 
     #[test]

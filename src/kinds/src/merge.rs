@@ -68,7 +68,8 @@ programs that know no adapters, to quantize, or to attach the next adapter to. T
 file and rounded once to the model's `dtype`. In f32 that is the model with its adapter to the last bits. In bf16 it is not: a weight
 keeps 8 bits, and a change that is small beside its weight is rounded, too. The metric `rounding` says how much of all changes that takes
 away or adds: √(Σ‖rounded W' − W'‖² / Σ‖W' − W‖²) over the merged layers, 0 in f32. `largest_change` is the largest ‖W' − W‖ / ‖W‖ of a
-layer (Frobenius norms), and `modules` counts the layers.
+layer (Frobenius norms), and `modules` counts the layers. Bottleneck adapters are not linear, no weight does what they do, and a model with
+them is refused.
 
 An adapter that was trained on a quantized model (QLoRA) was trained on rounded weights, and so the recipe says what it is merged into:
 

@@ -3,7 +3,7 @@
 //! | artifact | files | refs |
 //! |---|---|---|
 //! | base | `config.json`, and `model.gguf` or safetensors files | `tokenizer` |
-//! | base with an adapter | `adapter_config.json`, `adapter_model.safetensors` (PEFT's) | `base`, `tokenizer` |
+//! | base with an adapter | `adapter_config.json`, `adapter_model.safetensors` (PEFT's), or of bottleneck adapters `adapter.safetensors` | `base`, `tokenizer` |
 //! | tokenizer | `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja` when there is one | |
 
 use std::collections::BTreeMap;

@@ -3,6 +3,7 @@
 #include "avx512.h"
 #include "panel.h"
 
+#include <atomic>
 #include <cstdlib>
 
 namespace levain {
@@ -133,6 +134,7 @@ struct Product {
   int64_t share_count, panels;
   int64_t first, slivers;  // slivers of six rows: of this block
   float* a;                // packed: pass by pass, in each sliver by sliver
+  std::atomic<int64_t> next;  // the first panel that no thread has taken yet
 };
 
 // A piece of the depth that goes through the kernels at once.
@@ -214,28 +216,41 @@ void store_panel(const Product& p, const Place& at, const float* sums) {
     store_row(sums + i * 16, at.count, out + i * result.row * size, result.type, result.add);
 }
 
-// Panels [begin, end) for the rows of the block. As many columns as have their sums in the second cache go through a pass after
-// another; a panel is filled in the first cache just before it is used, so no packed copy of b reaches memory.
-void run_panels(const Product& p, int64_t begin, int64_t end) {
+// Panels [from, to) for the rows of the block, through a pass after another; a panel is filled in the first cache just before it is
+// used, so no packed copy of b reaches memory.
+void run_panels(const Product& p, int64_t from, int64_t to, float* b, float* sums) {
+  each_pass(p, [&](const Pass& pass) {
+    for (int64_t panel = from; panel < to; panel += 2) {
+      const int64_t panels = panel + 1 < to ? 2 : 1;
+      for (int64_t n = 0; n < panels; n++) {
+        const Place at = place(p, panel + n);
+        const Source& source = p.sources[pass.part * p.share_count + at.share];
+        source.fill(source.of, pass.k, pass.length, at.column, at.count, b + n * 16 * pass.length);
+      }
+      multiply(p, pass, b, panels, sums + (panel - from) * p.slivers * kTile);
+    }
+  });
+  for (int64_t panel = from; panel < to; panel++)
+    store_panel(p, place(p, panel), sums + (panel - from) * p.slivers * kTile);
+}
+
+// One thread's work, of which `share` panels of all would be an even part. It takes as many panels at a time as have their sums in the
+// second cache, and fewer towards the end, so that no thread waits long for another that was slower. Each panel is a sum of its own:
+// who takes it changes nothing.
+void take_panels(Product& p, int64_t share) {
   int64_t group = kSumsBytes / (p.slivers * kTile * 4) / 2 * 2;
   group = group < 2 ? 2 : group;
-  float* sums = scratch((group < end - begin ? group : end - begin) * p.slivers * kTile);
+  float* sums = scratch((group < p.panels ? group : p.panels) * p.slivers * kTile);
   float* b = scratch(2 * 16 * kDepth);
-  for (int64_t from = begin; from < end; from += group) {
-    const int64_t to = from + group < end ? from + group : end;
-    each_pass(p, [&](const Pass& pass) {
-      for (int64_t panel = from; panel < to; panel += 2) {
-        const int64_t panels = panel + 1 < to ? 2 : 1;
-        for (int64_t n = 0; n < panels; n++) {
-          const Place at = place(p, panel + n);
-          const Source& source = p.sources[pass.part * p.share_count + at.share];
-          source.fill(source.of, pass.k, pass.length, at.column, at.count, b + n * 16 * pass.length);
-        }
-        multiply(p, pass, b, panels, sums + (panel - from) * p.slivers * kTile);
-      }
-    });
-    for (int64_t panel = from; panel < to; panel++)
-      store_panel(p, place(p, panel), sums + (panel - from) * p.slivers * kTile);
+  int64_t from = p.next.load();
+  while (from < p.panels) {
+    const int64_t left = p.panels - from;
+    int64_t count = share < p.panels ? left * share / p.panels / 2 * 2 : left;
+    count = count < 8 ? 8 : count > group ? group : count;
+    const int64_t to = count < left ? from + count : p.panels;
+    if (!p.next.compare_exchange_weak(from, to)) continue;
+    run_panels(p, from, to, b, sums);
+    from = p.next.load();
   }
   release(b);
   release(sums);
@@ -372,10 +387,11 @@ void gemm(const Part* parts, int64_t part_count, int64_t rows, const Source* sou
   block = most < block ? (most < 8 ? 8 : most) : block;
   const int64_t blocks = (slivers + block - 1) / block;
   block = (slivers + blocks - 1) / blocks;
-  Product product{parts, part_count, rows, sources, shares, share_count, panels, 0, 0, scratch(block * kRows * depth)};
+  Product product{parts, part_count, rows, sources, shares, share_count, panels, 0, 0, scratch(block * kRows * depth), {0}};
   for (int64_t from = 0; from < slivers; from += block) {
     product.first = from;
     product.slivers = slivers - from < block ? slivers - from : block;
+    product.next = 0;
     parallel(
         product.slivers,
         [](void* context, int64_t begin, int64_t end) { pack_slivers(*static_cast<Product*>(context), begin, end); },
@@ -383,8 +399,7 @@ void gemm(const Part* parts, int64_t part_count, int64_t rows, const Source* sou
     parallel(
         (panels + 1) / 2,
         [](void* context, int64_t begin, int64_t end) {
-          const auto& product = *static_cast<Product*>(context);
-          run_panels(product, begin * 2, end * 2 < product.panels ? end * 2 : product.panels);
+          take_panels(*static_cast<Product*>(context), (end - begin) * 2);
         },
         &product);
   }

@@ -1,12 +1,12 @@
-//! The held-out loss of a model with an adapter that Python's PEFT saved, and the norm of the adapter's gradient of it, for tests/interop:
-//! prints one JSON object.
+//! The held-out loss of a model with an adapter that Python's PEFT, or the package `adapters`, saved, and the norm of the adapter's gradient of
+//! it, for tests/interop: prints one JSON object.
 //!
 //! `adapter_loss MODEL ADAPTER ROWS.json [bf16|f32]`: MODEL is a GGUF file or a Hugging Face folder, ADAPTER a folder with
-//! PEFT's two files, and ROWS.json a list of `{"input_ids": [...], "trained": [...]}`.
+//! their two files, and ROWS.json a list of `{"input_ids": [...], "trained": [...]}`.
 
 use anyhow::{Context, Result};
 use formats::config::LlamaConfig;
-use formats::peft::{CONFIG_FILE, PeftConfig, WEIGHTS_FILE};
+use formats::peft::{CONFIG_FILE, PeftConfig};
 use formats::tensors::Weights;
 use ml::sft::{Batch, Row, Scores, evaluate};
 use ml::{Kind, Llama, Params, Pass, Place, adapter as adapters, loss};
@@ -36,7 +36,7 @@ fn main() -> Result<()> {
     let mut params = Params::new();
     let mut model = Llama::load(&config, &weights, place, &mut params)?;
     let settings = PeftConfig::open(&adapter.join(CONFIG_FILE))?;
-    let stored = Weights::open(&adapter.join(WEIGHTS_FILE))?;
+    let stored = settings.open_weights(adapter)?;
     let modules = adapters::attach_stored(&mut model, &settings, &stored, &mut params)?;
 
     let rows: Vec<Tokens> = serde_json::from_str(&read(rows)?)?;

@@ -1,6 +1,7 @@
-//! What may change a model after its weights were loaded, and what all kinds of it have in common: names, files, going away. Most change
-//! linears; virtual tokens stand before every row.
+//! What may change a model after its weights were loaded, a linear, a layer, or what stands before every row, and what all kinds of it have in
+//! common: names, files, going away.
 
+use crate::bottleneck::{self, Bottleneck};
 use crate::ia3::{self, Ia3};
 use crate::linear::{Linear, Weight};
 use crate::llama::Llama;
@@ -64,11 +65,12 @@ impl Adapter {
 
 /// Whether a parameter of this name is an adapter's.
 pub fn is_parameter(name: &str) -> bool {
-    let mut parts = LORA_PARTS.into_iter().chain([IA3_PART]);
-    name == soft::PARAMETER || parts.any(|part| name.ends_with(&parameter_name("", part)))
+    let parts = LORA_PARTS.into_iter().chain([IA3_PART]);
+    let mut all = parts.map(|part| parameter_name("", part));
+    name == soft::PARAMETER || bottleneck::is_parameter(name) || all.any(|end| name.ends_with(&end))
 }
 
-/// Whether the adapters of a model change nothing yet. Virtual tokens always do.
+/// Whether the model does with its adapters what it does without them, as it does with most fresh ones; virtual tokens always change it.
 pub fn is_identity(model: &Llama) -> Result<bool> {
     for linear in model.linears() {
         if let Some(adapter) = &linear.adapter
@@ -77,7 +79,8 @@ pub fn is_identity(model: &Llama) -> Result<bool> {
             return Ok(false);
         }
     }
-    Ok(model.soft.is_none())
+    let bottlenecks = model.bottlenecks();
+    Ok(model.soft.is_none() && bottlenecks.iter().all(|adapter| adapter.is_identity()))
 }
 
 /// A tensor of an adapter where its linear is, in f32, or in f64 under a f64 model.
@@ -133,6 +136,7 @@ pub fn attach_stored(
             lora::attach_stored(model.linears_mut(), config, weights, params)
         }
         PeftConfig::Ia3(config) => ia3::attach_stored(model.linears_mut(), config, weights, params),
+        PeftConfig::Bottleneck(config) => bottleneck::attach_stored(model, config, weights, params),
         PeftConfig::Soft(config) => soft::attach_stored(model, config, weights, params),
     }
 }
@@ -149,15 +153,25 @@ pub fn detach(model: &mut Llama, params: &mut Params) {
             }
         }
     }
+    for (_, slot) in model.bottlenecks_mut().into_iter().flatten() {
+        for (name, _) in slot.take().iter().flat_map(Bottleneck::parameters) {
+            params.remove(&name);
+        }
+    }
 }
 
-/// The adapter's tensors under PEFT's names, f32.
+/// The adapter's tensors, f32, under the names that its files have: PEFT's, or those of the package `adapters`.
 pub fn stored(model: &Llama) -> Vec<(String, Tensor)> {
     let mut stored = Vec::new();
     for linear in model.linears() {
         for (part, tensor) in linear.adapter.iter().flat_map(Adapter::parts) {
             let plain = tensor.detach().to_kind(Kind::Float);
             stored.push((tensor_key(&linear.name, part), plain));
+        }
+    }
+    for adapter in model.bottlenecks() {
+        for (name, tensor) in adapter.parameters() {
+            stored.push((name, tensor.detach().to_kind(Kind::Float)));
         }
     }
     if let Some(soft) = &model.soft {
@@ -167,7 +181,7 @@ pub fn stored(model: &Llama) -> Vec<(String, Tensor)> {
     stored
 }
 
-/// Writes the adapter's tensors as PEFT's `adapter_model.safetensors`; the config is `PeftConfig::save`.
+/// Writes the adapter's tensors as the file that `PeftConfig::weights_file` names; the config is `PeftConfig::save`.
 pub fn save(model: &Llama, path: &Path) -> Result<()> {
     let stored = stored(model);
     ensure!(!stored.is_empty(), "there is no adapter to save");

@@ -2,6 +2,7 @@
 
 pub mod adapter;
 pub mod attend;
+pub mod bottleneck;
 pub mod choice;
 pub mod completions;
 pub mod divergence;

@@ -1,6 +1,7 @@
 //! Llama (Touvron et al. 2023) with grouped queries, in the paper's order, under Hugging Face's names.
 
 use crate::attend::{self, Heads};
+use crate::bottleneck::{Bottleneck, joined};
 use crate::kv_cache::{KvCache, Segments};
 use crate::linear::{Input, Linear, Pass};
 use crate::norm::Norm;
@@ -12,6 +13,7 @@ use crate::source::{Builder, Files, Shared, Source, check_unread};
 use crate::torch;
 use anyhow::{Result, bail, ensure};
 use formats::config::LlamaConfig;
+use formats::peft::Behind;
 use formats::tensors::Weights;
 use std::collections::BTreeSet;
 use tch::{Kind, Tensor};
@@ -56,25 +58,32 @@ struct Block {
     k_proj: Linear,
     v_proj: Linear,
     o_proj: Linear,
+    /// What is attached behind attention.
+    attention_adapter: Option<Bottleneck>,
     post_attention_layernorm: Norm,
     gate_proj: Linear,
     up_proj: Linear,
     down_proj: Linear,
+    /// What is attached behind the feed-forward part.
+    output_adapter: Option<Bottleneck>,
 }
 
 impl Block {
     /// The same layer, held once.
     fn shallow_clone(&self) -> Block {
+        let same = |adapter: &Option<Bottleneck>| adapter.as_ref().map(Bottleneck::shallow_clone);
         Block {
             input_layernorm: self.input_layernorm.shallow_clone(),
             q_proj: self.q_proj.shallow_clone(),
             k_proj: self.k_proj.shallow_clone(),
             v_proj: self.v_proj.shallow_clone(),
             o_proj: self.o_proj.shallow_clone(),
+            attention_adapter: same(&self.attention_adapter),
             post_attention_layernorm: self.post_attention_layernorm.shallow_clone(),
             gate_proj: self.gate_proj.shallow_clone(),
             up_proj: self.up_proj.shallow_clone(),
             down_proj: self.down_proj.shallow_clone(),
+            output_adapter: same(&self.output_adapter),
         }
     }
 
@@ -90,6 +99,12 @@ impl Block {
         ]
     }
 
+    /// Its bottleneck adapters.
+    fn bottlenecks(&self) -> impl Iterator<Item = &Bottleneck> {
+        let slots = [&self.attention_adapter, &self.output_adapter];
+        slots.into_iter().flatten()
+    }
+
     /// A tensor with a gradient: x itself, or any trained number of the layer.
     fn anchor(&self, x: &Tensor) -> Option<Tensor> {
         let norms = [&self.input_layernorm, &self.post_attention_layernorm];
@@ -97,6 +112,7 @@ impl Block {
         std::iter::once(x)
             .chain(norms.map(|norm| &norm.weight))
             .chain(linears)
+            .chain(self.bottlenecks().flat_map(Bottleneck::tensors))
             .find(|tensor| tensor.requires_grad())
             .map(Tensor::shallow_clone)
     }
@@ -131,7 +147,8 @@ impl Block {
             Before::Nothing => attend::attend(heads, &q, &k, &qkv[2], segments)?,
         };
         drop((q, k, qkv));
-        let x = x + self.o_proj.forward(pass, Input::Plain(&seen))?;
+        let made = self.o_proj.forward(pass, Input::Plain(&seen))?;
+        let x = joined(pass, x, made, self.attention_adapter.as_ref())?;
         let inner = Linear::group(
             pass,
             Input::Normed(&self.post_attention_layernorm, &x),
@@ -141,7 +158,8 @@ impl Block {
             gate: &inner[0],
             up: &inner[1],
         };
-        Ok(x + self.down_proj.forward(pass, inner)?)
+        let made = self.down_proj.forward(pass, inner)?;
+        joined(pass, &x, made, self.output_adapter.as_ref())
     }
 }
 
@@ -260,6 +278,7 @@ impl Llama {
                 k_proj: builder.linear(&at("self_attn.k_proj"), hidden, key, bias)?,
                 v_proj: builder.linear(&at("self_attn.v_proj"), hidden, key, bias)?,
                 o_proj: builder.linear(&at("self_attn.o_proj"), query, hidden, bias)?,
+                attention_adapter: None,
                 post_attention_layernorm: builder.norm(
                     &at("post_attention_layernorm"),
                     hidden,
@@ -268,6 +287,7 @@ impl Llama {
                 gate_proj: builder.linear(&at("mlp.gate_proj"), hidden, inner, mlp_bias)?,
                 up_proj: builder.linear(&at("mlp.up_proj"), hidden, inner, mlp_bias)?,
                 down_proj: builder.linear(&at("mlp.down_proj"), inner, hidden, mlp_bias)?,
+                output_adapter: None,
             });
         }
         let norm = builder.norm("model.norm", hidden, eps)?;
@@ -490,5 +510,23 @@ impl Llama {
     /// The same, to read.
     pub fn linears(&self) -> Vec<&Linear> {
         self.layers.iter().flat_map(Block::linears).collect()
+    }
+
+    /// The bottleneck adapters, in the order of the layers.
+    pub fn bottlenecks(&self) -> Vec<&Bottleneck> {
+        self.layers.iter().flat_map(Block::bottlenecks).collect()
+    }
+
+    /// Where each layer may have one.
+    pub(crate) fn bottlenecks_mut(&mut self) -> Vec<[(Behind, &mut Option<Bottleneck>); 2]> {
+        self.layers
+            .iter_mut()
+            .map(|layer| {
+                [
+                    (Behind::Attention, &mut layer.attention_adapter),
+                    (Behind::FeedForward, &mut layer.output_adapter),
+                ]
+            })
+            .collect()
     }
 }

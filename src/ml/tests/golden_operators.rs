@@ -173,7 +173,14 @@ fn every_golden_file_was_made_by_the_script_beside_it() {
         let digest = Sha256::digest(bytes);
         digest.iter().map(|byte| format!("{byte:02x}")).collect()
     };
-    let mut files = vec![folder().join("data/ml/adapter/adapter_model.safetensors")];
+    let deeper = [
+        "adapter/adapter_model.safetensors",
+        "bottleneck/houlsby/adapter.safetensors",
+        "bottleneck/pfeiffer/adapter.safetensors",
+    ];
+    let mut files: Vec<_> = (deeper.iter())
+        .map(|name| folder().join("data/ml").join(name))
+        .collect();
     for entry in std::fs::read_dir(folder().join("data/ml")).unwrap() {
         let path = entry.unwrap().path();
         if path.is_file() {

@@ -14,7 +14,12 @@ use serde_json::Value;
 /// A tensor of a file: its name, type, shape and bytes.
 pub(crate) type Tensor = (String, Dtype, Vec<usize>, Vec<u8>);
 
-/// The configuration of a model that has no adapter yet.
+/// The linear layers of a model that has no adapter yet: path, outputs, inputs.
+pub(crate) fn linears(parts: &ModelParts) -> Result<Vec<(String, usize, usize)>> {
+    Ok(config(parts)?.linear_shapes())
+}
+
+/// The shape of a model that has no adapter yet.
 pub(crate) fn config(parts: &ModelParts) -> Result<LlamaConfig> {
     if !parts.adapters.is_empty() {
         bail!("the model has an adapter already; attach one to its base");
@@ -23,11 +28,6 @@ pub(crate) fn config(parts: &ModelParts) -> Result<LlamaConfig> {
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("{} can't be read", path.display()))?;
     LlamaConfig::from_json(&text, path)
-}
-
-/// The linear layers of a model that has no adapter yet: path, outputs, inputs.
-pub(crate) fn linears(parts: &ModelParts) -> Result<Vec<(String, usize, usize)>> {
-    Ok(config(parts)?.linear_shapes())
 }
 
 /// Lists of modules as PEFT reads them, names without their paths: as few as say the same. Where they do not for one of the lists, all
@@ -57,14 +57,22 @@ pub(crate) fn draft(
     save: impl FnOnce(&Path) -> Result<()>,
     summary: BTreeMap<String, Value>,
 ) -> Result<Draft> {
-    let weights = job.out.join(WEIGHTS_FILE);
+    draft_as(job, model, (WEIGHTS_FILE, tensors), save, summary)
+}
+
+/// The same with the name of the file of the tensors.
+pub(crate) fn draft_as(
+    job: &Job,
+    model: &ArtifactView,
+    (name, tensors): (&str, &[Tensor]),
+    save: impl FnOnce(&Path) -> Result<()>,
+    summary: BTreeMap<String, Value>,
+) -> Result<Draft> {
+    let weights = job.out.join(name);
     let config = job.out.join(CONFIG_FILE);
     formats::safetensors::write_file(&weights, tensors, &[("format", "pt")])?;
     save(&config)?;
-    let files = vec![
-        (WEIGHTS_FILE.to_owned(), weights),
-        (CONFIG_FILE.to_owned(), config),
-    ];
+    let files = vec![(name.to_owned(), weights), (CONFIG_FILE.to_owned(), config)];
     adapter_draft(model, files, summary)
 }
 

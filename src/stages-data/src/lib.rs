@@ -2,6 +2,7 @@
 
 mod adapter;
 mod ask;
+mod bottleneck;
 mod chart;
 mod concat;
 mod contrast;
@@ -89,6 +90,10 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "ia3",
             run: ia3::run,
+        },
+        Implementation {
+            kind: "bottleneck",
+            run: bottleneck::run,
         },
         Implementation {
             kind: "prompt_tuning",

@@ -8,6 +8,7 @@ use engine::artifact::ArtifactType;
 use engine::contract::Summary;
 use engine::job::{Draft, Drafts, Job, Reference, Reporter};
 use engine::peek::Sources;
+use formats::peft::{BOTTLENECK_WEIGHTS_FILE, WEIGHTS_FILE};
 use formats::quantized;
 use formats::{LlamaConfig, REWARD_HEAD, Stored, TokenizerFiles, Weights};
 use kinds::load_model::LoadModel;
@@ -182,7 +183,7 @@ pub(crate) fn hugging_face(all: &[(String, PathBuf)]) -> Result<Parts> {
         .collect();
     if kept
         .iter()
-        .any(|(name, _)| name == "adapter_model.safetensors")
+        .any(|(name, _)| name == WEIGHTS_FILE || name == BOTTLENECK_WEIGHTS_FILE)
     {
         bail!("this folder holds an adapter, not a whole model; load its base here");
     }

@@ -36,6 +36,11 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     for adapter in &parts.adapters {
         let config = PeftConfig::open(adapter.file("adapter_config.json")?)?;
         ensure!(
+            !matches!(config, PeftConfig::Bottleneck(_)),
+            "`model` has bottleneck adapters, which can't be merged: between their two projections they are not linear, so that no weight does \
+             what they do. Use the model with its adapters; `outputs` writes them as they are"
+        );
+        ensure!(
             !matches!(config, PeftConfig::Soft(_)),
             "the adapter of `model` is virtual tokens before every row, which change no weight: there is nothing to merge. Use `model` as it \
              is, or train an adapter of `lora`"

@@ -66,7 +66,7 @@ fn load_from(
     let mut adapter = None;
     for view in &parts.adapters {
         let found = PeftConfig::open(view.file("adapter_config.json")?)?;
-        let name = "adapter_model.safetensors";
+        let name = found.weights_file();
         let weights = Weights::open_files(&[(name.to_owned(), view.file(name)?.clone())])?;
         ml::adapter::attach_stored(&mut model, &found, &weights, &mut params)?;
         if let Some(own) = stored_head(&weights, &found.saved_key(HEAD), &config)? {

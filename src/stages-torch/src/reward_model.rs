@@ -206,16 +206,16 @@ pub(crate) fn draft(
     summary.insert("mean".to_owned(), json!(mean));
     summary.insert("deviation".to_owned(), json!(deviation));
     if loaded.adapter.is_some() {
+        let path = job.out.join("reward-adapter.safetensors");
+        let config_path = job.out.join("reward-adapter.json");
         let config = PeftConfig::open(view.file("adapter_config.json")?)?;
         let config = config.for_task("SEQ_CLS", &["score"]);
-        let path = job.out.join("reward-adapter.safetensors");
         let mut tensors = ml::adapter::stored(&loaded.model);
         tensors.push((config.saved_key(HEAD), head.0.detach()));
         ml::tensors::write(&path, &tensors, &[("format", "pt")])?;
-        let config_path = job.out.join("reward-adapter.json");
         config.save(&config_path)?;
         let files = vec![
-            ("adapter_model.safetensors".to_owned(), path),
+            (config.weights_file().to_owned(), path),
             ("adapter_config.json".to_owned(), config_path),
         ];
         let mut draft = adapter_draft(view.reference("base")?, files, summary)?;

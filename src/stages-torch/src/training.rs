@@ -342,19 +342,19 @@ pub(crate) fn check_finite(params: &Params) -> Result<()> {
 /// The trained model: the adapter on its base, or every weight.
 pub(crate) fn trained_model(job: &Job, view: &ArtifactView, loaded: &Loaded) -> Result<Draft> {
     check_finite(&loaded.params)?;
-    match loaded.adapter {
-        Some(_) => adapter(job, view, loaded),
+    match &loaded.adapter {
+        Some(config) => adapter(job, view, loaded, config.weights_file()),
         None => whole_model(job, view, loaded),
     }
 }
 
 /// The same base with the trained adapter.
-fn adapter(job: &Job, view: &ArtifactView, loaded: &Loaded) -> Result<Draft> {
-    let path = job.out.join("adapter_model.safetensors");
+fn adapter(job: &Job, view: &ArtifactView, loaded: &Loaded, name: &str) -> Result<Draft> {
+    let path = job.out.join(name);
     ml::adapter::save(&loaded.model, &path)?;
     let config = view.file("adapter_config.json")?.clone();
     let files = vec![
-        ("adapter_model.safetensors".to_owned(), path),
+        (name.to_owned(), path),
         ("adapter_config.json".to_owned(), config),
     ];
     adapter_draft(view.reference("base")?, files, view.summary.clone())

@@ -36,12 +36,17 @@ impl Linear {
     }
 }
 
-/// An adapter.
+/// The word of a summary for bottleneck adapters.
+pub(super) const BOTTLENECK: &str = "bottleneck";
+
+/// An adapter of any kind.
 struct Adapter {
     /// Numbers in it.
     trainable: f64,
     rank: f64,
     drops: bool,
+    /// Bytes that its part of a layer keeps of a token, where it is a part of its own.
+    kept: f64,
 }
 
 /// How a training without an adapter chooses, and what its optimizer keeps.
@@ -79,14 +84,24 @@ impl Model {
         let stored = known.get("stored").and_then(Value::as_object);
         let codes = stored.is_some_and(|s| s.contains_key("U8") || s.contains_key("I8"));
         let packed = codes || known.contains_key("quantized");
-        let adapter = match known.contains_key("adapter") {
-            true => Some(Adapter {
+        let adapter = match known.get("adapter") {
+            // What it reads, and its inside before and after the non-linearity.
+            Some(word) if word == BOTTLENECK => Some(Adapter {
+                trainable: number("trainable")?,
+                rank: number("width")?,
+                drops: false,
+                kept: number("modules")? / number("layers")?.max(1.0)
+                    * F32
+                    * (hidden + 2.0 * number("width")?),
+            }),
+            Some(_) => Some(Adapter {
                 trainable: number("trainable")?,
                 // Only where it drops does the rank matter.
                 rank: number("r").unwrap_or(1.0),
                 drops: number("dropout").is_some_and(|p| p > 0.0),
+                kept: 0.0,
             }),
-            false => None,
+            None => None,
         };
         Some(Self {
             layers: number("layers")?,
@@ -194,7 +209,8 @@ impl Model {
     /// rotation, v, what attention gave with a sum for each head, gate and up. Norms, and silu(gate) · up, are made again.
     fn kept(&self, tokens: f64) -> f64 {
         let numbers = 2.0 * (self.hidden + self.query + self.key + self.inner);
-        let own = tokens * (self.size * numbers + F32 * self.heads);
+        let adapter = self.adapter.as_ref().map_or(0.0, |adapter| adapter.kept);
+        let own = tokens * (self.size * numbers + F32 * self.heads + adapter);
         let Some(adapter) = self.adapter.as_ref().filter(|adapter| adapter.drops) else {
             return own;
         };
