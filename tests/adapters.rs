@@ -121,8 +121,10 @@ fn targets_that_do_not_fit_are_told() {
             "levain: 1\nstages:\n  base: {{ kind: load_model, source: model }}\n  scaled: {{ kind: ia3, model: base, {fields} }}\n"
         );
         kitchen.write("wrong.yaml", &recipe);
-        let said = kitchen.say("run wrong.yaml").expect(1);
-        said.out + &said.err
+        // Before any work, with its place.
+        let said = kitchen.say("run wrong.yaml").expect(2);
+        assert!(said.err.contains("wrong.yaml:4:"), "{}", said.err);
+        said.err
     };
     let said = fails("targets: [k_prj]");
     assert!(said.contains("k_proj"), "{said}");
@@ -137,7 +139,8 @@ fn weights_that_are_no_numbers_are_not_kept() {
     tiny::model(&kitchen, "model");
     kitchen.write("chats.jsonl", &tiny::chats(12));
     kitchen.write("pairs.jsonl", tiny::PAIRS);
-    let far = "max_steps: 1, warmup: 0, learning_rate: 1.0e+300";
+    // A rate is at most 1, which moves no weight out of f32; a decay has no bound.
+    let far = "max_steps: 1, warmup: 0, weight_decay: 1.0e+300";
     kitchen.write(
         "far.yaml",
         &format!(
@@ -154,7 +157,7 @@ stages:
   judge: {{ kind: reward_model, model: base, data: pairs, {far} }}
   words: {{ kind: rule, length: 3 }}
   left_out: {{ kind: rloo, model: base, reward: words, prompts: chats, updates: 1, warmup: 0, batch: 4, max_new_tokens: 4, \
-learning_rate: 1.0e+300 }}
+weight_decay: 1.0e+300 }}
 "
         ),
     );

@@ -31,6 +31,8 @@ struct Row {
     with: &'static [(&'static str, &'static str)],
     /// Whether the difference is that the stage fails with the second value.
     fails: bool,
+    /// Whether the difference is that `check` refuses the second value.
+    refused: bool,
 }
 
 const fn row(kind: &'static str, field: &'static str, values: [&'static str; 2]) -> Row {
@@ -40,6 +42,7 @@ const fn row(kind: &'static str, field: &'static str, values: [&'static str; 2])
         values,
         with: &[],
         fails: false,
+        refused: false,
     }
 }
 
@@ -62,6 +65,7 @@ const fn with(
         values,
         with,
         fails: false,
+        refused: false,
     }
 }
 
@@ -400,6 +404,7 @@ fn every_field_does_what_its_class_says() {
     let mut failing = SHARED.to_owned();
     for (index, row) in indexed() {
         match row.class() {
+            Class::Semantic if row.refused => first += &row.stage(index, 0),
             Class::Semantic if row.fails => {
                 first += &row.stage(index, 0);
                 failing += &row.stage(index, 1);
@@ -437,6 +442,12 @@ fn every_field_does_what_its_class_says() {
     let mut wrong = Vec::new();
 
     for (index, row) in indexed().filter(semantic) {
+        if row.refused {
+            kitchen.write("refused.yaml", &(SHARED.to_owned() + &row.stage(index, 1)));
+            let said = kitchen.say("check refused.yaml --cache one").expect(2).err;
+            assert!(said.contains("1 problem"), "{said}");
+            continue;
+        }
         let other = if row.fails { &failed } else { &left };
         let (a, b) = (
             stage(&left, &row.node(index, 0)),

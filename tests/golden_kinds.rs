@@ -40,6 +40,7 @@ stages:
   joined: { kind: concat, data: { held_out: halves.test, all: chats }, distinct: true }
   small: { kind: quantize, model: folder }
   eight: { kind: quantize, model: folder, scheme: int8, skip: [q_proj] }
+  measured: { kind: quantize, model: folder, data: halves.test }
   thin: { kind: lora, model: folder, r: 4, dropout: 0.1 }
   wide: { kind: lora, model: folder, r: 2, targets: [q_proj, v_proj], rslora: true }
   directed: { kind: lora, model: eight, r: 2, dora: true }

@@ -78,9 +78,11 @@ fn what_killed_runs_left_disturbs_nothing_and_is_not_taken_for_a_result() {
     assert_eq!(digests(&run().expect(0).json()), digests(&calm));
 }
 
-/// Every kind of stage on a tiny model, with so many steps of training and a snapshot every second.
+/// Every kind of stage on a tiny model, with so many steps of training and a snapshot every second. In the middle of the training a second layer
+/// begins, whose optimizer then counts steps of its own.
 fn training(kitchen: &Kitchen, steps: u64) -> PathBuf {
     tiny::model(kitchen, "model");
+    let half = steps / 2;
     let recipe = format!(
         "\
 levain: 1
@@ -91,7 +93,8 @@ stages:
   rows: {{ kind: load_dataset, source: rows.jsonl }}
   halves: {{ kind: split, data: rows, test: 0.2 }}
   thin: {{ kind: lora, model: base, r: 4, dropout: 0.05 }}
-  tuned: {{ kind: sft, model: thin, data: halves.train, batch: 4, max_steps: {steps}, snapshot_seconds: 1 }}
+  tuned: {{ kind: sft, model: thin, data: halves.train, batch: 4, max_steps: {steps}, unfreeze_every: {half}, \
+snapshot_seconds: 1 }}
   scores: {{ kind: evaluate, models: {{ before: base, after: tuned }}, data: halves.test, samples: 2, max_new_tokens: 8 }}
   tries: {{ kind: generate, model: tuned, prompts: halves.test, n: 2, temperature: 0.8, max_new_tokens: 16 }}
 outputs:

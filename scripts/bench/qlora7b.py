@@ -126,7 +126,7 @@ def measure(model: Llama, rounds: int) -> None:
     if quantizing > QUANTIZE:
         raise Problem(
             FAILED, f"quantize takes {quantizing / 1e9:.2f} GB, more than the {QUANTIZE / 1e9:.0f} GB that it may take",
-            why="that is the most that was resident in `levain`, mapped files included", todo="no ratio is printed; look at what it keeps",
+            why="that is the most that was resident in the larger of the two programs, mapped files included", todo="no ratio is printed; look at what it keeps",
         )  # fmt: skip
     say(f"qlora7b ratio {STEP / peak:.2f}")
 

@@ -68,7 +68,7 @@ pub const ROWS: &[Row] = &[
     row("exam", "micro_batch", ["4", "1"]),
     // An adapter on a quantized model: without `base` there are no weights in full precision.
     Row {
-        fails: true,
+        refused: true,
         ..with(
             "merge",
             "into",

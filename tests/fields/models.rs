@@ -1,6 +1,6 @@
 //! The rows of the kinds that make models without training them.
 
-use super::{Row, row};
+use super::{Row, row, with};
 
 pub const ROWS: &[Row] = &[
     row("init_model", "vocabulary", ["280", "270"]),
@@ -24,6 +24,30 @@ pub const ROWS: &[Row] = &[
     row("quantize", "block", ["64", "128"]),
     row("quantize", "double_quant", ["true", "false"]),
     row("quantize", "skip", ["[]", "[q_proj]"]),
+    with(
+        "quantize",
+        "max_length",
+        ["1024", "24"],
+        &[("data", "chats")],
+    ),
+    with(
+        "quantize",
+        "truncation",
+        ["keep_start", "keep_end"],
+        &[("data", "chats"), ("max_length", "24")],
+    ),
+    with(
+        "quantize",
+        "loss_on",
+        ["completions", "all"],
+        &[("data", "chats")],
+    ),
+    with(
+        "quantize",
+        "micro_batch",
+        ["4", "1"],
+        &[("data", "chats"), ("max_length", "32")],
+    ),
     row("lora", "r", ["4", "2"]),
     row("lora", "alpha", ["16", "8"]),
     row("lora", "dropout", ["0.0", "0.1"]),

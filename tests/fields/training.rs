@@ -1,6 +1,6 @@
 //! The rows of supervised fine-tuning, and of what every training has beside.
 
-use super::{Row, fails, row, with};
+use super::{Row, row, with};
 
 /// A training of all weights: matrices with more than 4096 numbers, which eight bits are for.
 const WHOLE: &[(&str, &str)] = &[("model", "base")];
@@ -34,6 +34,8 @@ pub const ROWS: &[Row] = &[
     with("sft", "optimizer", ["adamw", "adamw_8bit"], WHOLE),
     row("sft", "optimizer", ["adamw", "adafactor"]),
     row("sft", "layer_decay", ["1.0", "0.5"]),
+    row("sft", "unfreeze_every", ["", "1"]),
+    with("sft", "optimizer_state", ["device", "host"], WHOLE),
     row("sft", "learning_rates", ["{}", "{ q_proj: 1.0e-3 }"]),
     with("sft", "train", ["all", "norms"], WHOLE),
     with(
@@ -45,6 +47,8 @@ pub const ROWS: &[Row] = &[
     with("reward_model", "optimizer", ["adamw", "adamw_8bit"], WHOLE),
     row("reward_model", "optimizer", ["adamw", "adafactor"]),
     row("reward_model", "layer_decay", ["1.0", "0.5"]),
+    row("reward_model", "unfreeze_every", ["", "1"]),
+    with("reward_model", "optimizer_state", ["device", "host"], WHOLE),
     row(
         "reward_model",
         "learning_rates",
@@ -62,25 +66,36 @@ pub const ROWS: &[Row] = &[
         ],
     ),
     // An adapter is all that is trained of a model that has one.
-    fails("dpo", "train", ["all", "norms"]),
+    Row {
+        refused: true,
+        ..row("dpo", "train", ["all", "norms"])
+    },
     with("dpo", "optimizer", ["adamw", "adamw_8bit"], WHOLE),
     row("dpo", "optimizer", ["adamw", "adafactor"]),
     row("dpo", "layer_decay", ["1.0", "0.5"]),
+    row("dpo", "unfreeze_every", ["", "1"]),
+    with("dpo", "optimizer_state", ["device", "host"], WHOLE),
     row("dpo", "learning_rates", ["{}", "{ q_proj: 1.0e-3 }"]),
     with("dpo", "train", ["all", "norms"], WHOLE),
     with("cpo", "optimizer", ["adamw", "adamw_8bit"], WHOLE),
     row("cpo", "optimizer", ["adamw", "adafactor"]),
     row("cpo", "layer_decay", ["1.0", "0.5"]),
+    row("cpo", "unfreeze_every", ["", "1"]),
+    with("cpo", "optimizer_state", ["device", "host"], WHOLE),
     row("cpo", "learning_rates", ["{}", "{ q_proj: 1.0e-3 }"]),
     with("cpo", "train", ["all", "norms"], WHOLE),
     with("orpo", "optimizer", ["adamw", "adamw_8bit"], WHOLE),
     row("orpo", "optimizer", ["adamw", "adafactor"]),
     row("orpo", "layer_decay", ["1.0", "0.5"]),
+    row("orpo", "unfreeze_every", ["", "1"]),
+    with("orpo", "optimizer_state", ["device", "host"], WHOLE),
     row("orpo", "learning_rates", ["{}", "{ q_proj: 1.0e-3 }"]),
     with("orpo", "train", ["all", "norms"], WHOLE),
     with("kto", "optimizer", ["adamw", "adamw_8bit"], WHOLE),
     row("kto", "optimizer", ["adamw", "adafactor"]),
     row("kto", "layer_decay", ["1.0", "0.5"]),
+    row("kto", "unfreeze_every", ["", "1"]),
+    with("kto", "optimizer_state", ["device", "host"], WHOLE),
     row("kto", "learning_rates", ["{}", "{ q_proj: 1.0e-3 }"]),
     with("kto", "train", ["all", "norms"], WHOLE),
 ];

@@ -47,6 +47,11 @@ ADAPTERS = {
 }
 
 
+def decay(adapter):
+    """Of the weights; nothing of (IA)³ decays, and a decay that does nothing is refused."""
+    return 0.0 if adapter["kind"] == "ia3" else TRAINING["weight_decay"]
+
+
 def save(folder, changes, dtype, how, tokenizer):
     """A random model that differs with its name, larger than usual at the start so that it has opinions."""
     torch.manual_seed(sum(map(ord, folder.name)))
@@ -130,7 +135,7 @@ def check_adapters(report):
     }
     for name, adapter in ADAPTERS.items():
         stages[name] = {**adapter, "model": "base"}
-        stages[f"{name}_tuned"] = {"kind": "sft", "model": name, "data": "texts", **TRAINING}
+        stages[f"{name}_tuned"] = {"kind": "sft", "model": name, "data": "texts", **TRAINING, "weight_decay": decay(adapter)}
     names = [name + ending for name in ADAPTERS for ending in ("", "_tuned")]
     stages["scores"] = {"kind": "evaluate", "models": {name: name for name in ["base", *names]}, "data": "texts"}
     with Recipe("tiny-adapters", stages, {"texts.jsonl": [{"text": text} for text in TEXTS]}) as recipe:
@@ -152,7 +157,7 @@ def check_adapters(report):
             adapted = PeftModel.from_pretrained(copy.deepcopy(model), recipe.folder / "export" / name, is_trainable=True)
             warmup = -(-STEPS * 3 // 10)
             tokens = recipe.tokens(f"{name}_tuned")
-            theirs = train(adapted, tokens, STEPS, MICRO, 3e-3, warmup, "cosine", weight_decay=0.1)
+            theirs = train(adapted, tokens, STEPS, MICRO, 3e-3, warmup, "cosine", weight_decay=decay(ADAPTERS[name]))
             ours = recipe.metrics(f"{name}_tuned.metrics")["steps"]
             compare_training(report, ours, theirs, f"{name}: training", 1e-4, 1e-3)
 

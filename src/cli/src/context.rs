@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use engine::cache::{Cache, locate};
 use engine::contract::Contracts;
+use engine::known::Looks;
 use engine::session::Session;
 
 use crate::failure::Failure;
@@ -125,6 +126,15 @@ impl Context {
         if !self.quiet {
             crate::terminal::say(text);
         }
+    }
+}
+
+/// The ways to look at sources and artifacts before anything runs.
+pub(crate) fn looks() -> Looks {
+    Looks {
+        peeks: stages_data::peeks(),
+        glances: stages_data::glances(),
+        facts: kinds::memory::facts,
     }
 }
 

@@ -4,6 +4,7 @@
 //! to standard error.
 
 mod answers;
+mod changes;
 mod commands;
 mod context;
 mod curves;

@@ -33,7 +33,7 @@ pub struct Contract {
     pub layout: Option<LayoutOf>,
     /// What no single field can say: (field, message) for every combination that makes no sense.
     pub check: Check,
-    /// What fields and inputs can't say together. Asked when the recipe is read, and again when something is known of the rows.
+    /// What fields and inputs can't say together. Asked when the recipe is read, and again when something is known of rows and models.
     pub check_inputs: Option<CheckInputs>,
     /// Peak memory in bytes from the parameters and what is known of the inputs, when it can be told.
     pub memory: Option<Estimate>,
@@ -79,9 +79,12 @@ pub struct Inputs<'a> {
     pub names: &'a dyn Fn(&str) -> Vec<String>,
     /// (stage, its rows) for everything in a port of whose rows something is known.
     pub rows: &'a dyn Fn(&str) -> Vec<(String, Rows)>,
+    /// (stage, what is known of its artifact) for everything in a port of which something is known.
+    pub known: &'a dyn Fn(&str) -> Vec<(String, Summary)>,
 }
 
-/// What is known of an artifact: its summary and more of its content, or as much of that as can be told before it is made.
+/// What is known of an artifact: its summary and more of its content, or as much of that as can be told before it is made. What is null is
+/// known not to be there; of what is missing nothing is known.
 pub type Summary = std::collections::BTreeMap<String, Value>;
 
 /// Estimates bytes from parameters and (port or preparation, what is known of an artifact in it).
@@ -508,6 +511,8 @@ pub struct Trial {
     pub kind: &'static str,
     /// (field, message) for what can't be read.
     pub attempt: Check,
+    /// The same of what fields mean for the inputs: a name that nothing has.
+    pub attempt_inputs: Option<CheckInputs>,
 }
 
 /// The contracts that an engine works with.
@@ -544,6 +549,29 @@ impl Contracts {
         let own = self.trials.iter().filter(|t| t.kind == contract.kind);
         mistakes.extend(own.flat_map(|trial| (trial.attempt)(params)));
         mistakes
+    }
+
+    /// Everything that a kind looks at in its fields and inputs together.
+    fn input_checks(&self, contract: &Contract) -> impl Iterator<Item = CheckInputs> {
+        let own = self.trials.iter().filter(move |t| t.kind == contract.kind);
+        let tried = own.filter_map(|trial| trial.attempt_inputs);
+        contract.check_inputs.into_iter().chain(tried)
+    }
+
+    /// Whether a kind looks at its fields and inputs together.
+    pub fn checks_inputs(&self, contract: &Contract) -> bool {
+        self.input_checks(contract).next().is_some()
+    }
+
+    /// Every (field or port, message) of fields and inputs that make no sense together.
+    pub fn input_mistakes(
+        &self,
+        contract: &Contract,
+        params: &Map<String, Value>,
+        inputs: &Inputs<'_>,
+    ) -> Vec<(&'static str, String)> {
+        let checks = self.input_checks(contract);
+        checks.flat_map(|check| check(params, inputs)).collect()
     }
 
     /// Every contract.

@@ -10,6 +10,7 @@ pub mod event;
 pub mod explain;
 pub mod export;
 pub mod job;
+pub mod known;
 pub mod lock;
 pub mod manual;
 pub mod metric;

@@ -1,5 +1,5 @@
 //! What shows of datasets before anything runs: the layout of rows, from the first rows of a source or from the cache, handed on to
-//! the stages that keep it; and the inputs that can't use it, with the fields that do not go with it.
+//! the stages that keep it; and the inputs that can't use it, with the fields that do not go with it or with what is known of models.
 
 use std::collections::BTreeMap;
 
@@ -7,9 +7,10 @@ use anyhow::Result;
 use serde_json::{Map, Value};
 
 use crate::artifact::ArtifactType;
-use crate::contract::{Contract, Output, Rows};
+use crate::contract::{Contract, Output, Rows, Summary};
 use crate::diagnostic::{Problem, Problems};
 use crate::job::SourceFile;
+use crate::known::{Looks, known};
 use crate::plan::{Feed, Node, Standing};
 use crate::recipe::{Binding, Target, inputs};
 use crate::session::Session;
@@ -39,29 +40,29 @@ pub struct Seen {
 
 const MISMATCH: &str = "layout-mismatch";
 const FIRST_ROWS: &str = "first-rows";
+const MODEL: &str = "model-mismatch";
 
 /// Whether all of these mistakes were found by a look: they are the recipe's or its data's, not the machine's.
 pub fn found_all(problems: &Problems) -> bool {
     let codes = problems.problems.iter().map(|p| p.code);
-    codes.into_iter().all(|c| c == MISMATCH || c == FIRST_ROWS)
+    codes
+        .into_iter()
+        .all(|c| [MISMATCH, FIRST_ROWS, MODEL].contains(&c))
 }
 
-/// Looks at every dataset that can be told of.
+/// Looks at every dataset that can be told of, and at the models that feed what will run.
 ///
 /// # Errors
-/// [`Problems`]: a source whose first rows can't be read, an input that can't use the layout of what feeds it.
-pub fn look(
-    session: &Session,
-    standings: &[Standing],
-    peeks: &[Peek],
-) -> Result<Vec<Option<Seen>>> {
+/// [`Problems`]: a source whose first rows can't be read, an input that can't use the layout of what feeds it, fields and models that do
+/// not go together.
+pub fn look(session: &Session, standings: &[Standing], looks: &Looks) -> Result<Vec<Option<Seen>>> {
     let nodes = &session.plan.nodes;
     let mut seen: Vec<Option<Seen>> = vec![None; nodes.len()];
     let mut problems = Vec::new();
     for &index in &session.plan.order {
         let node = &nodes[index];
         let is_cached = standings[index].entry.is_some();
-        let shown = match peeks.iter().find(|p| p.kind == node.contract.kind) {
+        let shown = match looks.peeks.iter().find(|p| p.kind == node.contract.kind) {
             Some(peek) => {
                 let files = session.files(index);
                 match files.map(|f| (peek.look)(&node.params, &f)).transpose() {
@@ -120,12 +121,43 @@ pub fn look(
                 })
                 .collect()
         };
-        problems.extend(inputs::check(stage, MISMATCH, &rows));
+        let contracts = session.contracts;
+        problems.extend(inputs::check(stage, contracts, MISMATCH, &rows, &|_| {
+            Vec::new()
+        }));
     }
+    problems.extend(look_at_models(session, standings, looks));
     if problems.is_empty() {
         return Ok(seen);
     }
     Err(Problems::new(session.recipe.sources.clone(), problems).into())
+}
+
+/// What does not go with the models that feed the stages that run, or may. Where all is cached it was right.
+fn look_at_models(session: &Session, standings: &[Standing], looks: &Looks) -> Vec<Problem> {
+    let (stages, contracts) = (&session.recipe.stages, session.contracts);
+    let targets: Vec<usize> = (0..stages.len())
+        .filter(|index| standings[*index].verdict.open())
+        .filter(|index| contracts.checks_inputs(stages[*index].contract))
+        .collect();
+    let known = known(session, standings, targets.clone(), looks);
+    let mut problems = Vec::new();
+    for index in targets {
+        let stage = &stages[index];
+        let models = |port: &str| -> Vec<(String, Summary)> {
+            let targets = stage.inputs.get(port).into_iter();
+            targets
+                .flat_map(Binding::targets)
+                .filter_map(|target| {
+                    let found = known.get(&(target.stage, target.output))?;
+                    Some((stages[target.stage].name.clone(), found.clone()))
+                })
+                .collect()
+        };
+        let rows = |_: &str| Vec::new();
+        problems.extend(inputs::check(stage, contracts, MODEL, &rows, &models));
+    }
+    problems
 }
 
 /// What shows of a stage that has not run, by what feeds it.

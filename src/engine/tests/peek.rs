@@ -7,10 +7,11 @@ mod support;
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use engine::contract::Rows;
+use engine::contract::{Contracts, Rows, Trial};
 use engine::job::SourceFile;
+use engine::known::{Glance, Looks};
 use engine::peek::{Peek, Seen, look};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use support::{Kitchen, Told, same};
 
 /// The first word of a file is the layout of its rows.
@@ -34,6 +35,11 @@ const PEEKS: &[Peek] = &[Peek {
     look: first_word,
 }];
 
+const LOOKS: Looks = Looks {
+    peeks: PEEKS,
+    ..Looks::NONE
+};
+
 const RECIPE: &str = "  a: { kind: read, source: a.txt }\n  b: { kind: keep, data: a }\n  c: { kind: keep, data: b }\n  \
                       d: { kind: sweet, data: c }\n  e: { kind: lower, data: a }\n  f: { kind: sweet, data: e }\n";
 
@@ -45,7 +51,7 @@ fn looked(kitchen: &Kitchen) -> String {
 #[track_caller]
 fn looked_at(kitchen: &Kitchen, recipe: &str) -> String {
     let session = kitchen.open(recipe, &Told::default());
-    match look(&session, &session.standings(), PEEKS) {
+    match look(&session, &session.standings(), &LOOKS) {
         Ok(seen) => {
             let words = seen
                 .iter()
@@ -98,6 +104,81 @@ fn what_a_field_says_is_held_against_the_rows() {
         &looked_at(&kitchen, recipe),
         "layout-mismatch: `a` has no salt\nlayout-mismatch: `b` has no salt",
     );
+}
+
+/// Who tunes a soft model is told, with what is known of it.
+const HARD_ONLY: &[Trial] = &[Trial {
+    kind: "tune",
+    attempt: |_| Vec::new(),
+    attempt_inputs: Some(|_, inputs| {
+        let models = (inputs.known)("model").into_iter();
+        let soft = models.filter(|(_, known)| known.get("weights") == Some(&json!("soft")));
+        soft.map(|(stage, known)| {
+            let letters = known
+                .get("alphabet")
+                .map_or("?".to_owned(), Value::to_string);
+            (
+                "model",
+                format!("`{stage}` is soft, with the letters {letters}"),
+            )
+        })
+        .collect()
+    }),
+}];
+
+/// What a model will say is what its recipe says.
+const BY_RECIPE: Looks = Looks {
+    glances: &[Glance {
+        kind: "make",
+        look: |params, _| Ok(params.clone().into_iter().collect()),
+    }],
+    ..Looks::NONE
+};
+
+#[test]
+fn models_are_known_before_they_are_made_and_handed_on_as_far_as_they_are_alike() {
+    let kitchen = Kitchen::new();
+    let contracts = Contracts {
+        trials: HARD_ONLY,
+        ..support::kinds::contracts()
+    };
+    let told = Told {
+        contracts,
+        ..Told::default()
+    };
+    let recipe = |model: &str| {
+        format!(
+            "  a: {{ kind: make, weights: soft }}\n  b: {{ kind: make, weights: soft, alphabet: xyz }}\n  \
+             c: {{ kind: make, weights: hard }}\n  rows: {{ kind: say, text: abc }}\n  \
+             aw: {{ kind: weigh, data: a }}\n  bw: {{ kind: weigh, data: b }}\n  cw: {{ kind: weigh, data: c }}\n  \
+             passed: {{ kind: pass, data: a }}\n  soft: {{ kind: longest, parts: {{ a: a, b: b }}, metrics: {{ a: aw, b: bw }} }}\n  \
+             either: {{ kind: longest, parts: {{ a: a, c: c }}, metrics: {{ a: aw, c: cw }} }}\n  \
+             tuned: {{ kind: tune, model: {model}, data: rows }}\n"
+        )
+    };
+    let found = |model: &str| -> Vec<String> {
+        let session = kitchen.open(&recipe(model), &told);
+        let found = look(&session, &session.standings(), &BY_RECIPE).err();
+        let problems = found.map(|e| e.downcast::<engine::diagnostic::Problems>().unwrap());
+        let lines = problems.iter().flat_map(|p| {
+            assert!(engine::peek::found_all(p));
+            p.problems
+                .iter()
+                .map(|p| format!("{}: {}", p.code, p.message))
+        });
+        lines.collect()
+    };
+    let none: [&str; 0] = [];
+    for (model, told) in [
+        ("a", "`a` is soft, with the letters \"abc\""),
+        ("passed", "`passed` is soft, with the letters \"abc\""),
+        ("soft", "`soft` is soft, with the letters ?"),
+    ] {
+        assert_eq!(found(model), [format!("model-mismatch: {told}")], "{model}");
+    }
+    for fine in ["c", "either"] {
+        assert_eq!(found(fine), none, "{fine}");
+    }
 }
 
 #[test]

@@ -58,7 +58,7 @@ pub fn check<P: AsRef<str>, N: AsRef<str>>(patterns: &[P], names: &[N], what: &s
 }
 
 /// As many parts of `name`, one after the other, as `pattern` has; the whole name if it has fewer.
-fn runs(name: &str, pattern: &str) -> Vec<String> {
+pub(crate) fn runs(name: &str, pattern: &str) -> Vec<String> {
     let parts: Vec<&str> = name.split('.').collect();
     let count = pattern.split('.').count().min(parts.len());
     parts.windows(count).map(|run| run.join(".")).collect()

@@ -14,7 +14,7 @@ pub use bottleneck::{
 };
 pub use ia3::{IA3_FEEDFORWARD, IA3_TARGETS, Ia3Config};
 pub use soft::{PROMPT_EMBEDDINGS, SoftConfig, SoftKind};
-pub use targets::{ALL_LINEAR, match_targets};
+pub use targets::{ALL_LINEAR, choose_targets, match_targets};
 
 use crate::json;
 use crate::tensors::Weights;

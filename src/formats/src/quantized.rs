@@ -1,14 +1,17 @@
 //! How quantized weights stand in model files, as transformers and bitsandbytes write them: the names beside a weight's, the state in JSON,
 //! and `quantization_config` in config.json.
 
+mod described;
 mod sound;
 mod values;
 
+pub(crate) use described::check_config;
+pub use described::{check_described, config, config_with, config_without};
 pub use values::values;
 
 use crate::nf4::{self, Quantized, Scales};
 use crate::tensors::{Stored, Weights};
-use crate::{Dtype, json};
+use crate::{Dtype, peft};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value, json};
 
@@ -74,6 +77,18 @@ pub fn beside(name: &str, part: &str) -> String {
 pub fn parts(name: &str) -> impl Iterator<Item = String> + '_ {
     let nf4 = NF4_PARTS.iter().map(move |word| part(name, word));
     nf4.chain(INT8_PARTS.iter().map(move |word| beside(name, word)))
+}
+
+/// Those that do belong to a weight that is stored so.
+pub(crate) fn own_parts(name: &str, stored: &Linear) -> Vec<String> {
+    match stored {
+        Linear::Dense => Vec::new(),
+        Linear::Int8 => INT8_PARTS.iter().map(|word| beside(name, word)).collect(),
+        Linear::Nf4(state) => (NF4_PARTS.iter())
+            .filter(|word| state.nested.is_some() || !word.starts_with("nested"))
+            .map(|word| part(name, word))
+            .collect(),
+    }
 }
 
 impl State {
@@ -366,77 +381,21 @@ pub fn int8_tensors(
     ]
 }
 
-/// What config.json says of the model's quantization; `skipped` are the linears left as they are, the head among them.
-pub fn config(scheme: Scheme, nested: bool, dtype: Dtype, skipped: &[String]) -> Value {
-    let four = scheme == Scheme::Nf4;
-    let skipped = match skipped {
-        [] => Value::Null,
-        names => json!(names),
-    };
-    json!({
-        "_load_in_4bit": four,
-        "_load_in_8bit": !four,
-        "bnb_4bit_compute_dtype": torch_name(dtype),
-        "bnb_4bit_quant_storage": "uint8",
-        "bnb_4bit_quant_type": if four { "nf4" } else { "fp4" },
-        "bnb_4bit_use_double_quant": nested,
-        "llm_int8_enable_fp32_cpu_offload": false,
-        "llm_int8_has_fp16_weight": false,
-        "llm_int8_skip_modules": skipped,
-        "llm_int8_threshold": if four { 6.0 } else { 0.0 },
-        "load_in_4bit": four,
-        "load_in_8bit": !four,
-        "quant_method": "bitsandbytes",
-    })
-}
-
-/// Refuses a `quantization_config` of another kind than those that are read here.
-pub(crate) fn check_config(value: &Value) -> Result<()> {
-    // transformers leaves the first in models that it loaded from GGUF; their tensors are plain.
-    let known = matches!(
-        value["quant_method"].as_str(),
-        Some("gguf" | "bitsandbytes")
-    );
-    ensure!(
-        known,
-        "quantization_config is set ({value}), which is not supported; take the unquantized model, or one of bitsandbytes"
-    );
-    if value["load_in_4bit"] == json!(true) {
-        let kind = value["bnb_4bit_quant_type"].as_str().unwrap_or("fp4");
-        ensure!(
-            kind == "nf4",
-            "quantization_config says bnb_4bit_quant_type {kind:?}; supported is \"nf4\""
-        );
-        let storage = value["bnb_4bit_quant_storage"].as_str().unwrap_or("uint8");
-        ensure!(
-            storage == "uint8",
-            "quantization_config says bnb_4bit_quant_storage {storage:?}; supported is \"uint8\""
-        );
+/// Those of the linears (path, outputs, inputs) that `patterns` mean, which are to stay as they are: some, but not all of them.
+pub fn skipped<P: AsRef<str>>(
+    patterns: &[P],
+    linears: &[(String, usize, usize)],
+) -> Result<Vec<String>> {
+    if patterns.is_empty() {
+        return Ok(Vec::new());
     }
-    Ok(())
-}
-
-/// The text of a config.json with `quantization` in it.
-pub fn config_with(
-    text: &str,
-    path: &std::path::Path,
-    quantization: Value,
-    dtype: Dtype,
-) -> Result<String> {
-    let mut object = json::parse_object(text, path)?;
-    object.insert("quantization_config".to_owned(), quantization);
-    object.insert("dtype".to_owned(), json!(torch_name(dtype)));
-    object.insert("torch_dtype".to_owned(), json!(torch_name(dtype)));
-    Ok(serde_json::to_string_pretty(&Value::Object(object))? + "\n")
-}
-
-/// The text of a config.json without quantization, for weights of this type.
-pub fn config_without(text: &str, path: &std::path::Path, dtype: Dtype) -> Result<String> {
-    let mut object = json::parse_object(text, path)?;
-    object.retain(|key, _| key != "quantization_config");
-    object.insert("dtype".to_owned(), json!(torch_name(dtype)));
-    object.insert("torch_dtype".to_owned(), json!(torch_name(dtype)));
-    Ok(serde_json::to_string_pretty(&Value::Object(object))? + "\n")
+    let names: Vec<&str> = linears.iter().map(|(name, ..)| name.as_str()).collect();
+    let skipped = peft::choose_targets(patterns, &names)?;
+    ensure!(
+        skipped.len() < names.len(),
+        "nothing is left to be quantized"
+    );
+    Ok(skipped)
 }
 
 fn torch_name(dtype: Dtype) -> &'static str {

@@ -72,8 +72,8 @@ impl File {
             .ok_or_else(|| anyhow!("{}: no tensor {:?}", self.path().display(), entry.name))
     }
 
-    /// Says that a tensor will not be read again soon.
-    pub(crate) fn release(&self, entry: &Entry) {
+    /// Says that a tensor will not be read again soon, so that its pages do not count as memory in use.
+    pub fn release(&self, entry: &Entry) {
         self.mapped.release(entry.range.clone());
     }
 }

@@ -272,3 +272,96 @@ fn everything_that_is_wrong_is_in_one_error() {
         ],
     );
 }
+
+#[test]
+fn parts_of_another_way_of_storing_are_strangers() {
+    let bytes = |name: String| (name, Dtype::U8, vec![1], vec![0]);
+    // Beside plain scales there are none of theirs, beside codes of four bits no scales of rows, and the other way round.
+    let mut tensors = model(false);
+    tensors.push(bytes(quantized::part(Q, "nested_absmax")));
+    refused(&tensors, &["q_proj.weight.nested_absmax", "not expected"]);
+    let mut tensors = model(true);
+    tensors.push(bytes(quantized::beside(Q, "SCB")));
+    refused(&tensors, &["q_proj.SCB", "not expected"]);
+    let mut tensors = model(true);
+    tensors.retain(|tensor| !tensor.0.starts_with(K));
+    tensors.extend(quantized::int8_tensors(
+        K,
+        [32, 64],
+        vec![1; 32 * 64],
+        &[1.0; 32],
+    ));
+    tensors.push(bytes(quantized::part(K, "absmax")));
+    refused(&tensors, &["k_proj.weight.absmax", "not expected"]);
+    // Nor are there any beside a weight that is not quantized.
+    for name in [quantized::part(Q, "absmax"), quantized::beside(Q, "SCB")] {
+        let mut tensors = model(true);
+        tensors.retain(|tensor| !tensor.0.starts_with(Q));
+        tensors.push((
+            Q.to_owned(),
+            Dtype::BF16,
+            vec![64, 64],
+            vec![0; 2 * 64 * 64],
+        ));
+        assert_eq!(said(&tensors), None);
+        tensors.push(bytes(name.clone()));
+        refused(&tensors, &[&name, "not expected"]);
+    }
+}
+
+#[test]
+fn a_config_says_what_the_weights_are() {
+    let described = |tensors: &[Tensor], quantization: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        safetensors::write_file(&path, tensors, &[]).unwrap();
+        let weights = Weights::open(&path).unwrap();
+        let text = format!("{{\"quantization_config\": {quantization}}}");
+        let linears = config().linear_shapes();
+        let path = Path::new("some/config.json");
+        let error = quantized::check_described(&text, path, &weights, &linears).err();
+        error.map(|error| error.to_string())
+    };
+    let packed = model(true);
+    let mut plain = Vec::new();
+    for (name, shape) in config().tensor_shapes() {
+        let count: usize = shape.iter().product();
+        plain.push((name, Dtype::BF16, shape, vec![0; 2 * count]));
+    }
+    for (tensors, quantization, wanted) in [
+        (&packed, "null", None),
+        (
+            &packed,
+            "{ \"load_in_4bit\": true, \"load_in_8bit\": false }",
+            None,
+        ),
+        (
+            &packed,
+            "{ \"load_in_8bit\": true }",
+            Some("is stored in four"),
+        ),
+        (&plain, "{ \"quant_method\": \"gguf\" }", None),
+        (
+            &plain,
+            "{ \"load_in_4bit\": true }",
+            Some("no weight is quantized"),
+        ),
+        (
+            &plain,
+            "{ \"load_in_8bit\": true }",
+            Some("no weight is quantized"),
+        ),
+    ] {
+        let found = described(tensors, quantization);
+        match wanted {
+            None => assert_eq!(found, None, "{quantization}"),
+            Some(words) => {
+                let found = found.unwrap_or_default();
+                assert!(
+                    found.starts_with("some/config.json: ") && found.contains(words),
+                    "{found}"
+                );
+            }
+        }
+    }
+}

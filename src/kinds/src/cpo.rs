@@ -5,11 +5,13 @@ use engine::contract::{Arity, Choice, Contract, FieldType, Literal, Need, Pool, 
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::known::trains;
 use crate::memory;
 use crate::training::{
     self, BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, LAYER_DECAY,
-    LEARNING_RATES, MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS,
-    TRAIN, TRAINED, Training, WARMUP, WEIGHT_DECAY, learning_rate,
+    LEARNING_RATES, MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, OPTIMIZER_STATE, POLICY, SCHEDULE, SEED,
+    SNAPSHOT_SECONDS, TRAIN, TRAINED, Training, UNFREEZE_EVERY, WARMUP, WEIGHT_DECAY,
+    learning_rate,
 };
 use crate::words::{MAX_LENGTH, MICRO_BATCH, NOT_NEGATIVE, NUMBER, POSITIVE, TRUNCATION, field};
 
@@ -101,8 +103,10 @@ With p the sum of log π over a completion's tokens and |y| their number:
         BATCH,
         TRAIN,
         LAYER_DECAY,
+        UNFREEZE_EVERY,
         LEARNING_RATES,
         OPTIMIZER,
+        OPTIMIZER_STATE,
         WEIGHT_DECAY,
         BETA1,
         BETA2,
@@ -146,6 +150,6 @@ With p the sum of log π over a completion's tokens and |y| their number:
     ],
     layout: None,
     check: fits,
-    check_inputs: None,
+    check_inputs: Some(trains),
     memory: Some(memory::of_groups),
 };

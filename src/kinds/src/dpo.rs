@@ -8,11 +8,13 @@ use engine::contract::{
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::known::trains;
 use crate::memory;
 use crate::training::{
     self, BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, LAYER_DECAY,
-    LEARNING_RATES, MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS,
-    TRAIN, TRAINED, Training, WARMUP, WEIGHT_DECAY, learning_rate,
+    LEARNING_RATES, MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, OPTIMIZER_STATE, POLICY, SCHEDULE, SEED,
+    SNAPSHOT_SECONDS, TRAIN, TRAINED, Training, UNFREEZE_EVERY, WARMUP, WEIGHT_DECAY,
+    learning_rate,
 };
 use crate::words::{MAX_LENGTH, MICRO_BATCH, POSITIVE, TRUNCATION, field};
 
@@ -268,9 +270,9 @@ pub fn fits(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
     problems
 }
 
-/// What rankings do not read, and labels of margins that are not there.
+/// What rankings do not read, labels of margins that are not there, and a model that can't be trained.
 fn fits_inputs(params: &Map<String, Value>, inputs: &Inputs<'_>) -> Vec<(&'static str, String)> {
-    let mut problems = Vec::new();
+    let mut problems = trains(params, inputs);
     let word = |name: &str| params.get(name).and_then(Value::as_str);
     let on = |name: &str| params.get(name) == Some(&Value::Bool(true));
     let number = |name: &str| params.get(name).and_then(Value::as_f64);
@@ -346,8 +348,10 @@ only the adapter changes. Logged: rewards β c and β r, their difference, and h
         BATCH,
         TRAIN,
         LAYER_DECAY,
+        UNFREEZE_EVERY,
         LEARNING_RATES,
         OPTIMIZER,
+        OPTIMIZER_STATE,
         WEIGHT_DECAY,
         BETA1,
         BETA2,

@@ -17,6 +17,7 @@ pub mod generate;
 pub mod grpo;
 pub mod ia3;
 pub mod init_model;
+pub mod known;
 pub mod kto;
 pub mod label;
 pub mod load_dataset;
@@ -47,6 +48,7 @@ pub mod tokenize;
 pub mod tokenize_completions;
 pub mod training;
 
+mod settings;
 mod words;
 
 use engine::contract::Contracts;

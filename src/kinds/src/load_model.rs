@@ -6,6 +6,7 @@ use engine::contract::{
 };
 use serde::Deserialize;
 
+use crate::memory;
 use crate::words::field;
 
 /// The parameters.
@@ -59,7 +60,7 @@ tensors become numbers of `dtype` when a stage loads the model. A folder with a 
         ),
     ],
     ports: &[],
-    outputs: &[Output::new("model", ArtifactType::Model, "The model.")],
+    outputs: &[Output::new("model", ArtifactType::Model, "The model.").foreseen(memory::bare)],
     preparations: &[],
     layout: None,
     check: no_check,

@@ -2,12 +2,14 @@
 
 use engine::artifact::ArtifactType;
 use engine::contract::{
-    Arity, Contract, Field, FieldType, Literal, Need, Output, Pool, Port, Repeatable, no_check,
+    Arity, Contract, Field, FieldType, Literal, Need, Output, Pool, Port, Repeatable,
 };
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
+use crate::known::unadapted;
 use crate::memory;
-use crate::words::{POSITIVE, field};
+use crate::words::{field, twice};
 
 /// The parameters.
 #[derive(Clone, Debug, Deserialize)]
@@ -49,6 +51,11 @@ impl Targets {
     }
 }
 
+/// Layers that are named twice.
+fn fits(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
+    twice(params, "targets")
+}
+
 /// The contract.
 pub const CONTRACT: Contract = Contract {
     kind: "lora",
@@ -64,7 +71,8 @@ With `dora` (weight-decomposed LoRA) the length of each row of the weight is tra
 direction: y = m / ‖W + s·B A‖ · (W x + s·B A x), with ‖·‖ the length of each row, a constant in the backward pass, and m, one number for
 each output, at first ‖W‖. With dropout, as in PEFT, y = W x + (m / ‖·‖ − 1) W x' + m / ‖·‖ s·B A x' for the x' that elements were
 dropped from. The lengths follow from ‖W‖ and from products with A and B, so no copy of W is made; with dropout W is multiplied twice. W
-may be quantized (QDoRA): m then starts from the lengths of the rows that its codes stand for.
+may be quantized (QDoRA): m then starts from the lengths of the rows that its codes stand for. `weight_decay` spares m, which would otherwise be
+pulled towards 0, away from ‖W‖; PEFT with transformers' trainer decays it.
 
 Source: Hu et al., *LoRA*, arXiv 2106.09685; rsLoRA: Kalajdzievski, arXiv 2312.03732; DoRA: Liu et al., arXiv 2402.09353.",
     example: "thin: { kind: lora, model: base, r: 16, alpha: 32, targets: all-linear }",
@@ -72,7 +80,13 @@ Source: Hu et al., *LoRA*, arXiv 2106.09685; rsLoRA: Kalajdzievski, arXiv 2312.0
     repeatable: Repeatable::Deterministic,
     fields: &[
         field("r", FieldType::Integer { min: 1, max: 65536 }, Need::Default(Literal::Integer(8)), "The rank."),
-        field("alpha", POSITIVE, Need::Default(Literal::Number(16.0)), "The scale is alpha / r."),
+        field(
+            "alpha",
+            // Twice the largest rank: what is above is a slip.
+            FieldType::Number { min: 0.0, max: 131_072.0, above: true },
+            Need::Default(Literal::Number(16.0)),
+            "The scale is alpha / r.",
+        ),
         field(
             "dropout",
             FieldType::Number { min: 0.0, max: 0.99, above: false },
@@ -83,8 +97,8 @@ Source: Hu et al., *LoRA*, arXiv 2106.09685; rsLoRA: Kalajdzievski, arXiv 2312.0
             "targets",
             FieldType::Either(&[FieldType::Text, FieldType::List { of: &FieldType::Text, min: 1 }]),
             Need::Default(Literal::Text("all-linear")),
-            "`all-linear` (every linear layer but the head), or names such as `q_proj` and `v_proj`: a layer matches that is called so \
-             or ends in `.name`.",
+            "`all-linear` (every linear layer but the head), or names such as `q_proj`, `v_proj` or `'layers.1*.mlp'` in quotes: each some whole \
+             parts of a layer's name, in which `*` stands for anything.",
         ),
         field("rslora", FieldType::Bool, Need::Default(Literal::Bool(false)), "Scale by alpha / √r, which keeps large ranks stable."),
         Field {
@@ -102,7 +116,7 @@ Source: Hu et al., *LoRA*, arXiv 2106.09685; rsLoRA: Kalajdzievski, arXiv 2312.0
     outputs: &[Output::new("model", ArtifactType::Model, "The model with its adapter, ready to train.").keeps_tokenizer_of("model").foreseen(memory::adapted)],
     preparations: &[],
     layout: None,
-    check: no_check,
-    check_inputs: None,
+    check: fits,
+    check_inputs: Some(unadapted),
     memory: None,
 };

@@ -3,11 +3,13 @@
 use engine::artifact::ArtifactType;
 use engine::contract::{
     Arity, Choice, Contract, FieldType, From, Inputs, Literal, Need, Output, Pool, Port,
-    Preparation, Repeatable, no_check,
+    Preparation, Repeatable, Summary, no_check,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::known::{Mistakes, Told, adapter, difference, quantized};
+use crate::memory;
 use crate::words::{LOSS_ON, MAX_LENGTH, MICRO_BATCH, TOKENIZE_FIELDS, TRUNCATION, field, words};
 
 /// The parameters.
@@ -32,29 +34,83 @@ pub const FULL_PRECISION: &str = "full_precision";
 /// The word of `into` for the quantized weights, unpacked.
 pub const DEQUANTIZED: &str = "dequantized";
 
+/// What is said of a model before and after, where there are rows.
+pub(crate) const COMPARED: [&str; 5] = ["tokens", "kl", "kl_max", "loss_before", "loss_after"];
+
 /// What is said in any case, and what only rows can tell.
 fn names(_: &Map<String, Value>, named: &dyn Fn(&str) -> Vec<String>) -> Vec<String> {
     let mut all = words(&["modules", "largest_change", "rounding"]);
     if !named("data").is_empty() {
-        all.extend(words(&[
-            "tokens",
-            "kl",
-            "kl_max",
-            "loss_before",
-            "loss_after",
-        ]));
+        all.extend(words(&COMPARED));
     }
     all
 }
 
-/// A base that would not be read.
-fn fits_inputs(params: &Map<String, Value>, inputs: &Inputs<'_>) -> Vec<(&'static str, String)> {
+/// A base that would not be read, and models that can't be merged.
+fn fits_inputs(params: &Map<String, Value>, inputs: &Inputs<'_>) -> Mistakes {
     let unpacked = params.get("into").and_then(Value::as_str) == Some(DEQUANTIZED);
-    if !unpacked || (inputs.names)("base").is_empty() {
-        return Vec::new();
+    let given = !(inputs.names)("base").is_empty();
+    if unpacked && given {
+        let message = "`into: dequantized` merges into the weights that `model` has, and `base` is not read: leave one of the two out";
+        return vec![("base", message.to_owned())];
     }
-    let message = "`into: dequantized` merges into the weights that `model` has, and `base` is not read: leave one of the two out";
-    vec![("base", message.to_owned())]
+    let mut mistakes = Vec::new();
+    for (model, known) in (inputs.known)("model") {
+        if adapter(&known) == Told::None {
+            let message = format!(
+                "`{model}` has no adapter, so there is nothing to merge: name a model that `lora` gave one and that was trained with it"
+            );
+            mistakes.push(("model", message));
+            continue;
+        }
+        match quantized(&known) {
+            Told::Is(scheme) if !unpacked && !given => mistakes.push((
+                "model",
+                format!(
+                    "the adapter of `{model}` is on a quantized model ({scheme}). Give the model that was quantized as `base`, to merge into that, \
+                     or say `into: dequantized`, to merge into the quantized weights unpacked"
+                ),
+            )),
+            Told::None if unpacked => mistakes.push((
+                "into",
+                format!(
+                    "`into: dequantized` is for adapters on quantized models, and the base of `{model}` is not quantized: leave `into` out"
+                ),
+            )),
+            Told::None if given => mistakes.push((
+                "base",
+                format!(
+                    "`base` is for adapters on quantized models. The base of `{model}` is not quantized, and the adapter is merged into it: leave \
+                     `base` out"
+                ),
+            )),
+            _ => mistakes.extend(strange_bases(inputs, &model, &known)),
+        }
+    }
+    mistakes
+}
+
+/// Bases that are not the one of `model` in full precision, whose facts are `known`.
+fn strange_bases(inputs: &Inputs<'_>, model: &str, known: &Summary) -> Mistakes {
+    let bases = (inputs.known)("base").into_iter();
+    let said = bases.filter_map(|(base, facts)| {
+        if let Told::Is(adapter) = adapter(&facts) {
+            return Some(format!(
+                "`{base}` has an adapter itself ({adapter}): take the model that was quantized, or merge that adapter first"
+            ));
+        }
+        if let Told::Is(scheme) = quantized(&facts) {
+            return Some(format!(
+                "`{base}` is quantized, too ({scheme}): take the model that was quantized, in full precision, or merge with `into: dequantized`"
+            ));
+        }
+        let (name, own, other) = difference(known, &facts)?;
+        Some(format!(
+            "`{base}` has another shape than `{model}` ({name}: {other}, not {own}), so the adapter belongs to another model: take the one that \
+             `quantize` was given"
+        ))
+    });
+    said.map(|message| ("base", message)).collect()
 }
 
 /// The contract.
@@ -127,7 +183,7 @@ Source: Hu et al., *LoRA*, arXiv 2106.09685 (section 4.1: no latency after mergi
         },
     ],
     outputs: &[
-        Output::new("model", ArtifactType::Model, "The model without an adapter.").keeps_tokenizer_of("model"),
+        Output::new("model", ArtifactType::Model, "The model without an adapter.").keeps_tokenizer_of("model").foreseen(memory::merged),
         Output::new("metrics", ArtifactType::Metrics, "What was changed in each layer, and with `data` what that did.").metrics(names),
     ],
     preparations: &[Preparation {
@@ -142,3 +198,84 @@ Source: Hu et al., *LoRA*, arXiv 2106.09685 (section 4.1: no latency after mergi
     check_inputs: Some(fits_inputs),
     memory: None,
 };
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::known::tests::said;
+
+    /// What is said of merging into `into` with these facts of `model` and `base`.
+    fn of(into: &str, model: Value, base: Option<Value>) -> Vec<String> {
+        let mut known = vec![("model", "tuned", model)];
+        known.extend(base.map(|base| ("base", "whole", base)));
+        let found = said(fits_inputs, json!({ "into": into }), &known).into_iter();
+        found
+            .map(|(place, text)| format!("{place}: {text}"))
+            .collect()
+    }
+
+    #[test]
+    fn what_can_not_be_merged_is_told_before_it_runs() {
+        let qlora = || json!({ "adapter": "lora", "quantized": "nf4", "hidden": 32 });
+        let plain =
+            |hidden: u64| Some(json!({ "adapter": null, "quantized": null, "hidden": hidden }));
+        let lora = || json!({ "adapter": "lora", "quantized": null });
+        let none: [&str; 0] = [];
+        assert_eq!(of(FULL_PRECISION, lora(), None), none);
+        assert_eq!(of(FULL_PRECISION, qlora(), plain(32)), none);
+        assert_eq!(of(DEQUANTIZED, qlora(), None), none);
+        assert_eq!(of(FULL_PRECISION, json!({ "adapter": "lora" }), None), none);
+        for (into, model, base, words) in [
+            (
+                FULL_PRECISION,
+                json!({ "adapter": null }),
+                None,
+                "model: `tuned` has no adapter",
+            ),
+            (
+                FULL_PRECISION,
+                qlora(),
+                None,
+                "model: the adapter of `tuned` is on a quantized model (nf4)",
+            ),
+            (
+                FULL_PRECISION,
+                lora(),
+                plain(32),
+                "base: `base` is for adapters on quantized models",
+            ),
+            (
+                DEQUANTIZED,
+                lora(),
+                None,
+                "into: `into: dequantized` is for adapters on quantized models",
+            ),
+            (
+                FULL_PRECISION,
+                qlora(),
+                plain(64),
+                "base: `whole` has another shape than `tuned` (hidden: 64, not 32)",
+            ),
+            (
+                FULL_PRECISION,
+                qlora(),
+                Some(qlora()),
+                "base: `whole` has an adapter itself (lora)",
+            ),
+            (
+                FULL_PRECISION,
+                qlora(),
+                Some(json!({ "quantized": "int8" })),
+                "base: `whole` is quantized, too (int8)",
+            ),
+        ] {
+            let found = of(into, model, base);
+            assert!(
+                found.len() == 1 && found[0].starts_with(words),
+                "{words}: {found:?}"
+            );
+        }
+    }
+}

@@ -4,11 +4,12 @@ use engine::artifact::ArtifactType;
 use engine::contract::{Arity, Contract, Literal, Need, Pool, Port, Repeatable};
 use serde::Deserialize;
 
+use crate::known::trains;
 use crate::memory;
 use crate::training::{
     BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, LAYER_DECAY, LEARNING_RATES,
-    MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAIN, TRAINED,
-    Training, WARMUP, WEIGHT_DECAY, fits, learning_rate,
+    MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, OPTIMIZER_STATE, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS,
+    TRAIN, TRAINED, Training, UNFREEZE_EVERY, WARMUP, WEIGHT_DECAY, fits, learning_rate,
 };
 use crate::words::{MAX_LENGTH, MICRO_BATCH, POSITIVE, TRUNCATION, field};
 
@@ -47,8 +48,10 @@ arXiv 2403.07691.",
         BATCH,
         TRAIN,
         LAYER_DECAY,
+        UNFREEZE_EVERY,
         LEARNING_RATES,
         OPTIMIZER,
+        OPTIMIZER_STATE,
         WEIGHT_DECAY,
         BETA1,
         BETA2,
@@ -72,6 +75,6 @@ arXiv 2403.07691.",
     ],
     layout: None,
     check: fits,
-    check_inputs: None,
+    check_inputs: Some(trains),
     memory: Some(memory::of_groups),
 };

@@ -2,11 +2,13 @@
 
 use engine::artifact::ArtifactType;
 use engine::contract::{
-    Arity, Choice, Contract, Field, FieldType, Literal, Need, Output, Pool, Port, Repeatable,
+    Arity, Choice, Contract, Field, FieldType, Inputs, Literal, Need, Output, Pool, Port,
+    Repeatable,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::known::{same_words, trains_port};
 use crate::rollout::{
     MINIBATCHES, MISSING_EOS_PENALTY, PROMPTS, REFERENCE, REWARD, ROLLOUT_BATCH,
     ROLLOUT_MICRO_BATCH, Rollout, TRAINED, UPDATES, WEIGHTS, sampling_temperature, unknown_rewards,
@@ -16,7 +18,7 @@ use crate::training::{
     BETA1, BETA2, EPSILON, MAX_GRAD_NORM, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, WARMUP,
     WEIGHT_DECAY, learning_rate,
 };
-use crate::words::{FRACTION, MAX_NEW_TOKENS, NOT_NEGATIVE, POSITIVE, count, field};
+use crate::words::{FRACTION, MAX_NEW_TOKENS, NOT_NEGATIVE, POSITIVE, RATE, count, field};
 
 /// The parameters.
 #[derive(Clone, Debug, Deserialize)]
@@ -130,6 +132,14 @@ fn fits(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
     problems
 }
 
+/// What all rollouts look at, and a critic that can't be trained or reads other tokens.
+fn fits_inputs(params: &Map<String, Value>, inputs: &Inputs<'_>) -> Vec<(&'static str, String)> {
+    let mut problems = unknown_rewards(params, inputs);
+    problems.extend(trains_port(params, inputs, "critic"));
+    problems.extend(same_words(inputs, "critic", "the critic"));
+    problems
+}
+
 const fn number(name: &'static str, ty: FieldType, default: f64, doc: &'static str) -> Field {
     field(name, ty, Need::Default(Literal::Number(default)), doc)
 }
@@ -200,7 +210,7 @@ Logged for each update: `score` (of the judge, before shaping), `kl` (of a compl
         field("mixed_length", FieldType::Integer { min: 2, max: 1 << 20 }, Need::Default(Literal::Integer(MIXED_LENGTH)), "The longest mixed row in tokens; longer ones are cut."),
         WEIGHTS,
         learning_rate(3e-6),
-        field("critic_learning_rate", POSITIVE, Need::Optional, "The critic's highest learning rate; that of the policy unless given."),
+        field("critic_learning_rate", RATE, Need::Optional, "The critic's highest learning rate; that of the policy unless given."),
         field("critic_warmup", count(0), Need::Default(Literal::Integer(0)), "In the first so many updates only the critic learns."),
         SCHEDULE,
         WARMUP,
@@ -241,6 +251,6 @@ Logged for each update: `score` (of the judge, before shaping), `kl` (of a compl
     preparations: &[],
     layout: None,
     check: fits,
-    check_inputs: Some(unknown_rewards),
+    check_inputs: Some(fits_inputs),
     memory: None,
 };

@@ -8,11 +8,12 @@ use engine::contract::{
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::known::trains;
 use crate::memory;
 use crate::training::{
     BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, LAYER_DECAY, LEARNING_RATES,
-    MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAIN, Training, WARMUP,
-    WEIGHT_DECAY, fits, learning_rate,
+    MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, OPTIMIZER_STATE, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAIN,
+    Training, UNFREEZE_EVERY, WARMUP, WEIGHT_DECAY, fits_with_head, learning_rate,
 };
 use crate::words::{
     COMPLETION_FIELDS, MAX_LENGTH, MICRO_BATCH, NOT_NEGATIVE, TRUNCATION, field, words,
@@ -41,18 +42,19 @@ pub(crate) const COMPARED: &[&str] = &["preference", "ranking", "scored"];
 
 /// Margins that are not there.
 fn fits_inputs(params: &Map<String, Value>, inputs: &Inputs<'_>) -> Vec<(&'static str, String)> {
+    let mut problems = trains(params, inputs);
     if params.get("margins") != Some(&Value::Bool(true)) {
-        return Vec::new();
+        return problems;
     }
     let rows = (inputs.rows)("data").into_iter();
-    rows.filter(|(_, rows)| rows.empty.contains(&"margin"))
-        .map(|(stage, _)| {
-            let message = format!(
-                "the rows of `{stage}` have no margins: have a judge give them with `annotate`, or leave `margins` out"
-            );
-            ("margins", message)
-        })
-        .collect()
+    let bare = rows.filter(|(_, rows)| rows.empty.contains(&"margin"));
+    problems.extend(bare.map(|(stage, _)| {
+        let message = format!(
+            "the rows of `{stage}` have no margins: have a judge give them with `annotate`, or leave `margins` out"
+        );
+        ("margins", message)
+    }));
+    problems
 }
 
 /// The contract.
@@ -95,8 +97,10 @@ another tokenizer.",
         BATCH,
         TRAIN,
         LAYER_DECAY,
+        UNFREEZE_EVERY,
         LEARNING_RATES,
         OPTIMIZER,
+        OPTIMIZER_STATE,
         WEIGHT_DECAY,
         BETA1,
         BETA2,
@@ -132,7 +136,7 @@ another tokenizer.",
         },
     ],
     outputs: &[
-        Output::new("model", ArtifactType::RewardModel, "The reward model.").keeps_tokenizer_of("model"),
+        Output::new("model", ArtifactType::RewardModel, "The reward model.").keeps_tokenizer_of("model").foreseen(memory::same),
         Output::new("metrics", ArtifactType::Metrics, "Loss and accuracy of each step, and what was measured on `test`.")
             .metrics(|_, _| words(&["first_loss", "last_loss", "steps", "tokens", "test.accuracy", "test.margin", "test.calibration_error", "test.loss", "test.pairs"])),
     ],
@@ -147,7 +151,7 @@ another tokenizer.",
         },
     ],
     layout: None,
-    check: fits,
+    check: fits_with_head,
     check_inputs: Some(fits_inputs),
     memory: Some(memory::of_scores),
 };

@@ -5,6 +5,7 @@ use engine::contract::{Arity, Field, FieldType, Inputs, Literal, Need, Output, P
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::known::trains;
 use crate::memory;
 use crate::words::{NOT_NEGATIVE, NUMBER, POSITIVE, count, field, numeric, words};
 
@@ -221,12 +222,14 @@ pub(crate) fn unknown_judges(
         .collect()
 }
 
-/// The same where judges give rewards.
+/// The same where judges give rewards, and a policy that can't be trained.
 pub(crate) fn unknown_rewards(
     params: &Map<String, Value>,
     inputs: &Inputs<'_>,
 ) -> Vec<(&'static str, String)> {
-    unknown_judges(params, inputs, REWARD.name)
+    let mut problems = unknown_judges(params, inputs, REWARD.name);
+    problems.extend(trains(params, inputs));
+    problems
 }
 
 /// Who scores.

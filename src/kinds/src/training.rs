@@ -7,11 +7,12 @@ use engine::contract::{
     Arity, Choice, Field, FieldType, From, Literal, Need, Output, Port, Preparation,
 };
 use serde::Deserialize;
-use serde_json::{Map, Value};
 
 use crate::memory;
+pub(crate) use crate::settings::{fits, fits_with_head};
 use crate::words::{
-    COMPLETION_FIELDS, FRACTION, NOT_NEGATIVE, POSITIVE, added, count, execution, field, words,
+    COMPLETION_FIELDS, FRACTION, NOT_NEGATIVE, POSITIVE, RATE, added, count, execution, field,
+    words,
 };
 
 /// The parameters.
@@ -33,10 +34,14 @@ pub struct Training {
     pub train: Train,
     /// What each layer's rate is of that of the layer above.
     pub layer_decay: f64,
+    /// After how many steps each layer begins after the one above.
+    pub unfreeze_every: Option<u64>,
     /// Rates of some parameters, by patterns of their names.
     pub learning_rates: BTreeMap<String, f64>,
     /// `adamw`, `adamw_8bit` or `adafactor`.
     pub optimizer: String,
+    /// `device` or `host`: where what the optimizer keeps lies between steps.
+    pub optimizer_state: String,
     /// Decoupled weight decay.
     pub weight_decay: f64,
     /// Decay of the first moment.
@@ -79,10 +84,30 @@ impl Default for Train {
 }
 
 /// The word for everything.
-const ALL: &str = "all";
+pub(crate) const ALL: &str = "all";
+
+/// The words of `train`.
+pub(crate) const TRAINED_BY_WORD: &[Choice] = &[
+    Choice {
+        word: ALL,
+        doc: "every weight",
+    },
+    Choice {
+        word: "norms",
+        doc: "the weights of norms",
+    },
+    Choice {
+        word: "biases",
+        doc: "the biases (BitFit, arXiv 2106.10199)",
+    },
+    Choice {
+        word: "head",
+        doc: "the head only: that of rewards, or that of words where it is not the embedding",
+    },
+];
 
 /// The key of a choice by depth.
-const LAST_LAYERS: &str = "last_layers";
+pub(crate) const LAST_LAYERS: &str = "last_layers";
 
 const SCHEDULES: &[Choice] = &[
     Choice {
@@ -106,7 +131,7 @@ const OPTIMIZERS: &[Choice] = &[
     },
     Choice {
         word: "adamw_8bit",
-        doc: "AdamW with both moments in eight bits: 2 bytes a trained number; on the CPU only so far",
+        doc: "AdamW with both moments in eight bits: 2 bytes a trained number",
     },
     Choice {
         word: "adafactor",
@@ -114,47 +139,25 @@ const OPTIMIZERS: &[Choice] = &[
     },
 ];
 
+const STATES: &[Choice] = &[
+    Choice {
+        word: "device",
+        doc: "beside the weights",
+    },
+    Choice {
+        word: "host",
+        doc: "in the host's memory, from where each weight's visits the device for its step",
+    },
+];
+
 /// Adam's first decay, unless given.
-const USUAL_BETA1: f64 = 0.9;
+pub(crate) const USUAL_BETA1: f64 = 0.9;
 
 /// Adam's second decay, unless given.
-const USUAL_BETA2: f64 = 0.999;
+pub(crate) const USUAL_BETA2: f64 = 0.999;
 
 /// Adam's ε, unless given.
-const USUAL_EPSILON: f64 = 1e-8;
-
-/// What an optimizer would not look at, and choices that are none.
-pub(crate) fn fits(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
-    let mut problems = Vec::new();
-    if let Some(Value::Object(by)) = params.get("train")
-        && !(by.len() == 1 && by.contains_key(LAST_LAYERS))
-    {
-        let keys: Vec<&str> = by.keys().map(String::as_str).collect();
-        problems.push((
-            "train",
-            format!(
-                "a mapping here says `last_layers: 2`, not {:?}; parameters are named in a list, such as `[layers.2, q_proj]`",
-                keys.join(", ")
-            ),
-        ));
-    }
-    if params.get("optimizer").and_then(Value::as_str) == Some("adafactor") {
-        for (name, usual) in [
-            ("beta1", USUAL_BETA1),
-            ("beta2", USUAL_BETA2),
-            ("epsilon", USUAL_EPSILON),
-        ] {
-            let given = params.get(name).and_then(Value::as_f64);
-            if given.is_some_and(|given| given != usual) {
-                problems.push((
-                    name,
-                    format!("`{name}` is Adam's; `optimizer: adafactor` does not look at it: leave it out"),
-                ));
-            }
-        }
-    }
-    problems
-}
+pub(crate) const USUAL_EPSILON: f64 = 1e-8;
 
 const fn below_one(name: &'static str, default: f64, doc: &'static str) -> Field {
     field(
@@ -173,7 +176,7 @@ const fn below_one(name: &'static str, default: f64, doc: &'static str) -> Field
 pub(crate) const fn learning_rate(default: f64) -> Field {
     field(
         "learning_rate",
-        POSITIVE,
+        RATE,
         Need::Default(Literal::Number(default)),
         "The highest learning rate.",
     )
@@ -226,24 +229,7 @@ pub(crate) const BATCH: Field = field(
 pub(crate) const TRAIN: Field = added(
     "train",
     FieldType::Either(&[
-        FieldType::Choice(&[
-            Choice {
-                word: ALL,
-                doc: "every weight",
-            },
-            Choice {
-                word: "norms",
-                doc: "the weights of norms",
-            },
-            Choice {
-                word: "biases",
-                doc: "the biases (BitFit, arXiv 2106.10199)",
-            },
-            Choice {
-                word: "head",
-                doc: "the head only: that of rewards, or that of words where it is not the embedding",
-            },
-        ]),
+        FieldType::Choice(TRAINED_BY_WORD),
         FieldType::List {
             of: &FieldType::Text,
             min: 1,
@@ -271,11 +257,20 @@ pub(crate) const LAYER_DECAY: Field = added(
      the least. 0.9 is usual.",
 );
 
+/// Lower layers begin later.
+pub(crate) const UNFREEZE_EVERY: Field = field(
+    "unfreeze_every",
+    count(1),
+    Need::Optional,
+    "Gradual unfreezing: the last layer and what comes after it learn from the first step, each layer below begins so many steps after the one above, \
+     the embedding last. What waits is computed without a way back. Unless given, everything begins at once.",
+);
+
 /// Some parameters learn at rates of their own.
 pub(crate) const LEARNING_RATES: Field = added(
     "learning_rates",
     FieldType::Map {
-        of: &POSITIVE,
+        of: &RATE,
         ordered: false,
     },
     Literal::EmptyMap,
@@ -291,12 +286,21 @@ pub(crate) const OPTIMIZER: Field = added(
     "How a weight follows its gradient, and what that needs beside the weights.",
 );
 
+/// Where moments and masters lie.
+pub(crate) const OPTIMIZER_STATE: Field = execution(
+    "optimizer_state",
+    FieldType::Choice(STATES),
+    Need::Default(Literal::Text("device")),
+    "Where what the optimizer keeps of each weight lies between steps: `host` takes it out of a GPU's memory and makes steps slower, in the manner of \
+     QLoRA's paged optimizers; the numbers are the same. On the CPU both are one.",
+);
+
 /// Decoupled weight decay.
 pub(crate) const WEIGHT_DECAY: Field = field(
     "weight_decay",
     NOT_NEGATIVE,
     Need::Default(Literal::Number(0.0)),
-    "λ: decoupled weight decay; norms and biases are spared.",
+    "λ: decoupled weight decay; norms and biases are spared, and so are the numbers of (IA)³ and the lengths of DoRA, which do not start at 0.",
 );
 
 /// Adam's first decay.

@@ -2,6 +2,7 @@
 
 use engine::artifact::ArtifactType;
 use engine::contract::{Arity, Choice, Class, Field, FieldType, Literal, Need, Port};
+use serde_json::{Map, Value};
 
 /// A semantic field.
 pub(crate) const fn field(
@@ -107,6 +108,32 @@ pub(crate) const POSITIVE: FieldType = FieldType::Number {
     max: f64::INFINITY,
     above: true,
 };
+
+/// A learning rate. AdamW and Adafactor move every number by about the rate in a step, and the numbers of a model are mostly below 1. The largest
+/// rates that are published are those of soft prompts, 0.3 (Lester et al., arXiv 2104.08691); what is above 1 is a slip, as 2e4 for 2e-4 is.
+pub(crate) const RATE: FieldType = FieldType::Number {
+    min: 0.0,
+    max: 1.0,
+    above: true,
+};
+
+/// Complaints about the list in the field `name`: what stands in it twice does nothing the second time.
+pub(crate) fn twice(
+    params: &Map<String, Value>,
+    name: &'static str,
+) -> Vec<(&'static str, String)> {
+    let Some(list) = params.get(name).and_then(Value::as_array) else {
+        return Vec::new();
+    };
+    let again = list.iter().enumerate().find(|(index, value)| {
+        let before = &list[..*index];
+        before.contains(value)
+    });
+    again
+        .map(|(_, value)| (name, format!("{value} stands twice in `{name}`")))
+        .into_iter()
+        .collect()
+}
 
 /// The words of `tokenize`, which every kind that reads tokens hands on.
 pub(crate) const TOKENIZE_FIELDS: [&str; 3] = ["max_length", "truncation", "loss_on"];

@@ -150,6 +150,7 @@ pub fn fit<O: Objective>(
     for index in first..of {
         let began = Instant::now();
         let chosen = plan.rows_of(index, rows);
+        updater.optimizer.open(params, index);
         let step = one_step(objective, params, updater, plan, index, &chosen)
             .with_context(|| format!("in step {} of {of}", index + 1))?;
         let step = Step {

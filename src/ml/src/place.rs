@@ -2,7 +2,7 @@
 
 use crate::torch;
 use anyhow::{Result, bail, ensure};
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
 /// The memory of the program itself: where files are read to and written from.
 pub const HOST: Device = Device::Cpu;
@@ -56,6 +56,15 @@ impl Place {
     pub fn with_kind(self, kind: Kind) -> Place {
         Place { kind, ..self }
     }
+}
+
+/// A copy in the host's memory in pages that stay where they are, from which `device` copies at the full speed of the bus; of a tensor of the
+/// host's own, itself. The first case is compiled and was not run so far.
+pub fn on_host(tensor: &Tensor, device: Device) -> Result<Tensor> {
+    if device == HOST {
+        return Ok(tensor.shallow_clone());
+    }
+    Ok(tensor.f_to_device(HOST)?.f_pin_memory(device)?)
 }
 
 /// Sets the number of threads of libtorch; the last bits of results depend on it.

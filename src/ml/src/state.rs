@@ -5,6 +5,7 @@ use crate::params::Params;
 use crate::tensors;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::Path;
 use tch::no_grad;
 
@@ -49,6 +50,9 @@ struct Stored {
     cursor: Cursor,
     /// Steps of the optimizer, whose corrections depend on them: an update of reinforcement learning takes several, or none.
     optimizer_steps: u64,
+    /// Those of parameters that began later.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    later: BTreeMap<String, u64>,
 }
 
 /// Writes a snapshot into the folder `folder`, which is made. Whoever calls it publishes the folder as a whole.
@@ -65,6 +69,7 @@ pub fn save(folder: &Path, params: &Params, optimizer: &Optimizer, cursor: &Curs
     let stored = Stored {
         cursor: cursor.clone(),
         optimizer_steps: optimizer.steps(),
+        later: optimizer.later(),
     };
     std::fs::write(&path, serde_json::to_vec_pretty(&stored)?)
         .with_context(|| format!("cannot write {}", path.display()))
@@ -90,6 +95,7 @@ pub fn restore(folder: &Path, params: &Params, optimizer: &mut Optimizer) -> Res
     let Stored {
         cursor,
         optimizer_steps,
+        later,
     } = stored(folder)?;
     let path = folder.join(WEIGHTS);
     let stored = tensors::read_file(&path)?;
@@ -100,7 +106,6 @@ pub fn restore(folder: &Path, params: &Params, optimizer: &mut Optimizer) -> Res
         path.display(),
         stored.len()
     );
-    let mut device = None;
     no_grad(|| -> Result<()> {
         for (name, tensor) in &stored {
             let Some(param) = params.get(name) else {
@@ -116,17 +121,10 @@ pub fn restore(folder: &Path, params: &Params, optimizer: &mut Optimizer) -> Res
                 param.kind()
             );
             param.detach().f_copy_(tensor)?;
-            device = Some(param.device());
         }
         Ok(())
     })?;
-    let states = tensors::read_file(&folder.join(OPTIMIZER))?
-        .into_iter()
-        .map(|(name, tensor)| match device {
-            Some(device) => Ok((name, tensor.f_to_device(device)?)),
-            None => Ok((name, tensor)),
-        })
-        .collect::<Result<Vec<_>>>()?;
-    optimizer.restore(params, optimizer_steps, states)?;
+    let states = tensors::read_file(&folder.join(OPTIMIZER))?;
+    optimizer.restore(params, optimizer_steps, &later, states)?;
     Ok(cursor)
 }

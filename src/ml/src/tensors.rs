@@ -157,7 +157,7 @@ pub fn write(path: &Path, tensors: &[(String, Tensor)], metadata: &[(&str, &str)
     safetensors::write_with(path, &heads?, metadata, |index| bytes(&tensors[index].1))
 }
 
-/// Reads all tensors of a safetensors file as they are stored.
+/// Reads all tensors of a safetensors file as they are stored. What was copied out of the file counts as memory once, not twice.
 pub fn read_file(path: &Path) -> Result<Vec<(String, Tensor)>> {
     let file = safetensors::File::open(path)?;
     file.entries()
@@ -166,6 +166,7 @@ pub fn read_file(path: &Path) -> Result<Vec<(String, Tensor)>> {
             let shape: Vec<i64> = entry.shape.iter().map(|&extent| extent as i64).collect();
             let kind = kind_of(entry.dtype);
             let tensor = Tensor::f_from_data_size(file.bytes(entry)?, &shape, kind)?;
+            file.release(entry);
             Ok((entry.name.clone(), tensor))
         })
         .collect()

@@ -3,7 +3,7 @@
 
 mod tiny;
 
-use ml::choice::{Choice, by_depth, by_name};
+use ml::choice::{Choice, by_depth, by_name, depths, undecayed};
 use ml::fit::{Next, Plan, fit};
 use ml::optimizer::{Optimizer, Options, Rule, Schedule, Shape};
 use ml::sft::{Row, Sft};
@@ -179,6 +179,64 @@ fn rates_fall_with_depth_and_are_named_by_the_longest_pattern() {
             .to_string()
             .contains("no trained parameter is called \"lm_head\"")
     );
+}
+
+#[test]
+fn rates_that_mean_nothing_are_refused() {
+    let (_, mut params) = model(Kind::Float);
+    params.train(|_| true);
+    let said = |pairs: &[(&str, f64)]| {
+        let pairs = pairs.iter();
+        let rates = pairs.map(|(name, rate)| ((*name).to_owned(), *rate));
+        by_name(&params, &rates.collect()).unwrap_err().to_string()
+    };
+    let text = said(&[
+        ("up_proj", 0.1),
+        ("mlp.up_proj", 0.2),
+        ("layers.*.mlp.up_proj", 0.3),
+    ]);
+    assert!(text.contains("\"mlp.up_proj\" holds for nothing"), "{text}");
+    for all in ["weight", "*"] {
+        let text = said(&[(all, 0.1)]);
+        assert!(text.contains("`learning_rate` means nothing"), "{text}");
+    }
+    // What is frozen needs no rate.
+    params.train(|name| name.contains("layers.1"));
+    let text = by_name(&params, &BTreeMap::from([("layers.1".to_owned(), 0.1)]));
+    assert!(text.unwrap_err().to_string().contains("means nothing"));
+}
+
+#[test]
+fn depths_of_what_is_trained() {
+    let (_, mut params) = model(Kind::Float);
+    params.train(|_| true);
+    assert_eq!(depths(&params).into_iter().collect::<Vec<_>>(), [0, 1, 2]);
+    let last = Choice::LastLayers(1).of(&params).unwrap();
+    params.train(|name| last.contains(name));
+    assert_eq!(depths(&params).into_iter().collect::<Vec<_>>(), [0]);
+}
+
+#[test]
+fn norms_biases_and_what_starts_away_from_zero_do_not_decay() {
+    let mut params = Params::new();
+    for (name, spared) in [
+        ("model.layers.0.input_layernorm.weight", true),
+        ("model.layers.0.self_attn.q_proj.bias", true),
+        ("model.layers.0.self_attn.k_proj.ia3_l", true),
+        (
+            "model.layers.0.self_attn.q_proj.lora_magnitude_vector",
+            true,
+        ),
+        ("model.layers.0.self_attn.q_proj.lora_A.weight", false),
+        ("model.layers.0.self_attn.q_proj.weight", false),
+        ("score.weight", false),
+    ] {
+        params
+            .add(name, &tiny::numbers(name, &[2], 1.0), true)
+            .unwrap();
+        let found = undecayed(&params).iter().any(|own| own == name);
+        assert_eq!(found, spared, "{name}");
+    }
 }
 
 #[test]

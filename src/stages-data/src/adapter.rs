@@ -14,8 +14,11 @@ use serde_json::Value;
 /// A tensor of a file: its name, type, shape and bytes.
 pub(crate) type Tensor = (String, Dtype, Vec<usize>, Vec<u8>);
 
-/// The linear layers of a model that has no adapter yet: path, outputs, inputs.
-pub(crate) fn linears(parts: &ModelParts) -> Result<Vec<(String, usize, usize)>> {
+/// A linear layer: path, outputs, inputs.
+pub(crate) type Linear = (String, usize, usize);
+
+/// The linear layers of a model that has no adapter yet.
+pub(crate) fn linears(parts: &ModelParts) -> Result<Vec<Linear>> {
     Ok(config(parts)?.linear_shapes())
 }
 

@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Error, Result, anyhow};
 use engine::job::{Drafts, Job, Reporter};
 use formats::Dtype;
-use formats::peft::{IA3_FEEDFORWARD, IA3_TARGETS, Ia3Config, match_targets, tensor_key};
+use formats::peft::{IA3_FEEDFORWARD, IA3_TARGETS, Ia3Config, choose_targets, tensor_key};
 use kinds::ia3::Ia3;
+use kinds::lora::Targets;
 use kinds::model::ModelParts;
 use serde_json::json;
 
@@ -17,33 +18,16 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let model = job.input("model")?;
     let linears = adapter::linears(&ModelParts::of(model)?)?;
     let names: Vec<&str> = linears.iter().map(|(name, ..)| name.as_str()).collect();
-    let targets = match &params.targets {
-        Some(targets) => targets.patterns(),
-        None => IA3_TARGETS.map(str::to_owned).into(),
-    };
-    let matched = match_targets(&targets, &names)?;
-    let feedforward = match params.feedforward {
-        Some(patterns) => patterns,
-        None => {
-            let ending = format!(".{IA3_FEEDFORWARD}");
-            let found = matched.iter().filter(|module| module.ends_with(&ending));
-            found.cloned().collect()
-        }
-    };
-    let wanted = Ia3Config {
-        target_modules: targets.clone(),
-        feedforward_modules: feedforward,
-        ..Ia3Config::default()
-    };
-    let modules = wanted.modules(&names)?;
+    let (matched, fed) =
+        chosen(&params, &names).map_err(|(field, error)| error.context(format!("`{field}`")))?;
     let mut tensors: Vec<adapter::Tensor> = Vec::new();
     let mut trainable = 0;
     for (module, rows, columns) in &linears {
         cx.check()?;
-        let Some((_, feedforward)) = modules.iter().find(|(name, _)| name == module) else {
+        if !matched.contains(module) {
             continue;
-        };
-        let (count, shape) = match *feedforward {
+        }
+        let (count, shape) = match fed.contains(module) {
             true => (*columns, vec![1, *columns]),
             false => (*rows, vec![*rows, 1]),
         };
@@ -51,9 +35,6 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         tensors.push((tensor_key(module, "ia3_l"), Dtype::F32, shape, ones));
         trainable += count;
     }
-    let fed: Vec<String> = (modules.iter().filter(|(_, feedforward)| *feedforward))
-        .map(|(module, _)| module.clone())
-        .collect();
     let mut lists = adapter::patterns(&[&matched, &fed], &names)?.into_iter();
     let config = Ia3Config {
         target_modules: lists.next().unwrap_or_default(),
@@ -62,7 +43,7 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     };
     let summary = [
         ("adapter".to_owned(), json!("ia3")),
-        ("targets".to_owned(), json!(targets)),
+        ("targets".to_owned(), json!(targets(&params))),
         ("modules".to_owned(), json!(matched.len())),
         ("feedforward".to_owned(), json!(fed.len())),
         ("trainable".to_owned(), json!(trainable)),
@@ -70,4 +51,41 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let save = |path: &Path| config.save(path);
     let draft = adapter::draft(job, model, &tensors, save, summary.into())?;
     Ok([("model".to_owned(), draft)].into())
+}
+
+/// The patterns of the layers that are adapted.
+fn targets(params: &Ia3) -> Vec<String> {
+    match &params.targets {
+        Some(targets) => targets.patterns(),
+        None => IA3_TARGETS.map(str::to_owned).into(),
+    }
+}
+
+/// The adapted layers, and those of them whose inputs are scaled, in the order of `names`; or the field that is wrong, and why.
+pub(crate) fn chosen(
+    params: &Ia3,
+    names: &[&str],
+) -> Result<(Vec<String>, Vec<String>), (&'static str, Error)> {
+    let wrong = |field: &'static str| move |error: Error| (field, error);
+    let matched = choose_targets(&targets(params), names).map_err(wrong("targets"))?;
+    let patterns = params.feedforward.as_ref().map(Targets::patterns);
+    let fed = match patterns.as_deref() {
+        None => {
+            let ending = format!(".{IA3_FEEDFORWARD}");
+            let found = matched.iter().filter(|module| module.ends_with(&ending));
+            found.cloned().collect()
+        }
+        Some([]) => Vec::new(),
+        Some(patterns) => choose_targets(patterns, names).map_err(wrong("feedforward"))?,
+    };
+    // As PEFT has it: a name that adapts nothing is a mistake.
+    match fed.iter().find(|module| !matched.contains(module)) {
+        None => Ok((matched, fed)),
+        Some(lost) => Err((
+            "feedforward",
+            anyhow!(
+                "{lost} is among the feedforward modules, but not among the targets: name it there, too"
+            ),
+        )),
+    }
 }

@@ -8,13 +8,16 @@ use data::random::Stream;
 use data::store::Dataset;
 use data::train_tokenizer::train_tokenizer;
 use engine::artifact::ArtifactType;
+use engine::contract::Summary;
 use engine::event::Level;
 use engine::job::{Drafts, Job, Reporter};
+use engine::peek::Sources;
 use formats::{Dtype, LlamaConfig};
 use kinds::init_model::InitModel;
-use serde_json::json;
+use kinds::memory::{ADAPTER, AT_MOST, QUANTIZED, configured};
+use serde_json::{Map, Value, json};
 
-use crate::load_model::model_draft;
+use crate::load_model::{model_draft, summary};
 
 /// The most parameters: their bytes are held in memory at once.
 const LARGEST: u64 = 1 << 30;
@@ -41,23 +44,9 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     }
     let id = |token: &Option<String>| token.as_deref().and_then(|token| loaded.token_to_id(token));
     let config = LlamaConfig {
-        vocab_size,
-        hidden_size: params.hidden,
-        intermediate_size: params.intermediate(),
-        num_hidden_layers: params.layers,
-        num_attention_heads: params.heads,
-        num_key_value_heads: params.key_value_heads(),
-        head_dim: params.hidden / params.heads,
-        rms_norm_eps: 1e-5,
-        rope_theta: params.rope_theta,
-        tie_word_embeddings: true,
-        attention_bias: false,
-        mlp_bias: false,
-        max_position_embeddings: params.context,
-        bos_token_id: None,
         eos_token_ids: id(&tokenizer.eos_token).into_iter().collect(),
         pad_token_id: id(&tokenizer.pad_token),
-        rope_scaling: None,
+        ..shape(&params, vocab_size)
     };
     if config.parameter_count() > LARGEST {
         bail!(
@@ -82,6 +71,42 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let parts = (files, config, tokenizer);
     let draft = model_draft(ArtifactType::Model, parts, &params.dtype, &job.out)?;
     Ok([("model".to_owned(), draft)].into())
+}
+
+/// The shape that the parameters say, for a tokenizer of so many tokens.
+fn shape(params: &InitModel, vocab_size: usize) -> LlamaConfig {
+    LlamaConfig {
+        vocab_size,
+        hidden_size: params.hidden,
+        intermediate_size: params.intermediate(),
+        num_hidden_layers: params.layers,
+        num_attention_heads: params.heads,
+        num_key_value_heads: params.key_value_heads(),
+        head_dim: params.hidden / params.heads.max(1),
+        rms_norm_eps: 1e-5,
+        rope_theta: params.rope_theta,
+        tie_word_embeddings: true,
+        attention_bias: false,
+        mlp_bias: false,
+        max_position_embeddings: params.context,
+        bos_token_id: None,
+        eos_token_ids: Vec::new(),
+        pad_token_id: None,
+        rope_scaling: None,
+    }
+}
+
+/// What will be known of the model. Its tokenizer may come out smaller than `vocabulary`, and so may its embedding.
+pub(crate) fn glance(params: &Map<String, Value>, _: &Sources) -> Result<Summary> {
+    let params: InitModel = serde_json::from_value(Value::Object(params.clone()))?;
+    let config = shape(&params, params.vocabulary);
+    let mut known = summary(&config, config.parameter_count(), &params.dtype);
+    known.insert(AT_MOST.to_owned(), true.into());
+    for name in [ADAPTER, QUANTIZED] {
+        known.insert(name.to_owned(), Value::Null);
+    }
+    known.extend(configured(config.to_json()));
+    Ok(known)
 }
 
 type Tensor = (String, Dtype, Vec<usize>, Vec<u8>);

@@ -1,6 +1,7 @@
 //! How the kinds without tensors run, one file per kind, linked into `levain` itself: they need no libtorch.
 
 mod adapter;
+mod ahead;
 mod ask;
 mod bottleneck;
 mod chart;
@@ -18,7 +19,6 @@ mod lora;
 mod mismatch;
 mod overoptimization;
 mod prompt_tuning;
-mod quantize;
 mod rule;
 mod select;
 mod split;
@@ -27,9 +27,9 @@ mod testing;
 mod tokenize;
 mod tokenize_completions;
 
-use engine::contract::Trial;
-use engine::estimate::Glance;
+use engine::contract::{CheckInputs, Trial, no_check};
 use engine::job::Implementation;
+use engine::known::Glance;
 use engine::peek::Peek;
 
 /// Every kind that runs here.
@@ -78,10 +78,6 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "label",
             run: label::run,
-        },
-        Implementation {
-            kind: "quantize",
-            run: quantize::run,
         },
         Implementation {
             kind: "lora",
@@ -136,24 +132,51 @@ pub fn peeks() -> &'static [Peek] {
 
 /// How the sources of a kind are looked at for what its artifact will say.
 pub fn glances() -> &'static [Glance] {
-    &[Glance {
-        kind: "load_model",
-        look: load_model::glance,
-    }]
+    &[
+        Glance {
+            kind: "load_model",
+            look: load_model::glance,
+        },
+        Glance {
+            kind: "init_model",
+            look: init_model::glance,
+        },
+    ]
 }
 
 /// What is tried of a recipe's fields before anything runs: what the kinds here read only when they run.
 pub fn trials() -> &'static [Trial] {
-    &[
+    const ALL: &[Trial] = &[
         Trial {
             kind: "rule",
             attempt: rule::attempt,
+            attempt_inputs: None,
         },
         Trial {
             kind: "ask",
             attempt: ask::attempt,
+            attempt_inputs: None,
         },
-    ]
+        of_names("quantize", ahead::quantize),
+        of_names("lora", ahead::lora),
+        of_names("ia3", ahead::ia3),
+        of_names("sft", ahead::train),
+        of_names("dpo", ahead::train),
+        of_names("cpo", ahead::train),
+        of_names("orpo", ahead::train),
+        of_names("kto", ahead::train),
+        of_names("reward_model", ahead::train_reward_model),
+    ];
+    ALL
+}
+
+/// A trial of names against the model that they are of.
+const fn of_names(kind: &'static str, attempt: CheckInputs) -> Trial {
+    Trial {
+        kind,
+        attempt: no_check,
+        attempt_inputs: Some(attempt),
+    }
 }
 
 /// Says how many rows are done, and how many in a second since `start`.

@@ -12,6 +12,7 @@ use formats::peft::{BOTTLENECK_WEIGHTS_FILE, WEIGHTS_FILE};
 use formats::quantized;
 use formats::{LlamaConfig, REWARD_HEAD, Stored, TokenizerFiles, Weights};
 use kinds::load_model::LoadModel;
+use kinds::memory::{QUANTIZED, configured, weights as weight_files};
 use serde_json::{Map, Value, json};
 
 pub(crate) fn run(job: &Job, _: &dyn Reporter) -> Result<Drafts> {
@@ -48,9 +49,10 @@ pub(crate) fn glance(params: &Map<String, Value>, sources: &Sources) -> Result<S
     };
     let dtype = params.get("dtype").and_then(Value::as_str);
     let dtype = dtype.context("a model has a dtype")?;
-    let mut known = summary(&config, config.parameter_count(), &weights, dtype);
-    known.extend(kinds::memory::widths(&config.to_json()));
-    let sizes = kinds::memory::weights(&files).map(|path| path.metadata().map_or(0, |m| m.len()));
+    let mut known = stored(&config, config.parameter_count(), &weights, dtype);
+    known.entry(QUANTIZED.to_owned()).or_insert(Value::Null);
+    known.extend(configured(config.to_json()));
+    let sizes = weight_files(&files).map(|path| path.metadata().map_or(0, |m| m.len()));
     known.insert("bytes".to_owned(), sizes.sum::<u64>().into());
     Ok(known)
 }
@@ -100,6 +102,11 @@ pub(crate) fn model_draft(
             config.parameter_count()
         }
     };
+    if let Some((_, path)) = files.iter().find(|(name, _)| name == "config.json") {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("{} can't be read", path.display()))?;
+        quantized::check_described(&text, path, &weights, &config.linear_shapes())?;
+    }
     let folder = out.join("tokenizer");
     std::fs::create_dir_all(&folder)?;
     tokenizer.save(&folder)?;
@@ -142,7 +149,7 @@ pub(crate) fn model_draft(
             Reference::Inline(Box::new(tokenizer_draft)),
         )]
         .into(),
-        summary: summary(&config, parameters, &weights, dtype),
+        summary: stored(&config, parameters, &weights, dtype),
     })
 }
 
@@ -196,12 +203,8 @@ pub(crate) fn hugging_face(all: &[(String, PathBuf)]) -> Result<Parts> {
     Ok((kept, config, tokenizer))
 }
 
-fn summary(
-    config: &LlamaConfig,
-    parameters: u64,
-    weights: &Weights,
-    dtype: &str,
-) -> BTreeMap<String, Value> {
+/// What a model artifact says of itself: its shape, and how its tensors are stored.
+fn stored(config: &LlamaConfig, parameters: u64, weights: &Weights, dtype: &str) -> Summary {
     let mut stored: BTreeMap<String, u64> = BTreeMap::new();
     for info in weights.infos() {
         let name = match info.stored {
@@ -219,7 +222,14 @@ fn summary(
         quantized::Linear::Nf4(_) => Some("nf4"),
         quantized::Linear::Int8 => Some("int8"),
     });
-    let quantized = word.map(|word| ("quantized", json!(word)));
+    let mut all = summary(config, parameters, dtype);
+    all.insert("stored".to_owned(), json!(stored));
+    all.extend(word.map(|word| (QUANTIZED.to_owned(), json!(word))));
+    all
+}
+
+/// The shape of a model in the words of its summary.
+pub(crate) fn summary(config: &LlamaConfig, parameters: u64, dtype: &str) -> Summary {
     [
         ("architecture", json!("llama")),
         ("parameters", json!(parameters)),
@@ -232,10 +242,8 @@ fn summary(
         ),
         ("vocabulary", json!(config.vocab_size)),
         ("context", json!(config.max_position_embeddings)),
-        ("stored", json!(stored)),
     ]
     .into_iter()
-    .chain(quantized)
     .map(|(k, v)| (k.to_owned(), v))
     .collect()
 }

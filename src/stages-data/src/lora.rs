@@ -6,13 +6,13 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use data::random::Stream;
 use engine::job::{Drafts, Job, Reporter};
-use formats::peft::{AdapterConfig, match_targets, tensor_key};
+use formats::peft::{AdapterConfig, choose_targets, tensor_key};
 use formats::{Dtype, Weights, quantized};
 use kinds::lora::Lora;
 use kinds::model::ModelParts;
 use serde_json::json;
 
-use crate::adapter;
+use crate::adapter::{self, Linear};
 
 pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let params: Lora = job.params()?;
@@ -21,7 +21,8 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let linears = adapter::linears(&parts)?;
     let names: Vec<&str> = linears.iter().map(|(name, ..)| name.as_str()).collect();
     let patterns = params.targets.patterns();
-    let matched = match_targets(&patterns, &names)?;
+    let matched = choose_targets(&patterns, &names)?;
+    check_rank(params.r, &matched, &linears)?;
     let dtype = Dtype::parse(&parts.dtype.to_uppercase())?;
     let weights = match params.dora {
         true => Some(Weights::open_files(parts.base_files())?),
@@ -36,13 +37,6 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
             .iter()
             .find(|(name, ..)| name == module)
             .context("BUG: a target is no linear layer")?;
-        if params.r > (*rows).min(*columns) {
-            bail!(
-                "r = {} is larger than `{module}` ({rows} × {columns}); the rank is at most {}",
-                params.r,
-                (*rows).min(*columns)
-            );
-        }
         // Kaiming's bound with a = √5 is √(6 / ((1 + 5) · in)) = 1 / √in.
         let bound = 1.0 / (*columns as f64).sqrt();
         let a: Vec<u8> = (0..params.r * columns)
@@ -95,6 +89,19 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let save = |path: &Path| config.save(path);
     let draft = adapter::draft(job, model, &tensors, save, summary)?;
     Ok([("model".to_owned(), draft)].into())
+}
+
+/// Refuses a rank that one of the matched layers does not have.
+pub(crate) fn check_rank(r: usize, matched: &[String], linears: &[Linear]) -> Result<()> {
+    let mut targets = linears.iter().filter(|(name, ..)| matched.contains(name));
+    let small = targets.find(|(_, rows, columns)| r > *rows.min(columns));
+    if let Some((module, rows, columns)) = small {
+        bail!(
+            "r = {r} is larger than `{module}` ({rows} × {columns}); the rank is at most {}",
+            rows.min(columns)
+        );
+    }
+    Ok(())
 }
 
 /// The lengths of the rows of a linear's weight, as bytes of f32: sums in f64, so that they are those that the model finds itself.

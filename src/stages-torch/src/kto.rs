@@ -81,7 +81,8 @@ mod tests {
         ];
         let mut params = serde_json::json!({
             "schedule": "linear", "batch": 2, "seed": 1, "micro_batch": 1, "snapshot_seconds": 60, "max_steps": null,
-            "checkpointing": false, "train": "all", "learning_rates": {}, "optimizer": "adamw", "max_length": 8, "truncation": "drop", "loss": "kto",
+            "checkpointing": false, "train": "all", "learning_rates": {}, "unfreeze_every": null, "optimizer": "adamw",
+            "optimizer_state": "device", "max_length": 8, "truncation": "drop", "loss": "kto",
         });
         for (name, value) in fields {
             params[name] = value.into();

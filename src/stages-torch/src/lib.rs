@@ -4,6 +4,7 @@ mod alignment;
 mod annotate;
 mod answers;
 mod best_of_n;
+mod compared;
 mod completions;
 mod cpo;
 mod density_ratio;
@@ -22,6 +23,7 @@ mod ppo;
 mod preference;
 mod preference_accuracy;
 mod prefix_tuning;
+mod quantize;
 mod reference;
 mod revise;
 mod reward_model;
@@ -46,6 +48,10 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "prefix_tuning",
             run: prefix_tuning::run,
+        },
+        Implementation {
+            kind: "quantize",
+            run: quantize::run,
         },
         Implementation {
             kind: "merge",

@@ -4,21 +4,20 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use data::Tokens;
 use engine::artifact::{ArtifactType, ArtifactView};
-use engine::event::{Level, What};
+use engine::event::Level;
 use engine::job::{Draft, Drafts, Job, Reference, Reporter};
 use engine::metric::short;
 use formats::{Dtype, LlamaConfig, PeftConfig, Weights, quantized};
 use kinds::merge::{DEQUANTIZED, FULL_PRECISION, Merge};
 use kinds::model::ModelParts;
-use ml::divergence::{CHUNK, Divergence, compare};
-use ml::{Kind, Linear, Llama, Params, Pass, Place, Tensor};
+use ml::divergence::Divergence;
+use ml::{Kind, Linear, Place, Tensor};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::compared::{After, measure, tell};
 use crate::model::{Loaded, load};
-use crate::sft::row;
 
 const FILE: &str = "model.safetensors";
 
@@ -51,7 +50,14 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let path = job.out.join(FILE);
     let changes = write(&path, &ground, &before, cx)?;
     let divergence = match job.inputs.contains_key("tokens") {
-        true => Some(measure(job, &params, &ground, &before, &path, cx)?),
+        true => {
+            let after = After {
+                config: &ground.config,
+                place: ground.place,
+                path: &path,
+            };
+            Some(measure(job, params.micro_batch, &before, &after, cx)?)
+        }
         false => None,
     };
     let metrics = report(job, &ground, &changes, divergence, cx)?;
@@ -341,36 +347,6 @@ fn write(path: &Path, ground: &Ground<'_>, before: &Loaded, cx: &dyn Reporter) -
     Ok(changes)
 }
 
-/// What the model predicts with its adapter against what it predicts merged, read back from its file.
-fn measure(
-    job: &Job,
-    params: &Merge,
-    ground: &Ground<'_>,
-    before: &Loaded,
-    path: &Path,
-    cx: &dyn Reporter,
-) -> Result<Divergence> {
-    let tokens = Tokens::open(job.input("tokens")?.file("tokens.arrow")?)?;
-    let weights = Weights::open_files(&[(FILE.to_owned(), path.to_owned())])?;
-    let mut parameters = Params::new();
-    let after = Llama::load(&ground.config, &weights, ground.place, &mut parameters)?;
-    let mut found = Divergence::default();
-    for first in (0..tokens.len()).step_by(params.micro_batch) {
-        cx.check()?;
-        let last = (first + params.micro_batch).min(tokens.len());
-        let rows = (first..last)
-            .map(|index| row(&tokens, index))
-            .collect::<Result<Vec<_>>>()?;
-        found.add(compare(&before.model, &after, Pass::eval(), &rows, CHUNK)?);
-        cx.progress(last as u64, tokens.len() as u64, "rows compared");
-    }
-    ensure!(
-        found.count > 0,
-        "no token of the rows in `data` counts: there is nothing to measure. Give other rows, or say `loss_on: all`"
-    );
-    Ok(found)
-}
-
 /// The metrics, which people are told as well.
 fn report(
     job: &Job,
@@ -400,29 +376,7 @@ fn report(
         ),
     );
     if let Some(found) = divergence {
-        let count = found.count as f64;
-        let values = [
-            ("kl", found.kl / count),
-            ("kl_max", found.largest),
-            ("loss_before", found.losses[0] / count),
-            ("loss_after", found.losses[1] / count),
-        ];
-        let told = values.map(|(_, value)| short(value));
-        let [mean, most, old, new] = &told;
-        cx.note(
-            Level::Info,
-            &format!(
-                "over {} tokens KL(before ‖ after) is {mean} nats, at most {most}; the loss was {old} and is {new}",
-                found.count
-            ),
-        );
-        let named = values.map(|(name, value)| (name.to_owned(), value));
-        cx.emit(What::Metrics {
-            step: 0,
-            values: named.clone().into(),
-        });
-        summary.insert("tokens".to_owned(), json!(found.count));
-        summary.extend(named.map(|(name, value)| (name, json!(value))));
+        summary.extend(tell(&found, cx));
     }
     let path = job.out.join("metrics.json");
     let mut whole = json!({ "into": ground.word(), "layers": changes.modules });

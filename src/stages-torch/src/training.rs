@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use engine::artifact::{ArtifactType, ArtifactView};
 use engine::event::{Level, What};
 use engine::job::{Cancelled, Draft, Job, Reference, Reporter};
@@ -14,7 +14,7 @@ use kinds::training::{Train, Training};
 use ml::Params;
 use ml::choice::{self, Choice};
 use ml::fit::{Next, Objective, Plan, Step, fit};
-use ml::optimizer::{Adafactor, Optimizer, Options, Rule, Schedule, Shape};
+use ml::optimizer::{Adafactor, Home, Optimizer, Options, Rule, Schedule, Shape, packs};
 use ml::update::Updater;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -111,7 +111,9 @@ pub(crate) fn train<O: Objective>(
     counted: Counted,
 ) -> Result<Vec<StepRow>> {
     let plan = plan(training, objective.rows());
-    let mut updater = updater(training, params, plan.steps(objective.rows()))?;
+    let total = plan.steps(objective.rows());
+    let mut updater = updater(training, params, total)?;
+    say_what_does_little(training, params, total, cx)?;
     let mut snapshots = Snapshots::new(
         job.snapshots
             .as_deref()
@@ -227,6 +229,10 @@ pub(crate) fn updater(training: &Training, params: &Params, total: usize) -> Res
         other => bail!("`{other}` is not an optimizer"),
     };
     let mut factors = if training.layer_decay < 1.0 {
+        ensure!(
+            choice::depths(params).len() > 1,
+            "`layer_decay` lowers the rate from layer to layer, and all that is trained is at one depth: leave it out, or give `learning_rate`"
+        );
         choice::by_depth(params, training.layer_decay)
     } else {
         BTreeMap::new()
@@ -235,13 +241,25 @@ pub(crate) fn updater(training: &Training, params: &Params, total: usize) -> Res
     for (name, rate) in own {
         *factors.entry(name).or_insert(1.0) *= rate / training.learning_rate;
     }
-    let undecayed = params
-        .iter()
-        .map(|(n, _)| n)
-        .filter(|n| n.contains("norm") || n.ends_with(".bias"));
+    let undecayed = choice::undecayed(params);
+    let decays = params
+        .trained()
+        .any(|(name, _)| !undecayed.iter().any(|other| other == name));
+    ensure!(
+        decays || training.weight_decay == 0.0,
+        "`weight_decay` does nothing here: norms, biases, the numbers of (IA)³ and the lengths of DoRA do not decay, and nothing else is trained; \
+         leave it out"
+    );
+    let home = match training.optimizer_state.as_str() {
+        "device" => Home::Device,
+        "host" => Home::Host,
+        other => bail!("`{other}` is not where an optimizer keeps its state"),
+    };
     Ok(Updater {
-        optimizer: Optimizer::new(rule, undecayed.map(str::to_owned).collect())
-            .with_factors(factors),
+        optimizer: Optimizer::new(rule, undecayed)
+            .with_factors(factors)
+            .with_home(home)
+            .with_turns(turns(training, params)?),
         schedule: Schedule {
             shape,
             peak: training.learning_rate,
@@ -250,6 +268,49 @@ pub(crate) fn updater(training: &Training, params: &Params, total: usize) -> Res
         },
         clip: (training.max_grad_norm > 0.0).then_some(training.max_grad_norm),
     })
+}
+
+/// When each trained parameter begins, where not all begin at once.
+fn turns(training: &Training, params: &Params) -> Result<BTreeMap<String, usize>> {
+    match training.unfreeze_every {
+        Some(every) => {
+            let every = usize::try_from(every)?;
+            choice::turns(params, every).context("`unfreeze_every`")
+        }
+        None => Ok(BTreeMap::new()),
+    }
+}
+
+/// Says what is allowed and does less than it seems: states that are not packed, layers whose turn does not come.
+fn say_what_does_little(
+    training: &Training,
+    params: &Params,
+    total: usize,
+    cx: &dyn Reporter,
+) -> Result<()> {
+    if training.optimizer == "adamw_8bit" && !params.trained().any(|(_, tensor)| packs(tensor)) {
+        let text = "`optimizer: adamw_8bit` is `adamw` here: tensors of fewer than 4096 values keep their moments in f32, and no trained one has more";
+        cx.note(Level::Warning, text);
+    }
+    let turns = turns(training, params)?;
+    let late = turns.values().filter(|turn| **turn >= total).count();
+    if let Some(last) = turns.values().max() {
+        let text = format!(
+            "{total} steps; the last parameters begin in step {}",
+            last.saturating_add(1)
+        );
+        match late {
+            0 => cx.note(Level::Info, &text),
+            _ => cx.note(
+                Level::Warning,
+                &format!(
+                    "{text}: {late} of {} parameter tensors are never trained",
+                    turns.len()
+                ),
+            ),
+        }
+    }
+    Ok(())
 }
 
 fn report(cx: &dyn Reporter, step: &Step) {

@@ -43,7 +43,9 @@ def train(model, rows, steps, micro_batch, learning_rate, warmup, schedule="line
     """`steps` updates on all rows; losses, gradient norms and learning rates of each."""
     model.train()
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    spared = lambda name: "norm" in name or name.endswith(".bias")  # noqa: E731
+    # (IA)³'s numbers and DoRA's lengths do not start at 0, and decay is not to pull them there.
+    away = ("norm", "ia3_l", "lora_magnitude_vector")
+    spared = lambda name: any(part in name for part in away) or name.endswith(".bias")  # noqa: E731
     groups = [
         {"params": [p for n, p in named if not spared(n)], "weight_decay": weight_decay},
         {"params": [p for n, p in named if spared(n)], "weight_decay": 0.0},

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde_json::json;
 
-use crate::context::Context;
+use crate::context::{Context, looks};
 use crate::failure::Status;
 use crate::options::RecipeArgs;
 use crate::units;
@@ -22,7 +22,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
     let session = context.open(&args.recipe)?;
-    let seen = engine::peek::look(&session, &session.standings(), stages_data::peeks())?;
+    let seen = engine::peek::look(&session, &session.standings(), &looks())?;
     let missing = session.missing();
     let stages = session.recipe.stages.len();
     let preparations = session.plan.nodes.len() - stages;

@@ -7,7 +7,7 @@ use engine::recipe::{Binding, Pick, Stage, Target};
 use engine::session::Session;
 use serde_json::{Value, json};
 
-use crate::context::Context;
+use crate::context::{Context, looks};
 use crate::failure::Status;
 use crate::options::RecipeArgs;
 use crate::style::verdict_words;
@@ -111,12 +111,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
 
 /// The peak memory of every node.
 fn memory(session: &Session, standings: &[Standing]) -> Vec<Memory> {
-    estimate::memory(
-        session,
-        standings,
-        kinds::memory::facts,
-        stages_data::glances(),
-    )
+    estimate::memory(session, standings, &looks())
 }
 
 /// What is said of a node, and its memory where that is told.

@@ -13,7 +13,7 @@ use engine::source::Network;
 
 use super::fetch::fetch;
 use super::why::find;
-use crate::context::Context;
+use crate::context::{Context, looks};
 use crate::failure::{Failure, Status};
 use crate::interrupt::{self, AT_REST, STOP, WorkBegins};
 use crate::options::{RecipeArgs, device};
@@ -81,7 +81,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
         threads: args.threads.map(usize::from),
         keep_going: args.keep_going,
         implementations: stages_data::implementations(),
-        peeks: stages_data::peeks(),
+        looks: looks(),
         allow_programs,
         worker: engine::worker::locate(),
         stop: &STOP,

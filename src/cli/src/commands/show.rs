@@ -228,6 +228,7 @@ fn metrics(view: &ArtifactView, samples: usize, context: &Context) -> Result<Str
     let mut text = answers::scores(&value, context.out)
         .or_else(|| answers::steps(&value, samples))
         .or_else(|| crate::curves::text(&value, context.out))
+        .or_else(|| crate::changes::text(&value, &view.summary, samples))
         .unwrap_or_else(|| answers::plain(&value, "  "));
     if let Some(path) = view.find("samples.jsonl") {
         text.push('\n');

@@ -206,6 +206,11 @@ fn fit(name: &str, ty: &FieldType, node: &Node, problems: &mut Vec<Problem>) -> 
         (FieldType::Text | FieldType::Metric { .. }, NodeKind::Text(text)) if !text.is_empty() => {
             Some(text.as_str().into())
         }
+        (FieldType::Text, NodeKind::Text(_)) => {
+            let message = format!("a text in `{name}` is empty");
+            problems.push(Problem::at("out-of-range", node.span, message));
+            None
+        }
         (FieldType::Choice(choices), NodeKind::Text(text)) => {
             if choices.iter().any(|c| c.word == text) {
                 return Some(text.as_str().into());

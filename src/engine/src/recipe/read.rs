@@ -320,7 +320,7 @@ fn read_stages(
             spans: read.spans,
         };
         if problems.len() == known {
-            problems.extend(inputs::check_names(&stage));
+            problems.extend(inputs::check_names(&stage, contracts));
         }
         stages.push(stage);
     }

@@ -22,8 +22,8 @@ use anyhow::{Context, Result, bail};
 use crate::contract::Pool;
 use crate::event::{Level, Sink, What};
 use crate::job::Implementation;
+use crate::known::Looks;
 use crate::lock::{RunLock, StageLock};
-use crate::peek::Peek;
 use crate::plan::{Known, Standing, Unknown};
 use crate::session::Session;
 use crate::source::Network;
@@ -47,8 +47,8 @@ pub struct RunOptions<'a> {
     pub keep_going: bool,
     /// How the kinds run that run inside this process.
     pub implementations: &'static [Implementation],
-    /// How their sources are looked at beforehand.
-    pub peeks: &'static [Peek],
+    /// How sources and artifacts are looked at beforehand.
+    pub looks: Looks,
     /// Whether stages may start programs that the recipe names: a recipe from a stranger must never run a command by itself.
     pub allow_programs: bool,
     /// Where the worker is.
@@ -148,9 +148,9 @@ pub fn run(
         crate::programs::refuse(session, |i| wanted[i] && standings[i].verdict.open())
             .inspect_err(|_| forget(&folder))?;
     }
-    // What a look at the first rows shows to be wrong stops the run before any work. Where all is cached it was right.
+    // What a look at rows and models shows to be wrong stops the run before any work. Where all is cached it was right.
     if (0..standings.len()).any(|i| wanted[i] && standings[i].verdict.open()) {
-        crate::peek::look(session, &standings, options.peeks).inspect_err(|_| forget(&folder))?;
+        crate::peek::look(session, &standings, &options.looks).inspect_err(|_| forget(&folder))?;
     }
     let planned = session
         .plan

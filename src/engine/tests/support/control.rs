@@ -106,6 +106,7 @@ pub const TRIALS: &[Trial] = &[Trial {
         Some("ugh") => vec![("text", "nobody says `ugh`".to_owned())],
         _ => Vec::new(),
     },
+    attempt_inputs: None,
 }];
 
 fn size(view: &ArtifactView) -> Result<Value> {

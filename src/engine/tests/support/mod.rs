@@ -165,7 +165,7 @@ pub fn run(session: &mut Session, told: &Told) -> Ran {
 /// The same, when the run itself may fail.
 pub fn try_run(session: &mut Session, told: &Told) -> anyhow::Result<Ran> {
     let options = RunOptions {
-        peeks: &[],
+        looks: engine::known::Looks::NONE,
         targets: told.targets.iter().map(|s| (*s).to_owned()).collect(),
         force: told.force.iter().map(|s| (*s).to_owned()).collect(),
         device: told.device.map(ToOwned::to_owned),

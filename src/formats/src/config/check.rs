@@ -122,8 +122,8 @@ impl LlamaConfig {
             if linears.contains(&name) && weights.get(&name).is_some() {
                 match quantized::sound_linear(weights, &name, [shape[0], shape[1]]) {
                     Ok(quantized::Linear::Dense) => {}
-                    Ok(_) => {
-                        known.extend(quantized::parts(&name));
+                    Ok(stored) => {
+                        known.extend(quantized::own_parts(&name, &stored));
                         known.insert(name);
                         continue;
                     }

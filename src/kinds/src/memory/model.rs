@@ -3,6 +3,8 @@
 use engine::contract::Summary;
 use serde_json::Value;
 
+use super::{ADAPTER, QUANTIZED};
+
 /// Rows of logits that exist at a time: `ml::loss::CHUNK`.
 pub const CHUNK: u64 = 256;
 /// The program with libtorch and a tokenizer, before a model is loaded.
@@ -29,15 +31,42 @@ impl Linear {
         self.out * self.input
     }
 
-    /// Whether a pattern of `lora` or `quantize` means it.
+    /// Whether a pattern of `lora` or `quantize` means it: some whole parts of its name, in which `*` stands for anything.
     pub fn matches(&self, pattern: &str) -> bool {
-        let before = self.name.strip_suffix(pattern);
-        pattern == "all-linear" || before.is_some_and(|b| b.is_empty() || b.ends_with('.'))
+        let parts: Vec<&str> = self.name.split('.').collect();
+        let mut runs =
+            (0..parts.len()).flat_map(|from| (from + 1..=parts.len()).map(move |to| from..to));
+        pattern == "all-linear" || runs.any(|run| covers(pattern, &parts[run].join(".")))
     }
 }
 
 /// The word of a summary for bottleneck adapters.
 pub(super) const BOTTLENECK: &str = "bottleneck";
+
+/// Whether the text is the pattern with something for each `*`.
+fn covers(pattern: &str, text: &str) -> bool {
+    let Some((start, rest)) = pattern.split_once('*') else {
+        return pattern == text;
+    };
+    let Some(mut text) = text.strip_prefix(start) else {
+        return false;
+    };
+    let mut parts: Vec<&str> = rest.split('*').collect();
+    let end = parts.pop().unwrap_or_default();
+    for part in parts {
+        match text.find(part) {
+            Some(at) => text = &text[at + part.len()..],
+            None => return false,
+        }
+    }
+    text.ends_with(end)
+}
+
+/// Whether tensors of the model are codes.
+pub(super) fn holds_codes(known: &Summary) -> bool {
+    let stored = known.get("stored").and_then(Value::as_object);
+    stored.is_some_and(|stored| stored.contains_key("U8") || stored.contains_key("I8"))
+}
 
 /// An adapter of any kind.
 struct Adapter {
@@ -49,12 +78,48 @@ struct Adapter {
     kept: f64,
 }
 
-/// How a training without an adapter chooses, and what its optimizer keeps.
-pub(super) struct Learning {
-    /// Trained numbers, if they are the model's own.
-    pub numbers: f64,
+/// What a training without an adapter chooses of its model (`ml::choice`).
+pub(super) struct Chosen {
+    /// Trained numbers.
+    numbers: f64,
+    /// Numbers of the largest trained tensor.
+    largest: f64,
+    /// Layers that keep something for the way back: the lowest trained one and all above it.
+    layers: f64,
+    /// Whether the matrix that makes logits is trained.
+    head: bool,
+}
+
+/// What an optimizer keeps of a trained number, and what it makes of it for a moment (`ml::optimizer`).
+pub(super) struct Rule {
     /// Bytes of moments for each trained number.
-    pub moments: f64,
+    moments: f64,
+    /// Bytes for each number of the tensor whose step it is.
+    passing: f64,
+}
+
+impl Rule {
+    /// By the word of the field `optimizer`.
+    pub fn of(word: Option<&str>) -> Self {
+        match word {
+            // Codes, and scales in f32 of 256 values. In its step a tensor's weight and gradient are copied as f32, the codes of both moments as
+            // they are, and the new weight is copied back.
+            Some("adamw_8bit") => Self {
+                moments: 2.0 * (1.0 + F32 / 256.0),
+                passing: 3.0 * F32 + 2.0,
+            },
+            // Of a matrix a row and a column. In its step the gradient is in f32, its squares, the change, and the change scaled down.
+            Some("adafactor") => Self {
+                moments: 0.0,
+                passing: 4.0 * F32,
+            },
+            // One pass over the memory; but the norm of the gradients takes each of them in f32.
+            _ => Self {
+                moments: 2.0 * F32,
+                passing: F32,
+            },
+        }
+    }
 }
 
 /// The widths of a model, in numbers; all in f64, which no product of them leaves.
@@ -81,10 +146,9 @@ impl Model {
         let (query_heads, key_heads) = (heads.get(0)?.as_f64()?, heads.get(1)?.as_f64()?);
         let hidden = number("hidden")?;
         let head = number("head_dim").unwrap_or(hidden / query_heads);
-        let stored = known.get("stored").and_then(Value::as_object);
-        let codes = stored.is_some_and(|s| s.contains_key("U8") || s.contains_key("I8"));
-        let packed = codes || known.contains_key("quantized");
-        let adapter = match known.get("adapter") {
+        let is = |name: &str| known.get(name).is_some_and(Value::is_string);
+        let packed = holds_codes(known) || is(QUANTIZED);
+        let adapter = match known.get(ADAPTER).filter(|word| word.is_string()) {
             // What it reads, and its inside before and after the non-linearity.
             Some(word) if word == BOTTLENECK => Some(Adapter {
                 trainable: number("trainable")?,
@@ -159,7 +223,8 @@ impl Model {
         tokens: f64,
         checkpointing: bool,
         logits: bool,
-        learning: &Learning,
+        chosen: &Chosen,
+        rule: &Rule,
     ) -> Option<f64> {
         if self.adapter.is_none() && self.packed.is_some() {
             return None;
@@ -167,41 +232,72 @@ impl Model {
         let weights = self.packed.unwrap_or(self.parameters * self.size);
         let kept = self.kept(tokens);
         let state = tokens * self.hidden * self.size;
+        // A layer below all that is trained keeps nothing.
+        let layers = self.adapter.as_ref().map_or(chosen.layers, |_| self.layers);
         let (behind, inside) = match checkpointing {
-            true => (self.layers * state, kept + self.inside(tokens)),
-            false => (self.layers * kept, self.inside(tokens)),
+            true => (layers * state, kept + self.inside(tokens)),
+            false => (layers * kept, self.inside(tokens)),
         };
-        let activations = behind + inside.max(self.loss(tokens, logits));
-        Some(PROGRAM + weights + self.trained(learning) + SLACK * activations)
+        let head = self.adapter.is_none() && chosen.head;
+        let activations = behind + inside.max(self.loss(tokens, logits, head));
+        // The optimizer's turn comes when the activations are gone.
+        let update = match self.adapter {
+            Some(_) => 0.0,
+            None => chosen.largest * rule.passing,
+        };
+        let most = (SLACK * activations).max(update);
+        Some(PROGRAM + weights + self.trained(chosen, rule) + most)
     }
 
-    /// What belongs to trained numbers: an adapter in f32 itself, gradients, moments; of weights in 16 bits a master.
-    fn trained(&self, learning: &Learning) -> f64 {
+    /// What belongs to trained numbers from the first step on. Gradients are of the type of their parameters and stay between steps, since they
+    /// are filled with zeros and not freed; moments are in f32, and weights in 16 bits are rounded from a master in f32. An adapter is in f32
+    /// itself.
+    fn trained(&self, chosen: &Chosen, rule: &Rule) -> f64 {
         match &self.adapter {
-            Some(adapter) => adapter.trainable * (F32 + F32 + learning.moments),
+            Some(adapter) => adapter.trainable * (F32 + F32 + rule.moments),
             None => {
                 let master = if self.size < F32 { F32 } else { 0.0 };
-                learning.numbers * (self.size + master + learning.moments)
+                chosen.numbers * (self.size + master + rule.moments)
             }
         }
     }
 
-    /// How many numbers the field `train` chooses; what is named by patterns counts as everything, since names are not known here.
-    pub fn chosen(&self, train: Option<&Value>) -> f64 {
+    /// What the field `train` chooses; what is named by patterns counts as everything, since names are not known here.
+    pub fn chosen(&self, train: Option<&Value>) -> Chosen {
         let norms = |layers: f64| (2.0 * layers + 1.0) * self.hidden;
         let words = self.vocabulary * self.hidden;
         match train {
-            Some(Value::String(word)) if word == "norms" => norms(self.layers),
-            Some(Value::String(word)) if word == "head" => words,
+            Some(Value::String(word)) if word == "norms" => Chosen {
+                numbers: norms(self.layers),
+                largest: self.hidden,
+                layers: self.layers,
+                head: false,
+            },
+            Some(Value::String(word)) if word == "head" => Chosen {
+                numbers: words,
+                largest: words,
+                layers: 0.0,
+                head: true,
+            },
             Some(Value::Object(by)) => {
                 let count = by.get("last_layers").and_then(Value::as_f64);
                 let count = count.unwrap_or(self.layers).min(self.layers);
                 let linear: f64 = self.linears().iter().map(Linear::values).sum();
                 // A head that is not the embedding.
                 let head = (self.parameters - linear - norms(self.layers) - words).max(0.0);
-                linear * count / self.layers.max(1.0) + norms(count) + head
+                Chosen {
+                    numbers: linear * count / self.layers.max(1.0) + norms(count) + head,
+                    largest: head.max(self.inner * self.hidden),
+                    layers: count,
+                    head: head > 0.0,
+                }
             }
-            _ => self.parameters,
+            _ => Chosen {
+                numbers: self.parameters,
+                largest: words.max(self.inner * self.hidden),
+                layers: self.layers,
+                head: true,
+            },
         }
     }
 
@@ -235,18 +331,19 @@ impl Model {
         (F32 * tokens * depth).min(PACKED) + PANELS
     }
 
-    /// The last states and their gradient in f32, a chunk of logits; where the head is trained its gradient in f32, that times the outer
-    /// one, rounded, and the gradient of the embedding.
-    fn loss(&self, tokens: f64, logits: bool) -> f64 {
+    /// The last states and their gradient in f32, a chunk of logits; where the head is trained (`head`) its gradient in f32, that times the outer
+    /// one, and the same rounded. The gradient of an embedding that is the head, too, comes when the activations of all layers are gone.
+    fn loss(&self, tokens: f64, logits: bool, head: bool) -> f64 {
         let states = tokens * self.hidden * (2.0 * self.size + F32);
         if !logits {
             return states;
         }
         let chunk = F32 * tokens.min(CHUNK as f64) * self.vocabulary;
-        let head = match self.adapter {
-            Some(_) => 0.0,
-            None => self.vocabulary * self.hidden * (2.0 * F32 + 2.0 * self.size),
+        let rounded = if self.size < F32 { self.size } else { 0.0 };
+        let gradient = match head {
+            true => self.vocabulary * self.hidden * (2.0 * F32 + rounded),
+            false => 0.0,
         };
-        states + chunk + head + self.products(tokens)
+        states + chunk + gradient + self.products(tokens)
     }
 }

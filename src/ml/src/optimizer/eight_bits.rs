@@ -1,11 +1,13 @@
 //! AdamW with its moments in eight bits (Dettmers et al., arXiv 2110.02861), as bitsandbytes' `AdamW8bit` has it: blocks of 256 values along the
 //! flat parameter, each with its largest magnitude in f32, and for each value the nearest code of the dynamic map, signed for the mean of gradients
 //! and unsigned for that of their squares. Each step unpacks the moments, moves them and the weight in f32, and packs the moments. A tensor of
-//! fewer than 4096 values keeps its moments in f32.
+//! fewer than 4096 values keeps its moments in f32. On the CPU that is one loop over blocks; elsewhere it is composed of libtorch's operators.
+
+mod plain;
 
 use super::{Options, Parts, Task};
 use crate::place::{self, HOST};
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use formats::nf4::{dynamic_map, nearest};
 use std::sync::LazyLock;
 use tch::kind::Element;
@@ -77,15 +79,9 @@ pub(super) fn takes(param: &Tensor) -> bool {
 
 /// Both means of a parameter, zero: a code for each value, and the scales of the blocks.
 pub(super) fn fresh(param: &Tensor) -> Result<Parts> {
-    ensure!(
-        param.device() == HOST,
-        "AdamW with moments in eight bits runs on the CPU only so far, and the parameters are on {:?}: take the optimizer `adamw` or `adafactor`, or \
-         the device `cpu`",
-        param.device()
-    );
     let blocks = i64::try_from(param.numel().div_ceil(BLOCK))?;
-    let codes = || Tensor::f_zeros(param.size(), (Kind::Uint8, HOST));
-    let scales = || Tensor::f_zeros([blocks], (Kind::Float, HOST));
+    let codes = || Tensor::f_zeros(param.size(), (Kind::Uint8, param.device()));
+    let scales = || Tensor::f_zeros([blocks], (Kind::Float, param.device()));
     Ok(Parts::from([
         ("mean", codes()?),
         ("mean_scales", scales()?),
@@ -108,8 +104,16 @@ struct Settings {
 /// One moment of some blocks: codes and scales.
 type Moment<'a> = (&'a mut [u8], &'a mut [f32]);
 
-/// One step of one parameter. What becomes of a block does not depend on the number of threads.
+/// One step of one parameter.
 pub(super) fn update(options: &Options, parts: &Parts, task: &Task<'_>) -> Result<()> {
+    match task.weight.device() == HOST {
+        true => in_blocks(options, parts, task),
+        false => plain::update(options, parts, task),
+    }
+}
+
+/// The step on the CPU. What becomes of a block does not depend on the number of threads.
+fn in_blocks(options: &Options, parts: &Parts, task: &Task<'_>) -> Result<()> {
     let [correction1, correction2] = options.corrections(task.steps);
     let settings = Settings {
         betas: [options.beta1 as f32, options.beta2 as f32],

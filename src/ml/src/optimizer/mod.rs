@@ -6,13 +6,17 @@ mod adafactor;
 mod adamw;
 mod eight_bits;
 mod schedule;
+mod state;
 
 pub use adafactor::Adafactor;
 pub use adamw::Options;
 pub use schedule::{Schedule, Shape};
+pub use state::Home;
 
 use crate::params::Params;
+use crate::place::HOST;
 use anyhow::{Context, Result, ensure};
+use state::{Parts, State};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use tch::{Kind, Tensor, no_grad};
@@ -28,17 +32,6 @@ pub enum Rule {
     Adafactor(Adafactor),
 }
 
-/// What a rule keeps of a parameter, by name.
-type Parts = BTreeMap<&'static str, Tensor>;
-
-/// The state of one parameter.
-#[derive(Debug)]
-struct State {
-    parts: Parts,
-    /// The parameter in f32, where it is stored in fewer bits itself.
-    master: Option<Tensor>,
-}
-
 /// One parameter in one step.
 struct Task<'a> {
     /// As the model has it.
@@ -49,7 +42,7 @@ struct Task<'a> {
     rate: f64,
     /// Decay per unit of rate.
     decay: f64,
-    /// Steps with this one.
+    /// The parameter's steps with this one.
     steps: u64,
 }
 
@@ -61,6 +54,11 @@ impl Task<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether AdamW in eight bits packs the moments of this parameter; of small tensors it keeps them in f32.
+pub fn packs(param: &Tensor) -> bool {
+    eight_bits::takes(param)
 }
 
 /// The type that a parameter is computed in.
@@ -83,7 +81,17 @@ impl Rule {
         Ok(State {
             parts,
             master: (param.kind() != kind).then(|| param.detach().to_kind(kind)),
+            steps: 0,
         })
+    }
+
+    /// The same where it lies between steps.
+    fn begun(&self, param: &Tensor, home: Home) -> Result<State> {
+        let state = self.fresh(param)?;
+        match home {
+            Home::Host => state.at_home(param.device()),
+            Home::Device => Ok(state),
+        }
     }
 
     fn update(&self, parts: &Parts, task: &Task<'_>) -> Result<()> {
@@ -109,12 +117,15 @@ impl Rule {
 #[derive(Debug)]
 pub struct Optimizer {
     rule: Rule,
+    home: Home,
     steps: u64,
     states: BTreeMap<String, State>,
     /// Parameters (by name) whose weight is not decayed.
     undecayed: Vec<String>,
     /// What the rate is multiplied with for parameters (by name) that have one of their own.
     factors: BTreeMap<String, f64>,
+    /// The step, counted from 0, from which on parameters (by name) learn that do not begin at once.
+    turns: BTreeMap<String, usize>,
 }
 
 impl Optimizer {
@@ -122,10 +133,12 @@ impl Optimizer {
     pub fn new(rule: Rule, undecayed: Vec<String>) -> Optimizer {
         Optimizer {
             rule,
+            home: Home::default(),
             steps: 0,
             states: BTreeMap::new(),
             undecayed,
             factors: BTreeMap::new(),
+            turns: BTreeMap::new(),
         }
     }
 
@@ -134,9 +147,41 @@ impl Optimizer {
         Optimizer { factors, ..self }
     }
 
+    /// The same with states that lie elsewhere between steps. The numbers are the same.
+    pub fn with_home(self, home: Home) -> Optimizer {
+        Optimizer { home, ..self }
+    }
+
+    /// The same with parameters that begin later: the step, counted from 0, in which they learn first, by their names.
+    pub fn with_turns(self, turns: BTreeMap<String, usize>) -> Optimizer {
+        Optimizer { turns, ..self }
+    }
+
+    /// Before the forward of step `step` (counted from 0): trained parameters whose turn has not come get no gradient, and what is below all
+    /// others no backward pass. Without a gradient there is no step for them, no decay and no state.
+    pub fn open(&self, params: &Params, step: usize) {
+        if self.turns.values().all(|turn| *turn == 0) {
+            return;
+        }
+        for (name, tensor) in params.trained() {
+            let turn = self.turns.get(name).copied().unwrap_or(0);
+            let _ = tensor.set_requires_grad(turn <= step);
+        }
+    }
+
     /// The number of steps taken.
     pub fn steps(&self) -> u64 {
         self.steps
+    }
+
+    /// The steps of parameters that have taken fewer than the optimizer has, by name: those that began later. Their corrections count from
+    /// their own first step, as in torch.
+    pub fn later(&self) -> BTreeMap<String, u64> {
+        let states = self.states.iter();
+        let fewer = states.filter(|(_, state)| state.steps != self.steps);
+        fewer
+            .map(|(name, state)| (name.clone(), state.steps))
+            .collect()
     }
 
     /// One step with the gradients that the parameters hold. A parameter without a gradient stays as it is.
@@ -154,22 +199,29 @@ impl Optimizer {
                 }
                 let state = match self.states.entry(name.to_owned()) {
                     Entry::Occupied(entry) => entry.into_mut(),
-                    Entry::Vacant(entry) => entry.insert(self.rule.fresh(param)?),
+                    Entry::Vacant(entry) => entry.insert(self.rule.begun(param, self.home)?),
                 };
+                state.steps += 1;
+                let away = self.home == Home::Host && param.device() != HOST;
+                let visitor = match away {
+                    true => Some(state.visiting(param.device())?),
+                    false => None,
+                };
+                let used = visitor.as_ref().unwrap_or(state);
                 let undecayed = self.undecayed.iter().any(|other| other == name);
                 let task = Task {
                     param,
-                    weight: match &state.master {
-                        Some(master) => master.shallow_clone(),
-                        None => param.detach(),
-                    },
+                    weight: used.weight(param),
                     gradient: &gradient,
                     rate: rate * self.factors.get(name).copied().unwrap_or(1.0),
                     decay: if undecayed { 0.0 } else { self.rule.decay() },
-                    steps: self.steps,
+                    steps: used.steps,
                 };
                 let place = || format!("in the step of {name:?}");
-                self.rule.update(&state.parts, &task).with_context(place)?;
+                self.rule.update(&used.parts, &task).with_context(place)?;
+                if let Some(visitor) = &visitor {
+                    state.take_back(visitor)?;
+                }
             }
             Ok(())
         })
@@ -179,21 +231,20 @@ impl Optimizer {
     pub fn stored(&self) -> Vec<(String, Tensor)> {
         let mut stored = Vec::new();
         for (name, state) in &self.states {
-            for (part, tensor) in &state.parts {
+            for (part, tensor) in state.tensors() {
                 stored.push((format!("{name}.{part}"), tensor.shallow_clone()));
-            }
-            if let Some(master) = &state.master {
-                stored.push((format!("{name}.master"), master.shallow_clone()));
             }
         }
         stored
     }
 
-    /// Puts saved states back: those that this rule keeps of the parameters `params`.
+    /// Puts saved states back, wherever the tensors lie: those that this rule keeps of the parameters `params`. `steps` is how many the
+    /// optimizer had taken, `later` what [`Optimizer::later`] said then.
     pub fn restore(
         &mut self,
         params: &Params,
         steps: u64,
+        later: &BTreeMap<String, u64>,
         stored: Vec<(String, Tensor)>,
     ) -> Result<()> {
         let mut found: BTreeMap<String, BTreeMap<String, Tensor>> = BTreeMap::new();
@@ -202,16 +253,20 @@ impl Optimizer {
             let parts = found.entry(param.to_owned()).or_default();
             parts.insert(part.to_owned(), tensor);
         }
+        for (name, own) in later {
+            ensure!(
+                found.contains_key(name) && (1..steps).contains(own),
+                "{name:?} cannot have taken {own} of {steps} steps: the optimizer's states are not those of its counts"
+            );
+        }
         self.states.clear();
         for (name, mut parts) in found {
             let param = params.get(&name).with_context(|| {
                 format!("there is an optimizer state of {name:?}, which the run does not have")
             })?;
-            // Fresh only to say which parts there must be, of which type and shape.
-            let mut state = self.rule.fresh(param)?;
-            let own = state.parts.iter_mut().map(|(part, tensor)| (*part, tensor));
-            let own = own.chain(state.master.iter_mut().map(|master| ("master", master)));
-            for (part, tensor) in own {
+            // Fresh to say which parts there must be, of which type and shape, and where.
+            let mut state = self.rule.begun(param, self.home)?;
+            for (part, tensor) in state.tensors_mut() {
                 let stored = parts.remove(part).with_context(|| {
                     format!("the optimizer state of {name:?} is incomplete: {part:?} is missing")
                 })?;
@@ -223,16 +278,68 @@ impl Optimizer {
                     tensor.size(),
                     tensor.kind()
                 );
-                *tensor = stored;
+                no_grad(|| tensor.f_copy_(&stored))?;
             }
             ensure!(
                 parts.is_empty(),
                 "the optimizer state of {name:?} has unknown parts: {:?}",
                 parts.keys()
             );
+            state.steps = later.get(&name).copied().unwrap_or(steps);
             self.states.insert(name, state);
         }
         self.steps = steps;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers in ±1 that look like none.
+    fn numbers(count: usize, salt: f64) -> Tensor {
+        let number = |i: usize| ((i as f64 + salt) * 12.9898).sin();
+        Tensor::from_slice(&(0..count).map(number).collect::<Vec<f64>>())
+    }
+
+    #[test]
+    fn a_state_that_visits_takes_the_step_of_one_that_stays() {
+        let rules = [
+            Rule::AdamW(Options::default()),
+            Rule::AdamW8bit(Options::default()),
+            Rule::Adafactor(Adafactor::default()),
+        ];
+        for rule in rules {
+            for kind in [Kind::Float, Kind::BFloat16] {
+                let start = || numbers(5000, 0.3).view([50, 100]).to_kind(kind);
+                let (here, there) = (start(), start());
+                let (own, kept) = (rule.fresh(&here).unwrap(), rule.fresh(&there).unwrap());
+                for steps in 1..4 {
+                    let gradient = numbers(5000, steps as f64).view([50, 100]).to_kind(kind);
+                    let step = |param: &Tensor, state: &State| {
+                        let task = Task {
+                            param,
+                            weight: state.weight(param),
+                            gradient: &gradient,
+                            rate: 1e-2,
+                            decay: 0.1,
+                            steps,
+                        };
+                        rule.update(&state.parts, &task).unwrap();
+                    };
+                    step(&here, &own);
+                    // Another device is not needed for the way there and back.
+                    let visitor = kept.visiting(there.device()).unwrap();
+                    step(&there, &visitor);
+                    assert!(kept.tensors().zip(visitor.tensors()).any(|(a, b)| a != b));
+                    kept.take_back(&visitor).unwrap();
+                }
+                assert_eq!(here, there, "{rule:?} {kind:?}");
+                for ((part, a), (_, b)) in own.tensors().zip(kept.tensors()) {
+                    assert_eq!(a, b, "{rule:?} {kind:?} {part}");
+                }
+            }
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! `quantize`: reads and writes one tensor at a time; needs no libtorch.
+//! `quantize`: reads and writes one tensor at a time, without libtorch; with rows it loads both models to say what that did.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -11,11 +11,14 @@ use engine::artifact::ArtifactType;
 use engine::event::{Level, What};
 use engine::job::{Draft, Drafts, Job, Reference, Reporter};
 use formats::quantized::{self, Scheme, State};
-use formats::{Dtype, LlamaConfig, Weights, nf4, peft};
+use formats::{Dtype, LlamaConfig, Weights, nf4};
 use kinds::model::ModelParts;
 use kinds::quantize::Quantize;
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
+
+use crate::compared::{After, measure, tell};
+use crate::model::load;
 
 /// The head for words, which stays as it is.
 const HEAD: &str = "lm_head";
@@ -76,7 +79,7 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
             );
         }
     }
-    let skipped = skipped(&params.skip, &linears)?;
+    let skipped = quantized::skipped(&params.skip.patterns(), &linears).context("`skip`")?;
     let mut packer = Packer {
         job,
         params: &params,
@@ -108,7 +111,22 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         *stored.entry(pending.head.1.name()).or_insert(0) += 1;
     }
     summary.insert("stored".to_owned(), json!(stored));
-    let metrics = packer.report(job, cx)?;
+    packer.say(cx);
+    let divergence = match job.inputs.contains_key("tokens") {
+        true => {
+            let before = load(model, job)?;
+            let after = After {
+                config: &config,
+                place: before.model.place,
+                path: &weights_path,
+            };
+            Some(measure(job, params.micro_batch, &before, &after, cx)?)
+        }
+        false => None,
+    };
+    ml::torch::release_memory();
+    let more = divergence.map_or_else(Vec::new, |found| tell(&found, cx));
+    let metrics = packer.report(job, more)?;
     let draft = Draft {
         artifact: ArtifactType::Model,
         files: vec![
@@ -123,20 +141,6 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         summary,
     };
     Ok([("model".to_owned(), draft), ("metrics".to_owned(), metrics)].into())
-}
-
-/// The linears that stay as they are.
-fn skipped(patterns: &[String], linears: &[(String, usize, usize)]) -> Result<Vec<String>> {
-    if patterns.is_empty() {
-        return Ok(Vec::new());
-    }
-    let names: Vec<&str> = linears.iter().map(|(name, ..)| name.as_str()).collect();
-    let skipped = peft::match_targets(patterns, &names).context("`skip`")?;
-    ensure!(
-        skipped.len() < names.len(),
-        "`skip` leaves nothing to quantize"
-    );
-    Ok(skipped)
 }
 
 struct Packer<'a> {
@@ -327,9 +331,17 @@ impl Packer<'_> {
                     Ok(bytes)
                 }
                 Bytes::Source => {
-                    let bytes = dtype.from_f32(&self.weights.read_f32(name)?)?;
+                    let values = self.weights.read_f32(name)?;
                     self.weights.release(name);
-                    Ok(bytes)
+                    let bad = values
+                        .iter()
+                        .find(|value| !dtype.rounded(**value).is_finite());
+                    if let Some(bad) = bad {
+                        bail!(
+                            "`{name}` holds {bad}, which is no finite number of {dtype}: the model is damaged, or its training diverged"
+                        );
+                    }
+                    dtype.from_f32(&values)
                 }
             }
         })?;
@@ -338,12 +350,8 @@ impl Packer<'_> {
             .with_context(|| format!("{} can't be removed", self.codes_path.display()))
     }
 
-    fn report(&self, job: &Job, cx: &dyn Reporter) -> Result<Draft> {
-        let path = job.out.join("metrics.json");
-        std::fs::write(
-            &path,
-            serde_json::to_vec_pretty(&json!({ "tensors": self.rows }))?,
-        )?;
+    /// Bytes before and after, quantized tensors, the error of their values.
+    fn sums(&self) -> (u64, u64, usize, f64) {
         let before: u64 = self.rows.iter().map(|row| row.bytes_before).sum();
         let after: u64 = self.rows.iter().map(|row| row.bytes_after).sum();
         let quantized = self
@@ -356,6 +364,12 @@ impl Packer<'_> {
         } else {
             0.0
         };
+        (before, after, quantized, error)
+    }
+
+    /// Tells people the sums.
+    fn say(&self, cx: &dyn Reporter) {
+        let (before, after, quantized, error) = self.sums();
         cx.note(
             Level::Info,
             &format!(
@@ -366,21 +380,35 @@ impl Packer<'_> {
                 error * 100.0
             ),
         );
+    }
+
+    /// The metrics, with those of a comparison.
+    fn report(&self, job: &Job, more: Vec<(String, Value)>) -> Result<Draft> {
+        let path = job.out.join("metrics.json");
+        let mut whole = json!({ "tensors": self.rows });
+        for (name, value) in &more {
+            whole[name] = value.clone();
+        }
+        std::fs::write(&path, serde_json::to_vec_pretty(&whole)?)
+            .with_context(|| format!("{} can't be written", path.display()))?;
+        let (before, after, quantized, error) = self.sums();
+        let mut summary: BTreeMap<String, Value> = [
+            ("bytes_before".to_owned(), json!(before)),
+            ("bytes_after".to_owned(), json!(after)),
+            (
+                "ratio".to_owned(),
+                json!(before as f64 / after.max(1) as f64),
+            ),
+            ("error".to_owned(), json!(error)),
+            ("quantized".to_owned(), json!(quantized)),
+        ]
+        .into();
+        summary.extend(more);
         Ok(Draft {
             artifact: ArtifactType::Metrics,
             files: vec![("metrics.json".to_owned(), path)],
             refs: BTreeMap::new(),
-            summary: [
-                ("bytes_before".to_owned(), json!(before)),
-                ("bytes_after".to_owned(), json!(after)),
-                (
-                    "ratio".to_owned(),
-                    json!(before as f64 / after.max(1) as f64),
-                ),
-                ("error".to_owned(), json!(error)),
-                ("quantized".to_owned(), json!(quantized)),
-            ]
-            .into(),
+            summary,
         })
     }
 }

@@ -1,0 +1,119 @@
+//! What config.json says of quantized weights.
+
+use super::{Linear, Scheme, linear, torch_name};
+use crate::tensors::Weights;
+use crate::{Dtype, json};
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// What config.json says of the model's quantization; `skipped` are the linears left as they are, the head among them.
+pub fn config(scheme: Scheme, nested: bool, dtype: Dtype, skipped: &[String]) -> Value {
+    let four = scheme == Scheme::Nf4;
+    let skipped = match skipped {
+        [] => Value::Null,
+        names => json!(names),
+    };
+    json!({
+        "_load_in_4bit": four,
+        "_load_in_8bit": !four,
+        "bnb_4bit_compute_dtype": torch_name(dtype),
+        "bnb_4bit_quant_storage": "uint8",
+        "bnb_4bit_quant_type": if four { "nf4" } else { "fp4" },
+        "bnb_4bit_use_double_quant": nested,
+        "llm_int8_enable_fp32_cpu_offload": false,
+        "llm_int8_has_fp16_weight": false,
+        "llm_int8_skip_modules": skipped,
+        "llm_int8_threshold": if four { 6.0 } else { 0.0 },
+        "load_in_4bit": four,
+        "load_in_8bit": !four,
+        "quant_method": "bitsandbytes",
+    })
+}
+
+/// Refuses a `quantization_config` of another kind than those that are read here.
+pub(crate) fn check_config(value: &Value) -> Result<()> {
+    // transformers leaves the first in models that it loaded from GGUF; their tensors are plain.
+    let known = matches!(
+        value["quant_method"].as_str(),
+        Some("gguf" | "bitsandbytes")
+    );
+    ensure!(
+        known,
+        "quantization_config is set ({value}), which is not supported; take the unquantized model, or one of bitsandbytes"
+    );
+    if value["load_in_4bit"] == json!(true) {
+        let kind = value["bnb_4bit_quant_type"].as_str().unwrap_or("fp4");
+        ensure!(
+            kind == "nf4",
+            "quantization_config says bnb_4bit_quant_type {kind:?}; supported is \"nf4\""
+        );
+        let storage = value["bnb_4bit_quant_storage"].as_str().unwrap_or("uint8");
+        ensure!(
+            storage == "uint8",
+            "quantization_config says bnb_4bit_quant_storage {storage:?}; supported is \"uint8\""
+        );
+    }
+    Ok(())
+}
+
+/// Refuses a config.json, which messages call `path`, whose `quantization_config` says something else than the weights of the linears
+/// (path, outputs, inputs) show.
+pub fn check_described(
+    text: &str,
+    path: &Path,
+    weights: &Weights,
+    linears: &[(String, usize, usize)],
+) -> Result<()> {
+    let object = json::parse_object(text, path)?;
+    let said = object.get("quantization_config").unwrap_or(&Value::Null);
+    let on = |key: &str| said[key] == json!(true);
+    let (words, wanted) = match (on("load_in_4bit"), on("load_in_8bit")) {
+        (true, _) => ("four bits", Scheme::Nf4),
+        (_, true) => ("eight bits", Scheme::Int8),
+        _ => return Ok(()),
+    };
+    let mut packed = false;
+    for (module, out, input) in linears {
+        let name = format!("{module}.weight");
+        let found = match linear(weights, &name, [*out, *input])? {
+            Linear::Dense => continue,
+            Linear::Nf4(_) => Scheme::Nf4,
+            Linear::Int8 => Scheme::Int8,
+        };
+        ensure!(
+            found == wanted,
+            "{}: quantization_config says {words}, but {name:?} is stored in {}: take the config and the weights of the same model",
+            path.display(),
+            match found {
+                Scheme::Nf4 => "four",
+                Scheme::Int8 => "eight",
+            }
+        );
+        packed = true;
+    }
+    ensure!(
+        packed,
+        "{}: quantization_config says {words}, but no weight is quantized: take it out of the config, or take the weights that belong to it",
+        path.display()
+    );
+    Ok(())
+}
+
+/// The text of a config.json with `quantization` in it.
+pub fn config_with(text: &str, path: &Path, quantization: Value, dtype: Dtype) -> Result<String> {
+    let mut object = json::parse_object(text, path)?;
+    object.insert("quantization_config".to_owned(), quantization);
+    object.insert("dtype".to_owned(), json!(torch_name(dtype)));
+    object.insert("torch_dtype".to_owned(), json!(torch_name(dtype)));
+    Ok(serde_json::to_string_pretty(&Value::Object(object))? + "\n")
+}
+
+/// The text of a config.json without quantization, for weights of this type.
+pub fn config_without(text: &str, path: &Path, dtype: Dtype) -> Result<String> {
+    let mut object = json::parse_object(text, path)?;
+    object.retain(|key, _| key != "quantization_config");
+    object.insert("dtype".to_owned(), json!(torch_name(dtype)));
+    object.insert("torch_dtype".to_owned(), json!(torch_name(dtype)));
+    Ok(serde_json::to_string_pretty(&Value::Object(object))? + "\n")
+}

@@ -1,0 +1,243 @@
+//! Names in a recipe against the layers and parameters of models whose shape is known before anything runs.
+
+use std::path::Path;
+
+use engine::contract::{Inputs, Summary};
+use formats::{LlamaConfig, REWARD_HEAD, patterns, peft, quantized};
+use kinds::ia3::Ia3;
+use kinds::known::{Told, adapter};
+use kinds::lora::Targets;
+use kinds::memory::CONFIGURATION;
+use serde_json::{Map, Value};
+
+use crate::{ia3 as ia3_stage, lora as lora_stage};
+
+/// (field, message).
+type Mistakes = Vec<(&'static str, String)>;
+
+/// The shapes of the models in `model` that are known, with what else is known of them.
+fn models(inputs: &Inputs<'_>) -> Vec<(LlamaConfig, Summary)> {
+    let all = (inputs.known)("model").into_iter();
+    all.filter_map(|(_, known)| {
+        let text = known.get(CONFIGURATION)?.to_string();
+        // What is wrong with a configuration is told when its stage runs.
+        let config = LlamaConfig::from_json(&text, Path::new("config.json")).ok()?;
+        Some((config, known))
+    })
+    .collect()
+}
+
+/// The patterns of a field: one or several.
+fn patterns_of(params: &Map<String, Value>, name: &str) -> Option<Vec<String>> {
+    let value = params.get(name)?.clone();
+    let targets: Targets = serde_json::from_value(value).ok()?;
+    Some(targets.patterns())
+}
+
+/// `skip` of `quantize`.
+pub(crate) fn quantize(params: &Map<String, Value>, inputs: &Inputs<'_>) -> Mistakes {
+    let skip = patterns_of(params, "skip").unwrap_or_default();
+    let all = models(inputs).into_iter();
+    all.filter_map(|(config, _)| quantized::skipped(&skip, &config.linear_shapes()).err())
+        .map(|error| ("skip", error.to_string()))
+        .collect()
+}
+
+/// `targets` and `r` of `lora`.
+pub(crate) fn lora(params: &Map<String, Value>, inputs: &Inputs<'_>) -> Mistakes {
+    let targets = patterns_of(params, "targets").unwrap_or_default();
+    let rank = params.get("r").and_then(Value::as_u64).unwrap_or(1);
+    let mut mistakes = Mistakes::new();
+    for (config, _) in models(inputs) {
+        let linears = config.linear_shapes();
+        let names: Vec<&str> = linears.iter().map(|(name, ..)| name.as_str()).collect();
+        match peft::choose_targets(&targets, &names) {
+            Err(error) => mistakes.push(("targets", error.to_string())),
+            Ok(matched) => {
+                if let Err(error) = lora_stage::check_rank(rank as usize, &matched, &linears) {
+                    mistakes.push(("r", error.to_string()));
+                }
+            }
+        }
+    }
+    mistakes
+}
+
+/// `targets` and `feedforward` of `ia3`.
+pub(crate) fn ia3(params: &Map<String, Value>, inputs: &Inputs<'_>) -> Mistakes {
+    let Ok(params) = serde_json::from_value::<Ia3>(Value::Object(params.clone())) else {
+        return Mistakes::new();
+    };
+    let all = models(inputs).into_iter();
+    all.filter_map(|(config, _)| {
+        let linears = config.linear_shapes();
+        let names: Vec<&str> = linears.iter().map(|(name, ..)| name.as_str()).collect();
+        ia3_stage::chosen(&params, &names).err()
+    })
+    .map(|(field, error)| (field, error.to_string()))
+    .collect()
+}
+
+/// What a training of whole weights names.
+pub(crate) fn train(params: &Map<String, Value>, inputs: &Inputs<'_>) -> Mistakes {
+    trained(params, inputs, None)
+}
+
+/// The same with a head for rewards.
+pub(crate) fn train_reward_model(params: &Map<String, Value>, inputs: &Inputs<'_>) -> Mistakes {
+    trained(params, inputs, Some(REWARD_HEAD))
+}
+
+fn trained(params: &Map<String, Value>, inputs: &Inputs<'_>, head: Option<&str>) -> Mistakes {
+    let mut mistakes = Mistakes::new();
+    // What is trained of an adapter is named by the adapter.
+    let whole = models(inputs).into_iter();
+    for (config, _) in whole.filter(|(_, known)| adapter(known) == Told::None) {
+        let tensors = config.tensor_shapes().into_iter();
+        let mut names: Vec<String> = tensors.map(|(name, _)| name).collect();
+        names.extend(head.map(str::to_owned));
+        let mut check = |field, wanted: &[String]| {
+            if let Err(error) = patterns::check(wanted, &names, "parameter of the model") {
+                mistakes.push((field, error.to_string()));
+            }
+        };
+        if let Some(Value::Array(_)) = params.get("train") {
+            check("train", &patterns_of(params, "train").unwrap_or_default());
+        }
+        if let Some(Value::Object(rates)) = params.get("learning_rates") {
+            let wanted: Vec<String> = rates.keys().cloned().collect();
+            check("learning_rates", &wanted);
+        }
+        let layers = config.num_hidden_layers;
+        let last = params
+            .get("train")
+            .and_then(|train| train.get("last_layers"));
+        if let Some(count) = last.and_then(Value::as_u64)
+            && count > layers as u64
+        {
+            let message =
+                format!("the last {count} layers are to be trained, but the model has {layers}");
+            mistakes.push(("train", message));
+        }
+    }
+    mistakes
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A Llama of two layers of width 32, with 4 query heads of 8 and 2 for keys.
+    fn model(more: Value) -> Summary {
+        let config = LlamaConfig {
+            vocab_size: 280,
+            hidden_size: 32,
+            intermediate_size: 64,
+            num_hidden_layers: 2,
+            num_attention_heads: 4,
+            num_key_value_heads: 2,
+            head_dim: 8,
+            rms_norm_eps: 1e-5,
+            rope_theta: 10_000.0,
+            tie_word_embeddings: true,
+            attention_bias: false,
+            mlp_bias: false,
+            max_position_embeddings: 64,
+            bos_token_id: None,
+            eos_token_ids: Vec::new(),
+            pad_token_id: None,
+            rope_scaling: None,
+        };
+        let mut known: Summary = more.as_object().unwrap().clone().into_iter().collect();
+        known.insert(CONFIGURATION.to_owned(), config.to_json());
+        known
+    }
+
+    /// `field: message` of what a trial says of these fields and this model.
+    fn said(attempt: engine::contract::CheckInputs, fields: Value, known: &Summary) -> Vec<String> {
+        let of = |port: &str| match port {
+            "model" => vec![("m".to_owned(), known.clone())],
+            _ => Vec::new(),
+        };
+        let inputs = Inputs {
+            names: &|port| vec![port.to_owned()],
+            rows: &|_| Vec::new(),
+            known: &of,
+        };
+        let found = attempt(fields.as_object().unwrap(), &inputs).into_iter();
+        found
+            .map(|(field, text)| format!("{field}: {text}"))
+            .collect()
+    }
+
+    const NONE: [&str; 0] = [];
+
+    #[test]
+    fn layers_that_are_not_there_are_told_with_the_nearest() {
+        let base = model(json!({ "adapter": null }));
+        let of = |targets: Value, r: u64| said(lora, json!({ "targets": targets, "r": r }), &base);
+        assert_eq!(of(json!("all-linear"), 16), NONE);
+        assert_eq!(of(json!(["q_proj", "1.mlp.*"]), 32), NONE);
+        assert_eq!(
+            of(json!("all-linear"), 17),
+            [
+                "r: r = 17 is larger than `model.layers.0.self_attn.k_proj` (16 × 32); the rank is at most 16"
+            ]
+        );
+        assert_eq!(
+            of(json!(["qproj"]), 8),
+            [
+                "targets: no linear module is called \"qproj\" (the nearest are q_proj, k_proj and o_proj)"
+            ]
+        );
+        let skip = |skip: Value| said(quantize, json!({ "skip": skip }), &base);
+        assert_eq!(skip(json!([])), NONE);
+        assert_eq!(skip(json!("q_proj")), NONE);
+        assert!(skip(json!(["layers.2"]))[0].starts_with("skip: no linear module is called"));
+        assert_eq!(
+            skip(json!("model")),
+            ["skip: nothing is left to be quantized"]
+        );
+        let scaled = |targets: Value, feedforward: Value| {
+            said(
+                ia3,
+                json!({ "targets": targets, "feedforward": feedforward }),
+                &base,
+            )
+        };
+        assert_eq!(scaled(Value::Null, Value::Null), NONE);
+        assert_eq!(scaled(json!("mlp"), json!("down_proj")), NONE);
+        assert!(scaled(json!("mpl"), Value::Null)[0].starts_with("targets: "));
+        assert!(scaled(Value::Null, json!("donw_proj"))[0].starts_with("feedforward: no linear"));
+        assert!(scaled(json!("k_proj"), json!("down_proj"))[0].contains("not among the targets"));
+        // Of a model whose shape is not known nothing is said.
+        let unknown = Summary::new();
+        assert_eq!(
+            said(lora, json!({ "targets": "qproj", "r": 800 }), &unknown),
+            NONE
+        );
+    }
+
+    #[test]
+    fn parameters_that_are_not_there_are_told_where_whole_weights_are_trained() {
+        let base = model(json!({ "adapter": null }));
+        let of = |field: &str, value: Value| said(train, json!({ field: value }), &base);
+        assert_eq!(of("train", json!("norms")), NONE);
+        assert_eq!(of("train", json!(["layers.1", "*norm*"])), NONE);
+        assert_eq!(of("train", json!({ "last_layers": 2 })), NONE);
+        assert_eq!(of("learning_rates", json!({})), NONE);
+        assert!(
+            of("train", json!(["layers.2"]))[0].starts_with("train: no parameter of the model")
+        );
+        assert!(of("train", json!({ "last_layers": 3 }))[0].contains("but the model has 2"));
+        assert!(of("learning_rates", json!({ "embed": 1.0 }))[0].starts_with("learning_rates: "));
+        let score = json!({ "train": ["score"] });
+        assert_eq!(said(train, score.clone(), &base).len(), 1);
+        assert_eq!(said(train_reward_model, score, &base), NONE);
+        let thin = model(json!({ "adapter": "lora" }));
+        let rates = json!({ "learning_rates": { "lora_B": 1.0 } });
+        assert_eq!(said(train, rates, &thin), NONE);
+    }
+}
