@@ -93,27 +93,34 @@ fn virtual_tokens_are_trained_asked_and_written() {
 fn what_virtual_tokens_can_not_do_is_told() {
     let kitchen = Kitchen::new(0);
     tiny::model(&kitchen, "model");
-    let fails = |stages: &str| {
+    let fails = |stages: &str, code: i32| {
         let recipe = format!(
             "levain: 1\nstages:\n  base: {{ kind: load_model, source: model, dtype: f32 }}\n{stages}"
         );
         kitchen.write("wrong.yaml", &recipe);
-        let said = kitchen.say("run wrong.yaml").expect(1);
+        let said = kitchen.say("run wrong.yaml").expect(code);
         said.out + &said.err
     };
     let kinds = ["prompt_tuning", "prefix_tuning"];
     for kind in kinds {
-        let said = fails(&format!(
-            "  soft: {{ kind: {kind}, model: base, virtual_tokens: 2 }}\n  plain: {{ kind: merge, model: soft }}\n"
-        ));
+        let said = fails(
+            &format!(
+                "  soft: {{ kind: {kind}, model: base, virtual_tokens: 2 }}\n  plain: {{ kind: merge, model: soft }}\n"
+            ),
+            2,
+        );
         assert!(said.contains("nothing to merge"), "{kind}: {said}");
-        let said = fails(&format!(
-            "  thin: {{ kind: lora, model: base, r: 2 }}\n  soft: {{ kind: {kind}, model: thin }}\n"
-        ));
+        let said = fails(
+            &format!(
+                "  thin: {{ kind: lora, model: base, r: 2 }}\n  soft: {{ kind: {kind}, model: thin }}\n"
+            ),
+            2,
+        );
         assert!(said.contains("has an adapter already"), "{kind}: {said}");
-        let said = fails(&format!(
-            "  soft: {{ kind: {kind}, model: base, virtual_tokens: 60000 }}\n"
-        ));
+        let said = fails(
+            &format!("  soft: {{ kind: {kind}, model: base, virtual_tokens: 60000 }}\n"),
+            1,
+        );
         assert!(said.contains("no room for a text"), "{kind}: {said}");
     }
 }

@@ -229,13 +229,12 @@ fn soft(
     inputs: &[(&str, &Summary)],
     each: impl Fn(&Model) -> f64,
 ) -> Option<Summary> {
-    let mut known = input(inputs, "model")?.clone();
+    let mut known = attached(inputs, word);
     let count = params.get("virtual_tokens")?.as_f64()?;
-    let trainable = count * each(&Model::of(&known)?);
-    known.extend([
-        ("adapter".to_owned(), word.into()),
-        ("trainable".to_owned(), json!(trainable as u64)),
-    ]);
+    if let Some(model) = input(inputs, "model").and_then(Model::of) {
+        let trainable = count * each(&model);
+        known.insert("trainable".to_owned(), json!(trainable as u64));
+    }
     Some(known)
 }
 

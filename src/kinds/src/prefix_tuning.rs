@@ -3,6 +3,7 @@
 use engine::artifact::ArtifactType;
 use engine::contract::{Arity, Contract, Output, Pool, Port, Repeatable};
 
+use crate::known::unadapted;
 use crate::memory;
 use crate::prompt_tuning::{FIELDS, PromptTuning, check};
 
@@ -38,6 +39,6 @@ Source: Li and Liang, *Prefix-Tuning: Optimizing Continuous Prompts for Generati
     preparations: &[],
     layout: None,
     check,
-    check_inputs: None,
+    check_inputs: Some(unadapted),
     memory: None,
 };

@@ -7,6 +7,7 @@ use engine::contract::{
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::known::unadapted;
 use crate::memory;
 use crate::words::field;
 
@@ -144,7 +145,7 @@ Source: Lester et al., *The Power of Scale for Parameter-Efficient Prompt Tuning
     preparations: &[],
     layout: None,
     check,
-    check_inputs: None,
+    check_inputs: Some(unadapted),
     memory: None,
 };
 

@@ -147,7 +147,8 @@ pub fn attach(
         "virtual tokens of the shape {:?}, but the model's config asks for {shape:?}",
         start.size()
     );
-    let adapted = model.linears().iter().any(|l| l.adapter.is_some());
+    let adapted =
+        model.linears().iter().any(|l| l.adapter.is_some()) || !model.bottlenecks().is_empty();
     ensure!(
         model.soft.is_none() && !adapted,
         "the model has an adapter already; virtual tokens go before a model without one"
