@@ -250,6 +250,19 @@ fn kitchen() -> Kitchen {
     let kitchen = Kitchen::new(0);
     tiny::model(&kitchen, "model");
     tiny::model(&kitchen, "other");
+    for name in ["adapter", "adapter2", "adapter3"] {
+        tiny::adapter(&kitchen, name);
+    }
+    let settings = kitchen.path().join("adapter2/adapter_config.json");
+    let settings = std::fs::read_to_string(settings).unwrap();
+    let settings = settings.replace("\"lora_alpha\": 10", "\"lora_alpha\": 20");
+    kitchen.write("adapter2/adapter_config.json", &settings);
+    // Made for a base that nobody has here.
+    let nobody = "0".repeat(64);
+    kitchen.write(
+        "adapter3/levain_base.json",
+        &format!("{{\"artifact\": \"{nobody}\", \"weights\": [\"{nobody}\"]}}"),
+    );
     let config = std::fs::read_to_string(kitchen.path().join("other/config.json")).unwrap();
     kitchen.write("other/config.json", &config.replace("100000.0", "50000.0"));
     for name in ["rewards", "rewards2"] {

@@ -57,6 +57,7 @@ stages:
   tuned: { kind: sft, model: thin, data: halves.train, learning_rate: 1.0e-2, batch: 4, micro_batch: 3, epochs: 2 }
   whole: { kind: sft, model: folder, data: sums, batch: 2, max_steps: 4, schedule: cosine, warmup: 0.5, weight_decay: 0.1, max_length: 24 }
   scores: { kind: evaluate, models: { before: folder, after: tuned }, data: halves.test, samples: 2, max_new_tokens: 8 }
+  foreign: { kind: load_adapter, model: folder, source: adapter }
   plain: { kind: merge, model: tuned, data: halves.test }
   greedy: { kind: generate, model: tuned, prompts: halves.test, max_new_tokens: 12 }
   drawn: { kind: generate, model: whole, prompts: sums, n: 2, limit: 2, temperature: 1.0, top_k: 40, top_p: 0.9, max_new_tokens: 12 }
@@ -111,6 +112,7 @@ fn made() -> BTreeMap<String, Map<String, Value>> {
     let kitchen = Kitchen::new(8);
     tiny::model(&kitchen, "model");
     tiny::reward_model(&kitchen, "rewards");
+    tiny::adapter(&kitchen, "adapter");
     fs::copy(
         checkout().join("tests/golden/data/formats/tiny.gguf"),
         kitchen.path().join("tiny.gguf"),

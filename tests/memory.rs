@@ -61,3 +61,27 @@ fn a_model_that_is_not_here_is_said() {
     let words = "the memory of 3 stages is unknown until their models are here";
     assert!(text.contains(words), "{text}");
 }
+
+#[test]
+fn an_adapter_from_outside_is_looked_at_before_it_is_loaded() {
+    let kitchen = Kitchen::new(8);
+    tiny::model(&kitchen, "model");
+    tiny::adapter(&kitchen, "adapter");
+    kitchen.write(
+        "memory.yaml",
+        "\
+levain: 1
+stages:
+  base: { kind: load_model, source: model }
+  rows: { kind: load_dataset, source: rows.jsonl }
+  foreign: { kind: load_adapter, model: base, source: adapter }
+  tuned: { kind: sft, model: foreign, data: rows, max_length: 64 }
+",
+    );
+    let before = kitchen.say("plan memory.yaml --json").expect(0).json();
+    kitchen.say("run memory.yaml foreign").expect(0);
+    let after = kitchen.say("plan memory.yaml --json").expect(0).json();
+    let (a, b) = (memory(&before, "tuned"), memory(&after, "tuned"));
+    assert!((350_000_000..400_000_000).contains(&a), "{a}");
+    assert!(a.abs_diff(b) < 1_000_000, "{a} became {b}");
+}

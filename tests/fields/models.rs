@@ -1,6 +1,6 @@
 //! The rows of the kinds that make models without training them.
 
-use super::{Row, row, with};
+use super::{Row, fails, row, with};
 
 pub const ROWS: &[Row] = &[
     row("init_model", "vocabulary", ["280", "270"]),
@@ -77,6 +77,8 @@ pub const ROWS: &[Row] = &[
         ["say one word", "sing a song"],
     ),
     row("prefix_tuning", "seed", ["1", "2"]),
+    row("load_adapter", "source", ["adapter", "adapter2"]),
+    fails("load_adapter", "other_base", ["true", "false"]),
 ];
 
 /// The rest of a stage of this kind.
@@ -93,6 +95,11 @@ pub fn usual(kind: &str) -> Option<&'static [(&'static str, &'static str)]> {
         "load_reward_model" => &[("source", "rewards"), ("dtype", "f32")],
         "quantize" | "lora" | "ia3" | "bottleneck" => &[("model", "base")],
         "prompt_tuning" | "prefix_tuning" => &[("model", "base"), ("virtual_tokens", "4")],
+        "load_adapter" => &[
+            ("model", "base"),
+            ("source", "adapter3"),
+            ("other_base", "true"),
+        ],
         _ => return None,
     })
 }

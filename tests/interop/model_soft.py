@@ -1,12 +1,9 @@
 """Virtual tokens both ways: prompts and prefixes that we made and trained are opened by PEFT, with the same losses, texts and scores, and trained
-there from the same start; those that PEFT made, also through a projection, are read by ours, with the same losses and gradients.
+there from the same start; those that PEFT made, also through a projection, are loaded and trained here.
 """
 
 import copy
 import json
-import os
-import subprocess
-from pathlib import Path
 
 import torch
 from peft import PeftConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model, get_peft_model_state_dict
@@ -175,44 +172,40 @@ def ours_in_peft(report, tokenizer):
 
 
 def theirs_in_ours(report, tokenizer):
-    """What PEFT made, read by our crates through a small program."""
-    program = Path(os.environ.get("LEVAIN") or CHECKOUT / "target" / "release" / "levain").parent / "examples" / "adapter_loss"
-    if not program.exists():
-        report.check(False, f"{program} is there (build it: cargo build --release --workspace --example adapter_loss)")
-        return
+    """What PEFT made, loaded, measured and trained here and there."""
     common = dict(task_type="CAUSAL_LM", num_virtual_tokens=VIRTUAL)
-    with Recipe("soft-theirs", {"texts": {"kind": "load_dataset", "source": "texts.jsonl", "format": "text"}}, {"texts.jsonl": [{"text": "a"}]}) as recipe:
+    names = ["prompt", "texts_prompt", "prefix", "projected"]
+    stages = {
+        "base": {"kind": "load_model", "source": "base", "dtype": "f32"},
+        "texts": {"kind": "load_dataset", "source": "texts.jsonl", "format": "text"},
+    }
+    for name in names:
+        stages[name] = {"kind": "load_adapter", "model": "base", "source": f"theirs/{name}"}
+        stages[f"{name}_tuned"] = {"kind": "sft", "model": name, "data": "texts", **TRAINING}
+    stages["scores"] = {"kind": "evaluate", "models": {name: name for name in ["base", *names]}, "data": "texts"}
+    with Recipe("soft-theirs", stages, {"texts.jsonl": [{"text": text} for text in TEXTS]}) as recipe:
         model = save(recipe.folder / "base", tokenizer)
-        kinds = {
-            "a prompt": PromptTuningConfig(**common),
-            "a prompt of a text": PromptTuningConfig(
+        settings = {
+            "prompt": PromptTuningConfig(**common),
+            "texts_prompt": PromptTuningConfig(
                 prompt_tuning_init="TEXT", prompt_tuning_init_text=TEXT, tokenizer_name_or_path=str(recipe.folder / "base"), **common
             ),
-            "a prefix": PrefixTuningConfig(**common),
-            "a prefix through a projection": PrefixTuningConfig(prefix_projection=True, encoder_hidden_size=24, **common),
+            "prefix": PrefixTuningConfig(**common),
+            "projected": PrefixTuningConfig(prefix_projection=True, encoder_hidden_size=24, **common),
         }
-        held_out = [{"input_ids": ids, "trained": [True] * len(ids)} for ids in (tokenizer(text).input_ids for text in TEXTS)]
-        rows = recipe.folder / "held_out.json"
-        rows.write_text(json.dumps(held_out))
-        for index, (kind, settings) in enumerate(kinds.items()):
+        for index, name in enumerate(names):
             torch.manual_seed(index)
-            folder = recipe.folder / f"theirs-{index}"
-            get_peft_model(copy.deepcopy(model), settings).save_pretrained(folder, save_embedding_layers=False)
-            command = [program, recipe.folder / "base", folder, rows, "f32"]
-            answer = subprocess.run(list(map(str, command)), cwd=CHECKOUT, capture_output=True, text=True)
-            report.check(answer.returncode == 0, f"our program reads PEFT's {kind}" + (f"\n{answer.stderr}" if answer.returncode else ""))
-            if answer.returncode:
-                continue
-            ours = json.loads(answer.stdout)
-            stored = PeftModel.from_pretrained(copy.deepcopy(model), folder)
-            report.near(ours["loss"], held_out_loss(stored, held_out), 1e-5, f"held-out loss with PEFT's {kind}")
-            report.near(ours["loss_without"], held_out_loss(model, held_out), 1e-5, f"held-out loss without PEFT's {kind}")
-            word = PeftConfig.from_pretrained(folder).peft_type.value.lower()
+            get_peft_model(copy.deepcopy(model), settings[name]).save_pretrained(recipe.folder / "theirs" / name, save_embedding_layers=False)
+        recipe.run()
+        rows, scores = recipe.tokens("scores"), recipe.metrics("scores")["models"]
+        report.near(scores["base"]["loss"], held_out_loss(model, rows), 1e-5, "the base's loss")
+        for name in names:
+            folder = recipe.folder / "theirs" / name
+            report.near(scores[name]["loss"], held_out_loss(PeftModel.from_pretrained(copy.deepcopy(model), folder), rows), 1e-5, f"{name} of PEFT: loss here")
             start = load_file(folder / "adapter_model.safetensors")["prompt_embeddings"]
-            adapted = trainable(model, word, start)
-            (loss_of(adapted, held_out) / count(held_out)).backward()
-            gradient = adapted.prompt_encoder["default"].embedding.weight.grad.norm().item()
-            report.near(ours["gradient"], gradient, 1e-4, f"gradient of PEFT's {kind}")
+            adapted = trainable(model, PeftConfig.from_pretrained(folder).peft_type.value.lower(), start)
+            theirs = train(adapted, recipe.tokens(f"{name}_tuned"), STEPS, MICRO, RATE, -(-STEPS * 3 // 10), "cosine")
+            compare_training(report, recipe.metrics(f"{name}_tuned.metrics")["steps"], theirs, f"{name} of PEFT: training", 1e-4, 2e-3)
 
 
 def main():

@@ -27,6 +27,16 @@ pub fn model(kitchen: &Kitchen, name: &str) {
     copy("tiny.safetensors".to_owned(), "model.safetensors");
 }
 
+/// Writes the folder `name`: a LoRA adapter that PEFT made for the tiny model, rank-stabilized, r 4, its B zero as at the start.
+pub fn adapter(kitchen: &Kitchen, name: &str) {
+    let golden = checkout().join("tests/golden/data/formats/adapter");
+    let folder = kitchen.path().join(name);
+    fs::create_dir_all(&folder).unwrap();
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        fs::write(folder.join(file), fs::read(golden.join(file)).unwrap()).unwrap();
+    }
+}
+
 /// The same under a head for rewards.
 pub fn reward_model(kitchen: &Kitchen, name: &str) {
     model(kitchen, name);

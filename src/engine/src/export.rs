@@ -16,9 +16,81 @@ use crate::cache::Cache;
 use crate::digest::Digest;
 use crate::recipe::Format;
 
-/// The files that `artifact` has in the given form: name → blob on disk.
-pub fn files(view: &ArtifactView, format: Format) -> Result<BTreeMap<String, std::path::PathBuf>> {
-    let mut files: BTreeMap<_, _> = view.files.iter().cloned().collect();
+/// The file beside an exported adapter that says which base it was made for. PEFT leaves it alone.
+pub const BASE: &str = "levain_base.json";
+
+/// What an exported adapter was made for, in [`BASE`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Base {
+    /// The artifact of the weights under the adapter.
+    pub artifact: Digest,
+    /// The contents of its files of weights, in their order: the same model in another type has the same.
+    pub weights: Vec<Digest>,
+}
+
+impl Base {
+    /// The base of a model with an adapter; none of another artifact.
+    fn of(cache: &Cache, view: &ArtifactView) -> Result<Option<Base>> {
+        let Some(mut base) = view.refs.get("base") else {
+            return Ok(None);
+        };
+        while let Some(inner) = base.refs.get("base") {
+            base = inner;
+        }
+        let files = cache.manifest(base.digest)?.files;
+        let mut weights: Vec<Digest> = files
+            .iter()
+            .filter(|file| is_weights(&file.name))
+            .map(|file| file.digest)
+            .collect();
+        weights.sort_unstable();
+        let artifact = base.digest;
+        Ok(Some(Base { artifact, weights }))
+    }
+}
+
+/// Whether a file of a model holds weights.
+pub fn is_weights(name: &str) -> bool {
+    name.ends_with(".safetensors") || name.ends_with(".gguf")
+}
+
+/// What a file of an export holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// A blob on disk.
+    Blob(PathBuf),
+    /// Bytes that are made for the export.
+    Made(Vec<u8>),
+}
+
+impl Content {
+    fn digest(&self) -> Result<Digest> {
+        match self {
+            Content::Blob(blob) => {
+                let (digest, _) = Digest::of_file(blob)
+                    .with_context(|| format!("{} can't be read", blob.display()))?;
+                Ok(digest)
+            }
+            Content::Made(bytes) => Ok(Digest::of_bytes(bytes)),
+        }
+    }
+
+    fn write(&self, to: &Path) -> io::Result<()> {
+        match self {
+            Content::Blob(blob) => fs::copy(blob, to).map(drop),
+            Content::Made(bytes) => fs::write(to, bytes),
+        }
+    }
+}
+
+/// The files that an artifact has in the given form, by name.
+pub fn files(
+    cache: &Cache,
+    view: &ArtifactView,
+    format: Format,
+) -> Result<BTreeMap<String, Content>> {
+    let blob = |(name, path): &(String, PathBuf)| (name.clone(), Content::Blob(path.clone()));
+    let mut files: BTreeMap<_, _> = view.files.iter().map(blob).collect();
     match format {
         Format::Peft if !files.contains_key("adapter_config.json") => {
             bail!(
@@ -33,7 +105,13 @@ pub fn files(view: &ArtifactView, format: Format) -> Result<BTreeMap<String, std
                 view.artifact
             )
         }
-        Format::Files | Format::Peft => {}
+        Format::Peft => {
+            if let Some(base) = Base::of(cache, view)? {
+                let text = serde_json::to_string_pretty(&base)? + "\n";
+                files.insert(BASE.to_owned(), Content::Made(text.into_bytes()));
+            }
+        }
+        Format::Files => {}
     }
     let tokenizer = view.refs.get("tokenizer").filter(|_| {
         matches!(
@@ -42,7 +120,7 @@ pub fn files(view: &ArtifactView, format: Format) -> Result<BTreeMap<String, std
         )
     });
     if let Some(tokenizer) = tokenizer {
-        files.extend(tokenizer.files.iter().cloned());
+        files.extend(tokenizer.files.iter().map(blob));
     }
     Ok(files)
 }
@@ -153,9 +231,8 @@ pub fn restore_output(
     let before = Written::read(&folder)?;
     let view = cache.view(artifact)?;
     let mut now = Written::default();
-    for (name, blob) in files(&view, format)? {
-        let (digest, _) =
-            Digest::of_file(&blob).with_context(|| format!("{} can't be read", blob.display()))?;
+    for (name, content) in files(cache, &view, format)? {
+        let digest = content.digest()?;
         let path = folder.join(&name);
         let foreign = !before.files.contains_key(&name) && fs::symlink_metadata(&path).is_ok();
         ensure!(
@@ -198,10 +275,9 @@ pub fn restore(cache: &Cache, artifact: Digest, format: Format, folder: &Path) -
     let fail = || format!("{} can't be written", folder.display());
     fs::create_dir_all(folder).with_context(fail)?;
     let mut written = 0;
-    for (name, blob) in files(&view, format)? {
+    for (name, content) in files(cache, &view, format)? {
         let to = folder.join(&name);
-        let (wanted, _) =
-            Digest::of_file(&blob).with_context(|| format!("{} can't be read", blob.display()))?;
+        let wanted = content.digest()?;
         let same = fs::symlink_metadata(&to).is_ok_and(|m| m.is_file())
             && Digest::of_file(&to).is_ok_and(|(d, _)| d == wanted);
         if same {
@@ -212,7 +288,7 @@ pub fn restore(cache: &Cache, artifact: Digest, format: Format, folder: &Path) -
         }
         let copy =
             tempfile::NamedTempFile::new_in(to.parent().unwrap_or(folder)).with_context(fail)?;
-        fs::copy(&blob, copy.path()).with_context(fail)?;
+        content.write(copy.path()).with_context(fail)?;
         // Blobs are read only; what the user gets is theirs to change.
         fs::set_permissions(
             copy.path(),

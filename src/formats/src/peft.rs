@@ -3,6 +3,7 @@
 
 mod any;
 mod bottleneck;
+mod check;
 mod fields;
 mod ia3;
 mod soft;
@@ -17,8 +18,7 @@ pub use soft::{PROMPT_EMBEDDINGS, SoftConfig, SoftKind};
 pub use targets::{ALL_LINEAR, choose_targets, match_targets};
 
 use crate::json;
-use crate::tensors::Weights;
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use fields::{Fields, written_modules};
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -187,65 +187,6 @@ impl AdapterConfig {
     pub fn save(&self, path: &Path) -> Result<()> {
         let text = serde_json::to_string_pretty(&self.to_json())?;
         std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
-    }
-
-    /// Compares an adapter's weights with the linears of its base (path, outputs, inputs): each targeted
-    /// linear has both matrices in the right shape, and nothing else is there. Returns the adapted
-    /// modules in the order of `linears`; all problems are named in one error.
-    pub fn check(
-        &self,
-        weights: &Weights,
-        linears: &[(String, usize, usize)],
-    ) -> Result<Vec<String>> {
-        let names: Vec<&str> = linears.iter().map(|linear| linear.0.as_str()).collect();
-        let targets = match_targets(&self.target_modules, &names)?;
-        let mut problems = Vec::new();
-        let mut expected = std::collections::HashSet::new();
-        for (module, out, input) in linears.iter().filter(|linear| targets.contains(&linear.0)) {
-            let mut shapes = vec![
-                (tensor_key(module, "lora_A"), vec![self.r, *input]),
-                (tensor_key(module, "lora_B"), vec![*out, self.r]),
-            ];
-            if self.use_dora {
-                shapes.push((tensor_key(module, "lora_magnitude_vector"), vec![*out]));
-            }
-            for (key, shape) in shapes {
-                match weights.get(&key) {
-                    None => problems.push(format!("{key} is missing")),
-                    Some(info) if info.shape != shape => problems.push(format!(
-                        "{key} has the shape {:?}, expected {shape:?}",
-                        info.shape
-                    )),
-                    Some(_) => {}
-                }
-                expected.insert(key);
-            }
-        }
-        for info in weights.infos() {
-            let saved = |module: &String| {
-                let path = info.name.strip_prefix(PREFIX).unwrap_or(&info.name);
-                path.contains(module.as_str())
-            };
-            if !expected.contains(&info.name) && !self.modules_to_save.iter().any(saved) {
-                problems.push(format!("{} is not expected", info.name));
-            }
-        }
-        if problems.is_empty() {
-            return Ok(targets);
-        }
-        let more = problems.len().saturating_sub(12);
-        problems.truncate(12);
-        if more > 0 {
-            problems.push(format!("and {more} more"));
-        }
-        let paths = weights.paths();
-        let shown = paths
-            .first()
-            .map_or("?".into(), |path| path.to_string_lossy());
-        bail!(
-            "{shown}: the adapter does not fit the base model and {CONFIG_FILE}:\n  {}",
-            problems.join("\n  ")
-        )
     }
 }
 

@@ -20,6 +20,7 @@ pub mod init_model;
 pub mod known;
 pub mod kto;
 pub mod label;
+pub mod load_adapter;
 pub mod load_dataset;
 pub mod load_model;
 pub mod load_reward_model;
@@ -71,6 +72,7 @@ pub fn contracts() -> Contracts {
             &bottleneck::CONTRACT,
             &prompt_tuning::CONTRACT,
             &prefix_tuning::CONTRACT,
+            &load_adapter::CONTRACT,
             &merge::CONTRACT,
             &sft::CONTRACT,
             &evaluate::CONTRACT,
@@ -168,6 +170,7 @@ mod tests {
         fits::<super::bottleneck::Bottleneck>(&super::bottleneck::CONTRACT);
         fits::<super::prompt_tuning::PromptTuning>(&super::prompt_tuning::CONTRACT);
         fits::<super::prefix_tuning::PrefixTuning>(&super::prefix_tuning::CONTRACT);
+        fits::<super::load_adapter::LoadAdapter>(&super::load_adapter::CONTRACT);
         fits::<super::merge::Merge>(&super::merge::CONTRACT);
         fits::<super::quantize::Quantize>(&super::quantize::CONTRACT);
         fits::<super::sft::Sft>(&super::sft::CONTRACT);

@@ -238,6 +238,13 @@ fn soft(
     Some(known)
 }
 
+/// What `load_adapter` will make as far as its base tells: which adapter it is, a look at its files adds.
+pub(crate) fn loaded(_: &Map<String, Value>, inputs: &[(&str, &Summary)]) -> Option<Summary> {
+    let mut known = input(inputs, "model")?.clone();
+    known.remove(ADAPTER);
+    Some(known)
+}
+
 fn patterns(value: Option<&Value>) -> Vec<&str> {
     match value {
         Some(Value::Array(list)) => list.iter().filter_map(Value::as_str).collect(),
@@ -412,6 +419,25 @@ mod tests {
         let more = sft(&prefix, one_row(false)) - sft(&prompt, one_row(false));
         // Numbers in f32, their gradients and two moments.
         assert!(near(more, 16.0 * (230_400.0 - 11_520.0)), "{more}");
+    }
+
+    #[test]
+    fn an_adapter_from_outside_is_its_base_and_what_its_files_say() {
+        let own = with(
+            &smollm2(),
+            adapted,
+            json!({ "r": 8, "targets": "all-linear", "dropout": 0.0 }),
+        );
+        let seen = summary(
+            json!({ "adapter": "lora", "r": 8, "trainable": 2_442_240u64, "dropout": 0.0 }),
+        );
+        let base = smollm2();
+        let mut found = loaded(&Map::new(), &[("model", &base)]).unwrap();
+        // Files that are not here yet tell nothing.
+        assert_eq!(found.get(ADAPTER), None);
+        found.extend(seen);
+        let fields = json!({ "batch": 4, "micro_batch": 4, "max_length": 512 });
+        assert_eq!(sft(&found, fields.clone()), sft(&own, fields));
     }
 
     #[test]

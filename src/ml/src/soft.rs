@@ -161,19 +161,11 @@ pub fn attach(
     // A copy: what is trained may share its memory with nothing.
     let tensor = tensor.detach().copy().contiguous();
     params.add(PARAMETER, &tensor, true)?;
-    let layers = 0..model.config.num_hidden_layers;
-    Ok(match config.kind {
-        SoftKind::Prompt => {
-            model.soft = Some(Soft::Prompt(tensor));
-            vec!["model.embed_tokens".to_owned()]
-        }
-        SoftKind::Prefix => {
-            model.soft = Some(Soft::Prefix(tensor));
-            layers
-                .map(|index| format!("model.layers.{index}.self_attn"))
-                .collect()
-        }
-    })
+    model.soft = Some(match config.kind {
+        SoftKind::Prompt => Soft::Prompt(tensor),
+        SoftKind::Prefix => Soft::Prefix(tensor),
+    });
+    Ok(config.modules(&model.config))
 }
 
 /// Attaches stored virtual tokens (PEFT's name). A tensor that is missing, has another shape or is a stranger is an error. Gives the names of

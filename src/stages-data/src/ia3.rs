@@ -61,11 +61,11 @@ fn targets(params: &Ia3) -> Vec<String> {
     }
 }
 
+/// Two lists of modules.
+type Lists = (Vec<String>, Vec<String>);
+
 /// The adapted layers, and those of them whose inputs are scaled, in the order of `names`; or the field that is wrong, and why.
-pub(crate) fn chosen(
-    params: &Ia3,
-    names: &[&str],
-) -> Result<(Vec<String>, Vec<String>), (&'static str, Error)> {
+pub(crate) fn chosen(params: &Ia3, names: &[&str]) -> Result<Lists, (&'static str, Error)> {
     let wrong = |field: &'static str| move |error: Error| (field, error);
     let matched = choose_targets(&targets(params), names).map_err(wrong("targets"))?;
     let patterns = params.feedforward.as_ref().map(Targets::patterns);

@@ -12,6 +12,7 @@ mod gate;
 mod ia3;
 mod init_model;
 pub mod label;
+mod load_adapter;
 mod load_dataset;
 mod load_model;
 mod load_reward_model;
@@ -96,6 +97,10 @@ pub fn implementations() -> &'static [Implementation] {
             run: prompt_tuning::run,
         },
         Implementation {
+            kind: "load_adapter",
+            run: load_adapter::run,
+        },
+        Implementation {
             kind: "gate",
             run: gate::run,
         },
@@ -140,6 +145,10 @@ pub fn glances() -> &'static [Glance] {
         Glance {
             kind: "init_model",
             look: init_model::glance,
+        },
+        Glance {
+            kind: "load_adapter",
+            look: load_adapter::glance,
         },
     ]
 }

@@ -192,7 +192,9 @@ pub(crate) fn hugging_face(all: &[(String, PathBuf)]) -> Result<Parts> {
         .iter()
         .any(|(name, _)| name == WEIGHTS_FILE || name == BOTTLENECK_WEIGHTS_FILE)
     {
-        bail!("this folder holds an adapter, not a whole model; load its base here");
+        bail!(
+            "this folder holds an adapter, not a whole model: load its base here, and the adapter onto it with `kind: load_adapter`"
+        );
     }
     if !kept.iter().any(|(name, _)| name.ends_with(".safetensors")) {
         bail!(
@@ -248,7 +250,8 @@ pub(crate) fn summary(config: &LlamaConfig, parameters: u64, dtype: &str) -> Sum
     .collect()
 }
 
-fn names(files: &[(String, PathBuf)]) -> String {
+/// Names of files, for messages.
+pub(crate) fn names(files: &[(String, PathBuf)]) -> String {
     let mut list: Vec<_> = files.iter().take(12).map(|(n, _)| n.as_str()).collect();
     if files.len() > 12 {
         list.push("…");

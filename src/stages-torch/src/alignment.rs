@@ -40,7 +40,8 @@ impl Bench {
             true => Some(load(job.input("reference")?, job)?),
             false => None,
         };
-        let judges = Judges::load(job, "judge", &Map::new(), params.micro_batch)?;
+        let (weights, batch) = (Map::new(), params.micro_batch);
+        let judges = Judges::load_among(job, "judge", &weights, batch, reference.as_ref())?;
         let names = match job.inputs.get("judge") {
             Some(Input::One(_)) => vec![String::new()],
             _ => judges.names().into_iter().map(str::to_owned).collect(),
@@ -50,6 +51,12 @@ impl Bench {
             names,
             reference,
         }))
+    }
+
+    /// The models that stay while others come and go.
+    pub(crate) fn models(&self) -> Vec<&Loaded> {
+        let judges = self.judges.models().into_iter();
+        judges.chain(&self.reference).collect()
     }
 
     /// Has a model's answers judged.

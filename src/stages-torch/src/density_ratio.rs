@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::completions::log_probabilities;
 use crate::judge::Answer;
-use crate::model::{Loaded, load};
+use crate::model::{Loaded, Turns};
 
 pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let params: DensityRatio = job.params()?;
@@ -24,12 +24,20 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
             text: one.text,
         }));
     }
-    let strong = measured(job, "strong", &params, &answers, cx)?;
+    let mut turns = Turns::new(job, Vec::new());
+    let mut log_likelihoods = |port: &str| {
+        let loaded = turns.next(port, job.input(port)?)?;
+        measured(loaded, port, &params, &answers, cx)
+    };
+    let strong = log_likelihoods("strong")?;
     // What two models give with the same weights is the same.
     let weak = match job.input("weak")?.digest == job.input("strong")?.digest {
         true => strong.clone(),
-        false => measured(job, "weak", &params, &answers, cx)?,
+        false => log_likelihoods("weak")?,
     };
+    turns.tell(cx);
+    drop(turns);
+    ml::torch::release_memory();
     let path = job.out.join("rows.arrow");
     let mut writer = DatasetWriter::create(&path, Layout::Scored)?;
     let mut sum = 0.0;
@@ -73,25 +81,23 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
 
 /// log π of every answer under the model of a port: a sum over its tokens, or their mean.
 fn measured(
-    job: &Job,
+    loaded: &Loaded,
     port: &str,
     params: &DensityRatio,
     answers: &[Answer],
     cx: &dyn Reporter,
 ) -> Result<Vec<f64>> {
-    let loaded = load(job.input(port)?, job)?;
     let rows = answers
         .iter()
         .enumerate()
         .map(|(index, answer)| {
-            row(&loaded, &dressed(&answer.prompt, params), &answer.text)
+            row(loaded, &dressed(&answer.prompt, params), &answer.text)
                 .with_context(|| format!("completion {} for `{port}`", index + 1))
         })
         .collect::<Result<Vec<_>>>()?;
     let unit = format!("completions of {port}");
     let alone: Vec<_> = (0..rows.len()).map(|at| at..at + 1).collect();
     let all = log_probabilities(&loaded.model, &rows, &alone, params.micro_batch, &unit, cx)?;
-    drop(loaded);
     ml::torch::release_memory();
     let of = |tokens: &Vec<f32>| {
         let sum: f64 = tokens.iter().map(|x| f64::from(*x)).sum();

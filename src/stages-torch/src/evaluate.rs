@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 
 use crate::alignment::Bench;
 use crate::answers::{Manner, Question, answer, questions, text};
-use crate::model::{Loaded, load};
+use crate::model::{Loaded, Turns};
 use crate::sft::row;
 
 pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
@@ -27,6 +27,8 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         .collect();
     let dataset = Dataset::open(job.input("data")?.file("rows.arrow")?)?;
     let bench = Bench::open(job, &params)?;
+    let held = bench.as_ref().map(Bench::models).unwrap_or_default();
+    let mut turns = Turns::new(job, held);
     let mut first: Option<Vec<Vec<f64>>> = None;
     let mut models = Map::new();
     let mut samples: Vec<Map<String, Value>> = Vec::new();
@@ -34,9 +36,9 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         let Some(rows) = tokens.get(name.as_str()) else {
             bail!("BUG: the model `{name}` has no tokens")
         };
-        let loaded = load(view, job)?;
+        let loaded = turns.next(name, view)?;
         let scores = measure(
-            &loaded,
+            loaded,
             &Tokens::open(rows.file("tokens.arrow")?)?,
             &params,
             name,
@@ -64,10 +66,10 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
             Some(_) => dataset.len(),
             None => params.samples.min(dataset.len()),
         };
-        let questions = questions(&loaded, &dataset, asked, params.max_new_tokens)?;
-        let answers = answers(&loaded, &questions, &params, cx)?;
+        let questions = questions(loaded, &dataset, asked, params.max_new_tokens)?;
+        let answers = answers(loaded, &questions, &params, cx)?;
         if let (Some(bench), Value::Object(own)) = (&bench, &mut own) {
-            let judged = bench.measure(&loaded, &questions, &answers, &params, cx)?;
+            let judged = bench.measure(loaded, &questions, &answers, &params, cx)?;
             let before = first.get_or_insert_with(|| judged.scores.clone());
             let fared = bench.against(before, &judged.scores)?;
             for (measure, value) in judged.values.into_iter().chain(fared) {
@@ -85,11 +87,12 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
             .take(params.samples)
             .enumerate()
         {
-            let answer = text(&loaded, answer)?;
+            let answer = text(loaded, answer)?;
             keep(name, index, question, answer, &mut samples, cx);
         }
         ml::torch::release_memory();
     }
+    turns.tell(cx);
     let path = job.out.join("metrics.json");
     std::fs::write(
         &path,

@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 
 use crate::answers::{self, MORE_ROOM, answer, room, text};
 use crate::completions::log_probabilities;
-use crate::model::{Loaded, load};
+use crate::model::{Loaded, Turns};
 
 /// A question with its row.
 struct Question {
@@ -52,11 +52,12 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
             ("reference".to_owned(), json!(question.row.question().1)),
         ]));
     }
+    let mut turns = Turns::new(job, Vec::new());
     for (name, view) in job.inputs_of("models")? {
-        let loaded = load(view, job)?;
+        let loaded = turns.next(name, view)?;
         let (marks, values) = match params.task.as_str() {
-            "multiple_choice" => choose(&loaded, &questions, &params, cx)?,
-            _ => write(&loaded, &questions, &params, cx)?,
+            "multiple_choice" => choose(loaded, &questions, &params, cx)?,
+            _ => write(loaded, &questions, &params, cx)?,
         };
         cx.emit(What::Metrics {
             step: 0,
@@ -75,6 +76,7 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         models.insert(name.clone(), Value::Object(values));
         ml::torch::release_memory();
     }
+    turns.tell(cx);
     let path = job.out.join("metrics.json");
     let whole = json!({ "models": models });
     std::fs::write(&path, serde_json::to_vec_pretty(&whole)?)?;

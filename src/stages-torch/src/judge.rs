@@ -15,7 +15,7 @@ use ml::reward::score_all;
 use ml::rl::check_scores;
 use serde_json::{Map, Value};
 
-use crate::model::{Loaded, load, load_beside};
+use crate::model::{Loaded, load_among, load_beside_all};
 
 /// A prompt with a completion, as text.
 #[derive(Clone, Debug)]
@@ -50,7 +50,22 @@ impl Judges {
         weights: &Map<String, Value>,
         batch: usize,
     ) -> Result<Judges> {
-        Judges::made(job, port, (weights, batch), &|view| load(view, job))
+        Judges::load_among(job, port, weights, batch, None)
+    }
+
+    /// The same beside a model that nothing trains: judges on its base share the base with it, as they do with each other.
+    pub(crate) fn load_among(
+        job: &Job,
+        port: &str,
+        weights: &Map<String, Value>,
+        batch: usize,
+        beside: Option<&Loaded>,
+    ) -> Result<Judges> {
+        let load = |view: &ArtifactView, held: &[&Loaded]| {
+            let held: Vec<&Loaded> = held.iter().copied().chain(beside).collect();
+            load_among(view, job, &held)
+        };
+        Judges::made(job, port, (weights, batch), &load)
     }
 
     /// The judges of a policy's training: those that are adapters on its base share the base with it.
@@ -60,7 +75,7 @@ impl Judges {
         port: &str,
         rollout: &Rollout,
     ) -> Result<Judges> {
-        let load = |view: &ArtifactView| load_beside(view, job, policy);
+        let load = |view: &ArtifactView, held: &[&Loaded]| load_beside_all(view, job, policy, held);
         Judges::made(job, port, (&rollout.weights, rollout.micro_batch), &load)
     }
 
@@ -68,7 +83,7 @@ impl Judges {
         job: &Job,
         port: &str,
         (weights, batch): (&Map<String, Value>, usize),
-        load: &dyn Fn(&ArtifactView) -> Result<Loaded>,
+        load: &dyn Fn(&ArtifactView, &[&Loaded]) -> Result<Loaded>,
     ) -> Result<Judges> {
         let views = job.named(port)?;
         let names: Vec<&str> = views.iter().map(|(name, _)| *name).collect();
@@ -79,14 +94,28 @@ impl Judges {
                 names.join(", ")
             );
         }
-        let judges = views
-            .iter()
-            .map(|(name, view)| {
-                let weight = weights.get(*name).and_then(Value::as_f64).unwrap_or(1.0);
-                Ok(((*name).to_owned(), judge(view, load)?, weight))
+        let mut made = Judges {
+            judges: Vec::new(),
+            batch,
+        };
+        for (name, view) in views {
+            let weight = weights.get(name).and_then(Value::as_f64).unwrap_or(1.0);
+            let held = made.models();
+            let judge = judge(view, &|view| load(view, &held))?;
+            made.judges.push((name.to_owned(), judge, weight));
+        }
+        Ok(made)
+    }
+
+    /// The models among them.
+    pub(crate) fn models(&self) -> Vec<&Loaded> {
+        let judges = self.judges.iter();
+        judges
+            .filter_map(|(_, judge, _)| match judge {
+                Judge::Model { loaded, .. } => Some(&**loaded),
+                Judge::Rule(_) => None,
             })
-            .collect::<Result<_>>()?;
-        Ok(Judges { judges, batch })
+            .collect()
     }
 
     /// The weighted sum of all judges' scores of each answer.

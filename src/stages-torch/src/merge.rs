@@ -7,7 +7,6 @@ use anyhow::{Context, Result, bail, ensure};
 use engine::artifact::{ArtifactType, ArtifactView};
 use engine::event::Level;
 use engine::job::{Draft, Drafts, Job, Reference, Reporter};
-use engine::metric::short;
 use formats::{Dtype, LlamaConfig, PeftConfig, Weights, quantized};
 use kinds::merge::{DEQUANTIZED, FULL_PRECISION, Merge};
 use kinds::model::ModelParts;

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use crate::completions::Groups;
 use crate::completions::log_probabilities;
 use crate::judge::{Answer, Judges};
-use crate::model::{Loaded, load};
+use crate::model::{Loaded, Turns, load};
 
 pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let params: PreferenceAccuracy = job.params()?;
@@ -59,6 +59,7 @@ fn policies(
         true => Some(load(job.input("reference")?, job)?),
         false => None,
     };
+    let mut turns = Turns::new(job, reference.iter().collect());
     let tokens = job.named("tokens")?;
     // Policies with one tokenizer share the tokens, and so what the reference says of them.
     let mut known: HashMap<Digest, Vec<f64>> = HashMap::new();
@@ -67,7 +68,7 @@ fn policies(
         let (_, own) = own.context("BUG: a policy has no tokens")?;
         let groups = Groups::open(own, &CONTRACT, "data")?;
         let rows = groups.rows()?;
-        let policy = load(view, job)?;
+        let policy = turns.next(name, view)?;
         let of = |model: &Loaded| -> Result<Vec<f64>> {
             let found = log_probabilities(
                 &model.model,
@@ -80,7 +81,7 @@ fn policies(
             let sum = |one: &Vec<f32>| one.iter().map(|x| f64::from(*x)).sum::<f64>();
             Ok(found.iter().map(sum).collect())
         };
-        let sums = of(&policy)?;
+        let sums = of(policy)?;
         let per_token: Vec<f64> = sums
             .iter()
             .zip(&rows)
@@ -110,6 +111,7 @@ fn policies(
         put(name, values, cx, all)?;
         ml::torch::release_memory();
     }
+    turns.tell(cx);
     Ok(())
 }
 

@@ -64,7 +64,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
         Format::Peft => engine::recipe::Format::Peft,
     };
     let view = session.cache.view(digest)?;
-    let files = engine::export::files(&view, format)
+    let files = engine::export::files(&session.cache, &view, format)
         .map_err(|error| Failure::usage(format_args!("`{}`: {error:#}", args.stage)))?;
     let written = engine::export::restore(&session.cache, digest, format, folder)?;
     if args.json {

@@ -198,6 +198,16 @@ impl SoftConfig {
         }
     }
 
+    /// The modules that see the virtual tokens first: the layers, through their embeddings or each by itself.
+    pub fn modules(&self, model: &LlamaConfig) -> Vec<String> {
+        match self.kind {
+            SoftKind::Prompt => vec!["model.embed_tokens".to_owned()],
+            SoftKind::Prefix => (0..model.num_hidden_layers)
+                .map(|layer| format!("model.layers.{layer}.self_attn"))
+                .collect(),
+        }
+    }
+
     /// Whether a tensor of this name belongs into the file.
     pub fn knows(&self, name: &str) -> bool {
         let saved = |module: &String| name == saved_key(&format!("{module}.weight"));

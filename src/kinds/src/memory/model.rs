@@ -160,7 +160,7 @@ impl Model {
             }),
             Some(_) => Some(Adapter {
                 trainable: number("trainable")?,
-                // Only where it drops does the rank matter.
+                // Only an adapter that may drop inputs has a rank that counts.
                 rank: number("r").unwrap_or(1.0),
                 drops: number("dropout").is_some_and(|p| p > 0.0),
                 kept: 0.0,
