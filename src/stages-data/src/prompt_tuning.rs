@@ -74,7 +74,10 @@ fn embeddings(
     for id in ids {
         let start = usize::try_from(id)? * width;
         let row = all.get(start..start + width).with_context(|| {
-            format!("the tokenizer's token {id} is not in the model's vocabulary of {}: it belongs to another model", model.vocab_size)
+            format!(
+                "the tokenizer's token {id} is not in the model's vocabulary of {}: it belongs to another model",
+                model.vocab_size
+            )
         })?;
         chosen.extend_from_slice(row);
     }
