@@ -249,7 +249,7 @@ impl Row {
     fn node(&self, index: usize, value: usize) -> String {
         let name = self.name(index, value);
         match self.kind {
-            "tokenize" | "tokenize_completions" | "tokenize_text" | "tokenize_texts" => {
+            "tokenize" | "tokenize_completions" | "tokenize_pieces" | "tokenize_labelled" => {
                 format!("{name} › tokens")
             }
             "mismatch" => format!("{name} › mismatched"),

@@ -48,6 +48,12 @@ stages:
   outward: { kind: ia3, model: folder, targets: [q_proj, 1.mlp.down_proj], feedforward: [] }
   narrow: { kind: bottleneck, model: folder }
   doubled: { kind: bottleneck, model: eight, form: houlsby, reduction_factor: 9, non_linearity: gelu }
+  prompted: { kind: prompt_tuning, model: folder, virtual_tokens: 3, init_text: Answer with one word. }
+  drawn_prompt: { kind: prompt_tuning, model: gguf, virtual_tokens: 2 }
+  wild_prompt: { kind: prompt_tuning, model: folder, virtual_tokens: 2, init: random }
+  prefixed: { kind: prefix_tuning, model: folder, virtual_tokens: 3, init_text: Answer with one word. }
+  drawn_prefix: { kind: prefix_tuning, model: eight, virtual_tokens: 2 }
+  wild_prefix: { kind: prefix_tuning, model: folder, virtual_tokens: 2, init: random }
   tuned: { kind: sft, model: thin, data: halves.train, learning_rate: 1.0e-2, batch: 4, micro_batch: 3, epochs: 2 }
   whole: { kind: sft, model: folder, data: sums, batch: 2, max_steps: 4, schedule: cosine, warmup: 0.5, weight_decay: 0.1, max_length: 24 }
   scores: { kind: evaluate, models: { before: folder, after: tuned }, data: halves.test, samples: 2, max_new_tokens: 8 }

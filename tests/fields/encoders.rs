@@ -29,7 +29,7 @@ pub const ROWS: &[Row] = &[
     row("masked_lm", "micro_batch", ["4", "1"]),
     row("masked_lm", "checkpointing", ["false", "true"]),
     row("masked_lm", "snapshot_seconds", ["60", "1"]),
-    row("tokenize_text", "max_length", ["256", "12"]),
+    row("tokenize_pieces", "max_length", ["256", "12"]),
     row("masked_lm_loss", "mask_probability", ["0.15", "0.5"]),
     row("masked_lm_loss", "max_length", ["256", "12"]),
     row("masked_lm_loss", "seed", ["1", "2"]),
@@ -47,7 +47,7 @@ pub fn usual(kind: &str) -> Option<&'static [(&'static str, &'static str)]> {
             ("learning_rate", "1.0e-3"),
         ],
         // A preparation of this one.
-        "tokenize_text" => &[
+        "tokenize_pieces" => &[
             ("kind", "masked_lm"),
             ("model", "headed"),
             ("data", "reviews"),

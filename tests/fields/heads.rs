@@ -3,9 +3,9 @@
 use super::{Row, fails, row, with};
 
 pub const ROWS: &[Row] = &[
-    row("tokenize_texts", "max_length", ["512", "6"]),
+    row("tokenize_labelled", "max_length", ["512", "6"]),
     with(
-        "tokenize_texts",
+        "tokenize_labelled",
         "truncation",
         ["keep_start", "keep_end"],
         &[("max_length", "6")],
@@ -126,7 +126,7 @@ pub fn usual(kind: &str) -> Option<&'static [(&'static str, &'static str)]> {
     Some(match kind {
         "features" => &[("model", "base"), ("data", "texts")],
         // A preparation of this one.
-        "tokenize_texts" => &[("kind", "features"), ("model", "base"), ("data", "texts")],
+        "tokenize_labelled" => &[("kind", "features"), ("model", "base"), ("data", "texts")],
         "head" => &[
             ("data", "vectors"),
             ("batch", "4"),

@@ -61,6 +61,22 @@ pub const ROWS: &[Row] = &[
     row("bottleneck", "reduction_factor", ["16", "8"]),
     row("bottleneck", "non_linearity", ["", "gelu"]),
     row("bottleneck", "seed", ["1", "2"]),
+    row("prompt_tuning", "virtual_tokens", ["4", "3"]),
+    row("prompt_tuning", "init", ["vocabulary", "random"]),
+    row(
+        "prompt_tuning",
+        "init_text",
+        ["say one word", "sing a song"],
+    ),
+    row("prompt_tuning", "seed", ["1", "2"]),
+    row("prefix_tuning", "virtual_tokens", ["4", "3"]),
+    row("prefix_tuning", "init", ["vocabulary", "random"]),
+    row(
+        "prefix_tuning",
+        "init_text",
+        ["say one word", "sing a song"],
+    ),
+    row("prefix_tuning", "seed", ["1", "2"]),
     row("load_adapter", "source", ["adapter", "adapter2"]),
     fails("load_adapter", "other_base", ["true", "false"]),
 ];
@@ -78,6 +94,7 @@ pub fn usual(kind: &str) -> Option<&'static [(&'static str, &'static str)]> {
         "load_model" => &[("source", "model")],
         "load_reward_model" => &[("source", "rewards"), ("dtype", "f32")],
         "quantize" | "lora" | "ia3" | "bottleneck" => &[("model", "base")],
+        "prompt_tuning" | "prefix_tuning" => &[("model", "base"), ("virtual_tokens", "4")],
         "load_adapter" => &[
             ("model", "base"),
             ("source", "adapter3"),

@@ -9,6 +9,7 @@
 mod continuation;
 mod group;
 mod pieces;
+mod repeated;
 mod whole;
 
 use std::collections::HashSet;

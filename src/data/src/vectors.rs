@@ -153,7 +153,7 @@ fn row_of(batch: &RecordBatch, place: usize, width: usize) -> Option<(&[f32], &s
         return None;
     }
     let numbers = vectors.values().as_any().downcast_ref::<Float32Array>()?;
-    let start = usize::try_from(vectors.value_offset(place)).ok()?;
+    let start = vectors.value_offset_at(place);
     let vector = numbers.values().get(start..start.checked_add(width)?)?;
     Some((vector, labels.value(place)))
 }

@@ -3,7 +3,7 @@
 use formats::TokenizerFiles;
 use formats::tokenizer::Masking;
 use levain_data::{
-    Dataset, DatasetWriter, Encoder, Piece, Row, TextReport, Tokens, TokensWriter, tokenize_text,
+    Dataset, DatasetWriter, Encoder, Piece, Row, TextReport, Tokens, TokensWriter, tokenize_pieces,
 };
 use serde_json::{Value, json};
 
@@ -117,7 +117,7 @@ fn run(
     writer.finish()?;
     let dataset = Dataset::open(&from)?;
     let writer = TokensWriter::create(&to)?;
-    let report = tokenize_text(
+    let report = tokenize_pieces(
         &dataset,
         &encoder(),
         max_length,

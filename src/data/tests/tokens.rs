@@ -351,3 +351,21 @@ fn an_unknown_special_token_is_an_error() {
         "{error}"
     );
 }
+
+#[test]
+fn a_text_is_cut_or_begins_again_as_virtual_tokens() {
+    for name in ["tokenizer.json", "tokenizer_bos.json"] {
+        let encoder = encoder(name, None);
+        let once = encoder.tokenizer().encode_fast("Be brief.", true).unwrap();
+        let once = once.get_ids();
+        let found = |count: usize| encoder.encode_repeated("Be brief.", count).unwrap();
+        assert!(once.len() > 2);
+        assert_eq!(found(2), once[..2]);
+        assert_eq!(found(once.len()), once);
+        let more = found(2 * once.len() + 1);
+        assert_eq!(more, [once, once, &once[..1]].concat());
+    }
+    let plain = encoder("tokenizer.json", None);
+    let error = plain.encode_repeated("", 3).unwrap_err().to_string();
+    assert!(error.contains("no tokens"), "{error}");
+}

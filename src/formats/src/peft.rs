@@ -6,6 +6,7 @@ mod bottleneck;
 mod check;
 mod fields;
 mod ia3;
+mod soft;
 mod targets;
 
 pub use any::PeftConfig;
@@ -13,6 +14,7 @@ pub use bottleneck::{
     BOTTLENECK_PARTS, BOTTLENECK_WEIGHTS_FILE, Behind, BottleneckConfig, NonLinearity,
 };
 pub use ia3::{IA3_FEEDFORWARD, IA3_TARGETS, Ia3Config};
+pub use soft::{PROMPT_EMBEDDINGS, SoftConfig, SoftKind};
 pub use targets::{ALL_LINEAR, choose_targets, match_targets};
 
 use crate::json;

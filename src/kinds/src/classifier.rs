@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use crate::features::POOLING;
 use crate::head::{ACTIVATION, DROPOUT, HIDDEN, TASK, fits_head, names};
 use crate::memory;
-use crate::tokenize_texts::{FIELDS, MAX_LENGTH, TEXTS, TRUNCATION, labelled};
+use crate::tokenize_labelled::{FIELDS, MAX_LENGTH, TEXTS, TRUNCATION, labelled};
 use crate::training::{
     BATCH, BETA1, BETA2, CHECKPOINTING, EPOCHS, EPSILON, LAYER_DECAY, LEARNING_RATES,
     MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAIN, Training, WARMUP,
@@ -32,9 +32,9 @@ pub struct Classifier {
     pub activation: String,
     /// See `head`.
     pub dropout: f64,
-    /// See `tokenize_texts`.
+    /// See `tokenize_labelled`.
     pub max_length: usize,
-    /// See `tokenize_texts`.
+    /// See `tokenize_labelled`.
     pub truncation: String,
 }
 
@@ -117,7 +117,7 @@ what the head is, in every case.
         TEXTS,
         Preparation {
             name: "test_tokens",
-            kind: "tokenize_texts",
+            kind: "tokenize_labelled",
             inputs: &[("tokenizer", From::TokenizerOf("model")), ("data", From::Port("test"))],
             fields: &FIELDS,
             replaces: &[],

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::features::FORWARD_BATCH;
 use crate::head::{TASK, measured};
-use crate::tokenize_texts::{FIELDS, MAX_LENGTH, TRUNCATION, labelled};
+use crate::tokenize_labelled::{FIELDS, MAX_LENGTH, TRUNCATION, labelled};
 use crate::words::each;
 
 /// The parameters.
@@ -18,9 +18,9 @@ use crate::words::each;
 pub struct Classify {
     /// What the models were trained for.
     pub task: String,
-    /// See `tokenize_texts`.
+    /// See `tokenize_labelled`.
     pub max_length: usize,
-    /// See `tokenize_texts`.
+    /// See `tokenize_labelled`.
     pub truncation: String,
     /// Texts at once.
     pub micro_batch: usize,
@@ -61,7 +61,7 @@ the texts. What is measured is explained under `head`; numbers bear the models' 
     .metrics(names)],
     preparations: &[Preparation {
         name: "tokens",
-        kind: "tokenize_texts",
+        kind: "tokenize_labelled",
         inputs: &[
             ("tokenizer", From::TokenizerOf("models")),
             ("data", From::Port("data")),

@@ -7,7 +7,7 @@ use engine::contract::{
 };
 use serde::Deserialize;
 
-use crate::tokenize_texts::{MAX_LENGTH, TEXTS, TRUNCATION, labelled};
+use crate::tokenize_labelled::{MAX_LENGTH, TEXTS, TRUNCATION, labelled};
 use crate::words::{field, numeric};
 
 /// The parameters.
@@ -18,9 +18,9 @@ pub struct Features {
     pub pooling: String,
     /// Whether vectors have the length 1.
     pub normalize: bool,
-    /// See `tokenize_texts`.
+    /// See `tokenize_labelled`.
     pub max_length: usize,
-    /// See `tokenize_texts`.
+    /// See `tokenize_labelled`.
     pub truncation: String,
     /// Texts at once.
     pub micro_batch: usize,

@@ -39,6 +39,8 @@ pub mod orpo;
 pub mod overoptimization;
 pub mod ppo;
 pub mod preference_accuracy;
+pub mod prefix_tuning;
+pub mod prompt_tuning;
 pub mod quantize;
 pub mod reference;
 pub mod revise;
@@ -51,8 +53,8 @@ pub mod sft;
 pub mod split;
 pub mod tokenize;
 pub mod tokenize_completions;
-pub mod tokenize_text;
-pub mod tokenize_texts;
+pub mod tokenize_labelled;
+pub mod tokenize_pieces;
 pub mod training;
 
 mod settings;
@@ -76,6 +78,8 @@ pub fn contracts() -> Contracts {
             &lora::CONTRACT,
             &ia3::CONTRACT,
             &bottleneck::CONTRACT,
+            &prompt_tuning::CONTRACT,
+            &prefix_tuning::CONTRACT,
             &load_adapter::CONTRACT,
             &merge::CONTRACT,
             &sft::CONTRACT,
@@ -111,8 +115,8 @@ pub fn contracts() -> Contracts {
         hidden: &[
             &tokenize::CONTRACT,
             &tokenize_completions::CONTRACT,
-            &tokenize_text::CONTRACT,
-            &tokenize_texts::CONTRACT,
+            &tokenize_pieces::CONTRACT,
+            &tokenize_labelled::CONTRACT,
             &mismatch::CONTRACT,
             &reference::CONTRACT,
         ],
@@ -180,6 +184,8 @@ mod tests {
         fits::<super::lora::Lora>(&super::lora::CONTRACT);
         fits::<super::ia3::Ia3>(&super::ia3::CONTRACT);
         fits::<super::bottleneck::Bottleneck>(&super::bottleneck::CONTRACT);
+        fits::<super::prompt_tuning::PromptTuning>(&super::prompt_tuning::CONTRACT);
+        fits::<super::prefix_tuning::PrefixTuning>(&super::prefix_tuning::CONTRACT);
         fits::<super::load_adapter::LoadAdapter>(&super::load_adapter::CONTRACT);
         fits::<super::merge::Merge>(&super::merge::CONTRACT);
         fits::<super::quantize::Quantize>(&super::quantize::CONTRACT);
@@ -195,7 +201,7 @@ mod tests {
         fits::<super::head::Head>(&super::head::CONTRACT);
         fits::<super::classifier::Classifier>(&super::classifier::CONTRACT);
         fits::<super::classify::Classify>(&super::classify::CONTRACT);
-        fits::<super::tokenize_texts::TokenizeTexts>(&super::tokenize_texts::CONTRACT);
+        fits::<super::tokenize_labelled::TokenizeLabelled>(&super::tokenize_labelled::CONTRACT);
         fits::<super::generate::Generate>(&super::generate::CONTRACT);
         fits::<super::gate::Gate>(&super::gate::CONTRACT);
         fits::<super::select::Select>(&super::select::CONTRACT);
@@ -221,7 +227,7 @@ mod tests {
         fits::<super::tokenize_completions::TokenizeCompletions>(
             &super::tokenize_completions::CONTRACT,
         );
-        fits::<super::tokenize_text::TokenizeText>(&super::tokenize_text::CONTRACT);
+        fits::<super::tokenize_pieces::TokenizePieces>(&super::tokenize_pieces::CONTRACT);
     }
 
     #[test]

@@ -26,8 +26,8 @@ pub const CONTRACT: Contract = Contract {
     about: "Reads an adapter that was trained elsewhere onto its base: a folder as PEFT saves it.",
     manual: "\
 Takes a folder with `adapter_config.json` and `adapter_model.safetensors`, as PEFT's `save_pretrained` and an output in the format `peft`
-write it: LoRA (with `use_rslora` and `use_dora`) and (IA)³. The result is what `lora` gives, only trained: train it further, evaluate it,
-`merge` it, export it. The files are kept as they are.
+write it: LoRA (with `use_rslora` and `use_dora`), (IA)³, prompt tuning and prefix tuning. The result is what `lora` gives, only trained: train it
+further, evaluate it, `merge` it, export it. The files are kept as they are.
 
 `model` is the base that the adapter was trained on. Every tensor must have the name and the shape that the settings and the base ask for, and
 only finite numbers; settings that are not known here and may change what the adapter does are refused by name. Nothing is
@@ -39,7 +39,7 @@ you mean it, say `other_base: true`. PEFT itself writes down at most a name, whi
 Modules that are stored whole beside an adapter (`modules_to_save`, such as the head of a reward model) are refused: merge such an adapter in
 PEFT (`merge_and_unload`) and load the whole model.
 
-Source: the format of PEFT 0.21; the methods are those of `lora` and `ia3`.",
+Source: the format of PEFT 0.21; the methods are those of `lora`, `ia3`, `prompt_tuning` and `prefix_tuning`.",
     example: "theirs: { kind: load_adapter, model: base, source: adapters/theirs }",
     pool: Pool::Cpu,
     repeatable: Repeatable::Deterministic,

@@ -19,7 +19,7 @@ pub struct MaskedLm {
     pub training: Training,
     /// The probability that a token is chosen.
     pub mask_probability: f64,
-    /// See `tokenize_text`.
+    /// See `tokenize_pieces`.
     pub max_length: usize,
 }
 
@@ -97,7 +97,7 @@ Sources: Devlin et al., *BERT*, arXiv 1810.04805; task-adaptive pre-training: Gu
     ],
     preparations: &[Preparation {
         name: "tokens",
-        kind: "tokenize_text",
+        kind: "tokenize_pieces",
         inputs: &[("tokenizer", From::TokenizerOf("model")), ("data", From::Port("data"))],
         fields: &PIECE_FIELDS,
         replaces: &["data"],

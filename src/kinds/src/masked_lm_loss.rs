@@ -14,7 +14,7 @@ use crate::words::{MASK_PROBABILITY, MICRO_BATCH, PIECE_FIELDS, PIECE_LENGTH, ea
 pub struct MaskedLmLoss {
     /// The probability that a token is chosen.
     pub mask_probability: f64,
-    /// See `tokenize_text`.
+    /// See `tokenize_pieces`.
     pub max_length: usize,
     /// Where the stream `mask` starts.
     pub seed: u64,
@@ -72,7 +72,7 @@ Source: Devlin et al., *BERT*, arXiv 1810.04805.",
     )],
     preparations: &[Preparation {
         name: "tokens",
-        kind: "tokenize_text",
+        kind: "tokenize_pieces",
         inputs: &[
             ("tokenizer", From::TokenizerOf("models")),
             ("data", From::Port("data")),

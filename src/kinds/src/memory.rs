@@ -206,6 +206,38 @@ pub(crate) fn narrowed(
     Some(known)
 }
 
+/// What `prompt_tuning` will make.
+pub(crate) fn prompted(
+    params: &Map<String, Value>,
+    inputs: &[(&str, &Summary)],
+) -> Option<Summary> {
+    soft("prompt_tuning", params, inputs, |model| model.of_token().0)
+}
+
+/// What `prefix_tuning` will make.
+pub(crate) fn prefixed(
+    params: &Map<String, Value>,
+    inputs: &[(&str, &Summary)],
+) -> Option<Summary> {
+    soft("prefix_tuning", params, inputs, |model| model.of_token().1)
+}
+
+/// A model behind virtual tokens of so many numbers each.
+fn soft(
+    word: &str,
+    params: &Map<String, Value>,
+    inputs: &[(&str, &Summary)],
+    each: impl Fn(&Model) -> f64,
+) -> Option<Summary> {
+    let mut known = attached(inputs, word);
+    let count = params.get("virtual_tokens")?.as_f64()?;
+    if let Some(model) = input(inputs, "model").and_then(Model::of) {
+        let trainable = count * each(&model);
+        known.insert("trainable".to_owned(), json!(trainable as u64));
+    }
+    Some(known)
+}
+
 /// What `load_adapter` will make as far as its base tells: which adapter it is, a look at its files adds.
 pub(crate) fn loaded(_: &Map<String, Value>, inputs: &[(&str, &Summary)]) -> Option<Summary> {
     let mut known = input(inputs, "model")?.clone();
@@ -380,6 +412,18 @@ mod tests {
         let fields = json!({ "batch": 4, "micro_batch": 4, "max_length": 512 });
         let found = sft(&thin, fields);
         assert!((found / 1.65e9 - 1.0).abs() < 0.05, "{found}");
+    }
+
+    #[test]
+    fn virtual_tokens_by_hand() {
+        let prompt = with(&smollm2(), prompted, json!({ "virtual_tokens": 20 }));
+        assert_eq!(prompt["trainable"], 20 * 576);
+        // Thirty layers of keys and values of 192.
+        let prefix = with(&smollm2(), prefixed, json!({ "virtual_tokens": 20 }));
+        assert_eq!(prefix["trainable"], 20 * 30 * 2 * 192);
+        let more = sft(&prefix, one_row(false)) - sft(&prompt, one_row(false));
+        // Numbers in f32, their gradients and two moments.
+        assert!(near(more, 16.0 * (230_400.0 - 11_520.0)), "{more}");
     }
 
     #[test]

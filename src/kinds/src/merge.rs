@@ -63,6 +63,13 @@ fn fits_inputs(params: &Map<String, Value>, inputs: &Inputs<'_>) -> Mistakes {
             mistakes.push(("model", message));
             continue;
         }
+        if let Told::Is(word @ ("prompt_tuning" | "prefix_tuning")) = adapter(&known) {
+            let message = format!(
+                "the adapter of `{model}` is virtual tokens before every row ({word}), which change no weight: there is nothing to merge"
+            );
+            mistakes.push(("model", message));
+            continue;
+        }
         match quantized(&known) {
             Told::Is(scheme) if !unpacked && !given => mistakes.push((
                 "model",
@@ -125,7 +132,7 @@ file and rounded once to the model's `dtype`. In f32 that is the model with its 
 keeps 8 bits, and a change that is small beside its weight is rounded, too. The metric `rounding` says how much of all changes that takes
 away or adds: √(Σ‖rounded W' − W'‖² / Σ‖W' − W‖²) over the merged layers, 0 in f32. `largest_change` is the largest ‖W' − W‖ / ‖W‖ of a
 layer (Frobenius norms), and `modules` counts the layers. Bottleneck adapters are not linear, no weight does what they do, and a model with
-them is refused.
+them is refused; so is one behind virtual tokens, which change no weight.
 
 An adapter that was trained on a quantized model (QLoRA) was trained on rounded weights, and so the recipe says what it is merged into:
 

@@ -141,7 +141,7 @@ pub(crate) const TOKENIZE_FIELDS: [&str; 3] = ["max_length", "truncation", "loss
 /// The words of `tokenize_completions`.
 pub(crate) const COMPLETION_FIELDS: [&str; 2] = ["max_length", "truncation"];
 
-/// The words of `tokenize_text`.
+/// The words of `tokenize_pieces`.
 pub(crate) const PIECE_FIELDS: [&str; 1] = ["max_length"];
 
 /// The longest piece of a text, in tokens.

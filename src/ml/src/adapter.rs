@@ -1,4 +1,5 @@
-//! What may change a model after its weights were loaded, a linear or a layer, and what all kinds of it have in common: names, files, going away.
+//! What may change a model after its weights were loaded, a linear, a layer, or what stands before every row, and what all kinds of it have in
+//! common: names, files, going away.
 
 use crate::bottleneck::{self, Bottleneck};
 use crate::ia3::{self, Ia3};
@@ -6,9 +7,10 @@ use crate::linear::{Linear, Weight};
 use crate::llama::Llama;
 use crate::lora::{self, Lora};
 use crate::params::Params;
+use crate::soft;
 use crate::tensors;
-use anyhow::{Context, Result, ensure};
-use formats::peft::{PeftConfig, parameter_name, tensor_key};
+use anyhow::{Context, Result, bail, ensure};
+use formats::peft::{PROMPT_EMBEDDINGS, PeftConfig, parameter_name, tensor_key};
 use formats::tensors::Weights;
 use std::path::Path;
 use tch::{Kind, Tensor};
@@ -63,11 +65,12 @@ impl Adapter {
 
 /// Whether a parameter of this name is an adapter's.
 pub fn is_parameter(name: &str) -> bool {
-    let mut parts = LORA_PARTS.into_iter().chain([IA3_PART]);
-    parts.any(|part| name.ends_with(&parameter_name("", part))) || bottleneck::is_parameter(name)
+    let parts = LORA_PARTS.into_iter().chain([IA3_PART]);
+    let mut all = parts.map(|part| parameter_name("", part));
+    name == soft::PARAMETER || bottleneck::is_parameter(name) || all.any(|end| name.ends_with(&end))
 }
 
-/// Whether the model does with its adapters what it does without them, as it does with most fresh ones.
+/// Whether the model does with its adapters what it does without them, as it does with most fresh ones; virtual tokens always change it.
 pub fn is_identity(model: &Llama) -> Result<bool> {
     for linear in model.linears() {
         if let Some(adapter) = &linear.adapter
@@ -76,10 +79,8 @@ pub fn is_identity(model: &Llama) -> Result<bool> {
             return Ok(false);
         }
     }
-    Ok(model
-        .bottlenecks()
-        .iter()
-        .all(|adapter| adapter.is_identity()))
+    let bottlenecks = model.bottlenecks();
+    Ok(model.soft.is_none() && bottlenecks.iter().all(|adapter| adapter.is_identity()))
 }
 
 /// A tensor of an adapter where its linear is, in f32, or in f64 under a f64 model.
@@ -132,6 +133,7 @@ pub fn attach_stored(
 ) -> Result<Vec<String>> {
     match config {
         PeftConfig::Bottleneck(config) => bottleneck::attach_stored(model, config, weights, params),
+        PeftConfig::Soft(config) => soft::attach_stored(model, config, weights, params),
         _ => attach_to(model.linears_mut(), config, weights, params),
     }
 }
@@ -146,14 +148,19 @@ pub fn attach_to(
     match config {
         PeftConfig::Lora(config) => lora::attach_stored(linears, config, weights, params),
         PeftConfig::Ia3(config) => ia3::attach_stored(linears, config, weights, params),
-        PeftConfig::Bottleneck(_) => {
-            bail!("bottleneck adapters stand in the layers of a Llama, and this model is another")
+        PeftConfig::Bottleneck(_) | PeftConfig::Soft(_) => {
+            bail!(
+                "this adapter is for language models (Llama), and the model is an encoder; `lora` and `ia3` take both"
+            )
         }
     }
 }
 
 /// Takes the adapters off and forgets their parameters.
 pub fn detach(model: &mut Llama, params: &mut Params) {
+    if model.soft.take().is_some() {
+        params.remove(soft::PARAMETER);
+    }
     for linear in model.linears_mut() {
         if let Some(adapter) = linear.adapter.take() {
             for (part, _) in adapter.parts() {
@@ -170,7 +177,17 @@ pub fn detach(model: &mut Llama, params: &mut Params) {
 
 /// The adapter's tensors, f32, under the names that its files have: PEFT's, or those of the package `adapters`.
 pub fn stored(model: &Llama) -> Vec<(String, Tensor)> {
-    stored_of(&model.linears())
+    let mut stored = stored_of(&model.linears());
+    for adapter in model.bottlenecks() {
+        for (name, tensor) in adapter.parameters() {
+            stored.push((name, tensor.detach().to_kind(Kind::Float)));
+        }
+    }
+    if let Some(soft) = &model.soft {
+        let plain = soft.tensor().detach().to_kind(Kind::Float);
+        stored.push((PROMPT_EMBEDDINGS.to_owned(), plain));
+    }
+    stored
 }
 
 /// The same of the adapters on these linears.
@@ -180,11 +197,6 @@ pub fn stored_of(linears: &[&Linear]) -> Vec<(String, Tensor)> {
         for (part, tensor) in linear.adapter.iter().flat_map(Adapter::parts) {
             let plain = tensor.detach().to_kind(Kind::Float);
             stored.push((tensor_key(&linear.name, part), plain));
-        }
-    }
-    for adapter in model.bottlenecks() {
-        for (name, tensor) in adapter.parameters() {
-            stored.push((name, tensor.detach().to_kind(Kind::Float)));
         }
     }
     stored

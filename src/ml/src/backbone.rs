@@ -1,5 +1,6 @@
 //! A model under a head of its own: token ids in, a state for each token out, whichever architecture makes it.
 
+use crate::adapter;
 use crate::bert::Bert;
 use crate::kv_cache::Segments;
 use crate::linear::Pass;
@@ -37,7 +38,7 @@ impl Backbone {
     /// The longest row in tokens.
     pub fn positions(&self) -> usize {
         match self {
-            Backbone::Llama(model) => model.config.max_position_embeddings,
+            Backbone::Llama(model) => model.positions(Pass::eval()),
             Backbone::Bert(model) => model.config.max_position_embeddings,
         }
     }
@@ -78,6 +79,14 @@ impl Backbone {
         match self {
             Backbone::Llama(model) => model.checkpointing = on,
             Backbone::Bert(model) => model.checkpointing = on,
+        }
+    }
+
+    /// The tensors of its adapter, f32, under the names of its files; none without one.
+    pub fn adapter(&self) -> Vec<(String, Tensor)> {
+        match self {
+            Backbone::Llama(model) => adapter::stored(model),
+            Backbone::Bert(model) => adapter::stored_of(&model.linears()),
         }
     }
 }

@@ -98,6 +98,9 @@ pub fn outputs(head: &Head, vectors: &Tensor) -> Result<Tensor> {
     no_grad(|| head.forward(Pass::eval(), vectors, &[]))
 }
 
+/// Reads a row: its tokens, and the place of its class or its number.
+pub type ReadRow<'a> = dyn FnMut(usize) -> Result<(Vec<i64>, f64)> + 'a;
+
 /// The objective: a model with a head, and a way to read rows.
 pub struct Classifier<'a> {
     /// The model under the head.
@@ -111,7 +114,7 @@ pub struct Classifier<'a> {
     /// The number of rows.
     pub rows: usize,
     /// Reads row `i`: its tokens, and the place of its class or its number.
-    pub read: Box<dyn FnMut(usize) -> Result<(Vec<i64>, f64)> + 'a>,
+    pub read: Box<ReadRow<'a>>,
 }
 
 impl Objective for Classifier<'_> {

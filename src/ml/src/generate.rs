@@ -52,7 +52,7 @@ pub fn generate(
     options.sampling.check()?;
     ensure!(!prompts.is_empty(), "there are no prompts");
     ensure!(options.batch > 0, "a batch has at least one prompt");
-    let positions = model.config.max_position_embeddings;
+    let positions = model.positions(pass);
     for (index, prompt) in prompts.iter().enumerate() {
         ensure!(!prompt.tokens.is_empty(), "prompt {index} has no tokens");
         ensure!(
@@ -91,7 +91,7 @@ fn batch(
     results: &mut [Generated],
     watch: &mut dyn FnMut(usize, i64) -> bool,
 ) -> Result<bool> {
-    let positions = model.config.max_position_embeddings;
+    let positions = model.positions(pass);
     let longest = chosen
         .iter()
         .map(|&index| prompts[index].tokens.len())

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use tch::{Kind, Tensor};
 
 use crate::place::Place;
@@ -120,6 +120,47 @@ impl Segments {
         Ok(segments)
     }
 
+    /// The same rows behind `count` virtual tokens that each of them sees: positions go on after those. Without a cache they lie before all
+    /// others, as a row of their own (`computed`) or as keys and values that are there already; in a cache, before those of each row.
+    pub(crate) fn behind(&self, count: i64, computed: bool) -> Result<Segments> {
+        let mut after = self.shallow_clone();
+        after.filled.iter_mut().for_each(|filled| *filled += count);
+        after.positions = self.positions.f_add_scalar(count)?;
+        if let Some(slots) = &self.slots {
+            after.slots = Some(slots.f_add_scalar(count)?);
+            return Ok(after);
+        }
+        let (mut lengths, order) = match &self.pieces {
+            Some((lengths, order)) => (lengths.clone(), order.clone()),
+            None => (self.lengths.clone(), (0..self.lengths.len()).collect()),
+        };
+        // Each row's own pieces, now one further, with the virtual tokens before them.
+        let mut seen = Vec::with_capacity(order.len() + self.filled.len() + 1);
+        let mut pieces = order.into_iter();
+        for &filled in &self.filled {
+            let mut left = filled;
+            seen.push(0);
+            while left > 0 {
+                let piece = pieces
+                    .next()
+                    .context("BUG: a row sees more than there is")?;
+                left -= lengths[piece];
+                seen.push(piece + 1);
+            }
+        }
+        lengths.insert(0, count);
+        if computed {
+            seen.insert(0, 0);
+            after.lengths.insert(0, count);
+            after.filled.insert(0, count);
+            after.rows = (0..after.lengths.len() as i64).collect();
+            let first = Tensor::f_arange(count, (Kind::Int64, after.positions.device()))?;
+            after.positions = Tensor::f_cat(&[&first, &after.positions], 0)?;
+        }
+        after.pieces = Some((lengths, seen));
+        Ok(after)
+    }
+
     /// Keys or values of all tokens, `[tokens, width]`, as the rows see them: `filled[i]` for row i, one row after the other.
     pub fn seen(&self, values: &Tensor) -> Result<Tensor> {
         let Some((lengths, order)) = &self.pieces else {
@@ -148,26 +189,96 @@ impl Segments {
     }
 }
 
-/// A cache with a row per sequence: for each layer keys and values `[rows, capacity, key heads · size]`.
+/// A cache with a row per sequence: for each layer keys and values `[rows, front + capacity, key heads · size]`. Whoever uses it counts
+/// tokens; virtual ones, of which a row has none or `front`, are counted here only.
 #[derive(Debug)]
 pub struct KvCache {
     layers: Vec<(Tensor, Tensor)>,
     filled: Vec<i64>,
     capacity: i64,
+    /// Room in each row for virtual tokens, and how many the row began with.
+    front: i64,
+    before: Vec<i64>,
     place: Place,
 }
 
 impl KvCache {
-    /// An empty cache for `rows` sequences of at most `capacity` tokens.
-    pub fn new(layers: usize, rows: usize, capacity: usize, width: usize, place: Place) -> KvCache {
-        let shape = [rows as i64, capacity as i64, width as i64];
+    /// An empty cache for `rows` sequences of at most `capacity` tokens behind at most `front` virtual ones.
+    pub fn new(
+        layers: usize,
+        rows: usize,
+        (front, capacity): (usize, usize),
+        width: usize,
+        place: Place,
+    ) -> KvCache {
+        let shape = [rows as i64, (front + capacity) as i64, width as i64];
         let empty = || Tensor::empty(shape, (place.kind, place.device));
         KvCache {
             layers: (0..layers).map(|_| (empty(), empty())).collect(),
             filled: vec![0; rows],
             capacity: capacity as i64,
+            front: front as i64,
+            before: vec![0; rows],
             place,
         }
+    }
+
+    /// Says that a forward goes behind `count` virtual tokens, and gives the rows that begin with it, which have none yet. Errors where
+    /// there is no room for them, and where a row began with another number: with the adapter, or without.
+    pub(crate) fn begin(&mut self, segments: &Segments, count: i64) -> Result<Vec<i64>> {
+        ensure!(
+            count <= self.front,
+            "{count} virtual tokens do not fit a cache with room for {}: make it with the adapter attached",
+            self.front
+        );
+        let mut fresh = Vec::new();
+        let lengths = segments.lengths.iter().zip(&segments.filled);
+        for (&row, (length, filled)) in segments.rows.iter().zip(lengths) {
+            let before = usize::try_from(row)
+                .ok()
+                .and_then(|row| self.before.get_mut(row))
+                .with_context(|| format!("the cache has no row {row}"))?;
+            if length == filled {
+                *before = count;
+                fresh.push(row);
+            }
+            ensure!(
+                *before == count,
+                "row {row} of the cache began behind {before} virtual tokens and can't go on behind {count}"
+            );
+        }
+        Ok(fresh)
+    }
+
+    /// Writes keys and values `[tokens, width]` of a layer into the first places of these rows.
+    pub(crate) fn put_first(
+        &mut self,
+        layer: usize,
+        rows: &[i64],
+        (k, v): (&Tensor, &Tensor),
+    ) -> Result<()> {
+        let (keys, values) = self
+            .layers
+            .get(layer)
+            .with_context(|| format!("the cache has no layer {layer}"))?;
+        for (cache, new) in [(keys, k), (values, v)] {
+            let count = new.size()[0];
+            for &row in rows {
+                let mut places = cache.f_select(0, row)?.f_narrow(0, 0, count)?;
+                places.f_copy_(&new.detach())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The keys and values `[count, width]` of the first places of a row, in a layer.
+    pub(crate) fn first(&self, layer: usize, row: i64, count: i64) -> Result<(Tensor, Tensor)> {
+        let (keys, values) = self
+            .layers
+            .get(layer)
+            .with_context(|| format!("the cache has no layer {layer}"))?;
+        let own = |cache: &Tensor| cache.f_select(0, row)?.f_narrow(0, 0, count);
+        Ok((own(keys)?, own(values)?))
     }
 
     /// The number of tokens in a row.
@@ -200,7 +311,7 @@ impl KvCache {
         );
         let slots: Vec<i64> = (0..rows.len())
             .flat_map(|i| {
-                let base = segments.rows[i] * self.capacity;
+                let base = segments.rows[i] * (self.front + self.capacity);
                 base + starts[i]..base + segments.filled[i]
             })
             .collect();

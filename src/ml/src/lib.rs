@@ -37,6 +37,7 @@ pub mod rl;
 pub mod rope;
 pub mod sample;
 pub mod sft;
+pub mod soft;
 pub mod source;
 pub mod state;
 pub mod tensors;

@@ -8,6 +8,7 @@ use crate::norm::Norm;
 use crate::params::Params;
 use crate::place::Place;
 use crate::rope::Rope;
+use crate::soft::Soft;
 use crate::source::{Builder, Files, Shared, Source, check_unread};
 use crate::torch;
 use anyhow::{Result, bail, ensure};
@@ -24,6 +25,29 @@ pub enum Inputs<'a> {
     Tokens(&'a Tensor),
     /// Embeddings: `[tokens, hidden]`.
     Embeddings(&'a Tensor),
+}
+
+/// What the new tokens of a layer see before their own row.
+enum Before<'a> {
+    /// Nothing.
+    Nothing,
+    /// Keys and values `[virtual tokens, width]`, the same before every row.
+    Virtual(Tensor, Tensor),
+    /// What lies in the layer of this index of a cache.
+    Cached(usize, &'a mut KvCache),
+}
+
+impl Before<'_> {
+    /// What virtual tokens are to rows without a cache.
+    fn rows(soft: Option<&Soft>, index: usize, width: i64, kind: Kind) -> Result<Before<'static>> {
+        let Some(soft) = soft else {
+            return Ok(Before::Nothing);
+        };
+        Ok(match soft.layer(index, width, kind)? {
+            Some((keys, values)) => Before::Virtual(keys, values),
+            None => Before::Nothing,
+        })
+    }
 }
 
 /// One layer.
@@ -93,7 +117,7 @@ impl Block {
             .map(Tensor::shallow_clone)
     }
 
-    /// `x [tokens, hidden]` → the same shape; with a cache, that of this layer's index.
+    /// `x [tokens, hidden]` → the same shape.
     fn forward(
         &self,
         heads: Heads,
@@ -101,7 +125,7 @@ impl Block {
         pass: Pass,
         x: &Tensor,
         segments: &Segments,
-        cache: Option<(usize, &mut KvCache)>,
+        before: Before<'_>,
     ) -> Result<Tensor> {
         let qkv = Linear::group(
             pass,
@@ -110,12 +134,17 @@ impl Block {
         )?;
         let q = rope.forward(&qkv[0], &segments.positions, heads.query)?;
         let k = rope.forward(&qkv[1], &segments.positions, heads.key)?;
-        let seen = match cache {
-            Some((index, cache)) => {
+        let seen = match before {
+            Before::Cached(index, cache) => {
                 let cached = cache.append(index, &k, &qkv[2], segments)?;
                 attend::attend_cached(heads, &q, cached, segments)?
             }
-            None => attend::attend(heads, &q, &k, &qkv[2], segments)?,
+            Before::Virtual(keys, values) => {
+                let keys = Tensor::f_cat(&[&keys, &k], 0)?;
+                let values = Tensor::f_cat(&[&values, &qkv[2]], 0)?;
+                attend::attend(heads, &q, &keys, &values, segments)?
+            }
+            Before::Nothing => attend::attend(heads, &q, &k, &qkv[2], segments)?,
         };
         drop((q, k, qkv));
         let made = self.o_proj.forward(pass, Input::Plain(&seen))?;
@@ -143,6 +172,8 @@ pub struct Llama {
     pub place: Place,
     /// In training keep only what goes into each layer, and compute its inside again in the backward pass: the same numbers.
     pub checkpointing: bool,
+    /// Virtual tokens before every row, attached after loading.
+    pub soft: Option<Soft>,
     embed_tokens: Tensor,
     layers: Vec<Block>,
     norm: Norm,
@@ -268,6 +299,7 @@ impl Llama {
             config: config.clone(),
             place,
             checkpointing: false,
+            soft: None,
             embed_tokens,
             layers,
             norm,
@@ -284,10 +316,28 @@ impl Llama {
         }
     }
 
-    /// An empty cache for `rows` sequences of at most `capacity` tokens.
+    /// An empty cache for `rows` sequences of at most `capacity` tokens, virtual ones not counted.
     pub fn cache(&self, rows: usize, capacity: usize) -> KvCache {
         let width = self.config.num_key_value_heads * self.config.head_dim;
-        KvCache::new(self.layers.len(), rows, capacity, width, self.place)
+        let room = (self.virtual_tokens(Pass::eval()), capacity);
+        KvCache::new(self.layers.len(), rows, room, width, self.place)
+    }
+
+    /// How many virtual tokens stand before every row.
+    fn virtual_tokens(&self, pass: Pass) -> usize {
+        let soft = self.soft(pass).map_or(0, Soft::tokens);
+        usize::try_from(soft).unwrap_or(0)
+    }
+
+    /// The virtual tokens, if this pass uses them.
+    fn soft(&self, pass: Pass) -> Option<&Soft> {
+        self.soft.as_ref().filter(|_| pass.adapters)
+    }
+
+    /// The most tokens of a row: the model's positions, less those of virtual tokens.
+    pub fn positions(&self, pass: Pass) -> usize {
+        let all = self.config.max_position_embeddings;
+        all.saturating_sub(self.virtual_tokens(pass))
     }
 
     /// Rows of token ids, one after the other, as a tensor.
@@ -320,11 +370,15 @@ impl Llama {
             segments.tokens()
         );
         let longest = segments.filled.iter().copied().max().unwrap_or(0);
+        let positions = i64::try_from(self.positions(pass))?;
         ensure!(
-            longest <= self.rope.positions(),
-            "a row of {longest} tokens is longer than the model's {} positions: lower `max_length`, leave longer rows out, or take a model with \
-             more positions",
-            self.rope.positions()
+            longest <= positions,
+            "a row of {longest} tokens is longer than the model's {positions} positions{}: lower `max_length`, leave longer rows out, or take \
+             a model with more positions",
+            match self.virtual_tokens(pass) {
+                0 => String::new(),
+                count => format!(" behind {count} virtual tokens"),
+            }
         );
         let mut x = match inputs {
             Inputs::Tokens(tokens) => {
@@ -332,29 +386,75 @@ impl Llama {
             }
             Inputs::Embeddings(embeddings) => embeddings.shallow_clone(),
         };
-        let heads = self.heads();
-        let again = pass.train && self.checkpointing && cache.is_none();
-        for (index, layer) in self.layers.iter().enumerate() {
-            // A layer below everything that is trained has no way back, and keeps nothing as it is.
-            let anchor = again.then(|| layer.anchor(&x)).flatten();
-            x = match &anchor {
-                Some(anchor) => {
-                    let (layer, rope) = (layer.shallow_clone(), self.rope.shallow_clone());
-                    let segments = segments.shallow_clone();
-                    let run =
-                        move |x: &Tensor| layer.forward(heads, &rope, pass, x, &segments, None);
-                    torch::checkpoint(&x, anchor, Box::new(run))?
-                }
-                None => {
-                    let cache = cache.as_deref_mut().map(|cache| (index, cache));
-                    layer.forward(heads, &self.rope, pass, &x, segments, cache)?
-                }
-            };
+        let soft = self.soft(pass);
+        let count = soft.map_or(0, Soft::tokens);
+        if let Some(cache) = cache.as_deref_mut() {
+            let fresh = cache.begin(segments, count)?;
+            if let Some(soft) = soft {
+                soft.begin(self, pass, cache, &fresh)?;
+            }
         }
+        // Embeddings of virtual tokens go through the layers as a row that all others see; in a cache they have been there already.
+        let ahead = match soft {
+            Some(Soft::Prompt(embeddings)) if cache.is_none() => {
+                x = Tensor::f_cat(&[&embeddings.f_to_kind(x.kind())?, &x], 0)?;
+                count
+            }
+            _ => 0,
+        };
+        let moved = match soft {
+            Some(_) => Some(segments.behind(count, ahead > 0)?),
+            None => None,
+        };
+        let rows = moved.as_ref().unwrap_or(segments);
+        x = self.through(pass, x, rows, soft, cache.as_deref_mut())?;
         if let Some(cache) = cache {
             cache.advance(segments);
         }
-        self.norm.forward(&x)
+        self.norm.forward(&x.f_narrow(0, ahead, given)?)
+    }
+
+    /// `x [tokens, hidden]` through every layer.
+    fn through(
+        &self,
+        pass: Pass,
+        mut x: Tensor,
+        segments: &Segments,
+        soft: Option<&Soft>,
+        mut cache: Option<&mut KvCache>,
+    ) -> Result<Tensor> {
+        let heads = self.heads();
+        let (width, kind) = (heads.key * heads.size, x.kind());
+        let again = pass.train && self.checkpointing && cache.is_none();
+        for (index, layer) in self.layers.iter().enumerate() {
+            // A layer below everything that is trained has no way back, and keeps nothing as it is.
+            let prefix = soft.map(Soft::tensor).filter(|t| t.requires_grad());
+            let anchor = || {
+                layer
+                    .anchor(&x)
+                    .or_else(|| prefix.map(Tensor::shallow_clone))
+            };
+            x = match again.then(anchor).flatten() {
+                Some(anchor) => {
+                    let (layer, rope) = (layer.shallow_clone(), self.rope.shallow_clone());
+                    let (segments, soft) =
+                        (segments.shallow_clone(), soft.map(Soft::shallow_clone));
+                    let run = move |x: &Tensor| {
+                        let before = Before::rows(soft.as_ref(), index, width, kind)?;
+                        layer.forward(heads, &rope, pass, x, &segments, before)
+                    };
+                    torch::checkpoint(&x, &anchor, Box::new(run))?
+                }
+                None => {
+                    let before = match cache.as_deref_mut() {
+                        Some(cache) => Before::Cached(index, cache),
+                        None => Before::rows(soft, index, width, kind)?,
+                    };
+                    layer.forward(heads, &self.rope, pass, &x, segments, before)?
+                }
+            };
+        }
+        Ok(x)
     }
 
     /// The matrix that turns hidden states into logits, `[vocabulary, hidden]`.

@@ -130,8 +130,8 @@ fn fifteen_in_a_hundred_are_chosen_and_eight_in_ten_of_them_are_hidden() {
     assert!(chosen.iter().all(|&at| long.free[at]));
     let part = chosen.len() as f64 / 32_000.0;
     assert!((part - 0.15).abs() < 0.01, "{part}");
-    for at in 0..seen.len() {
-        assert!(seen[at] == long.tokens[at] || chosen.contains(&at));
+    for (at, token) in seen.iter().enumerate() {
+        assert!(*token == long.tokens[at] || chosen.contains(&at));
     }
     // Tokens are drawn from 64: a random one is the mask, or what was there, once in so many.
     let of = |what: &dyn Fn(usize) -> bool| {

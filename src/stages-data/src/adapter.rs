@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use engine::artifact::ArtifactView;
 use engine::job::{Draft, Job};
 use formats::peft::{CONFIG_FILE, WEIGHTS_FILE, match_targets};
-use formats::{Dtype, ModelConfig};
+use formats::{Dtype, LlamaConfig, ModelConfig};
 use kinds::model::{ModelParts, adapter_draft};
 use serde_json::Value;
 
@@ -118,9 +118,9 @@ mod tests {
         let at = |part: &str| format!("bert.encoder.layer.0.{part}");
         let (key, dense) = (at("attention.self.key"), at("output.dense"));
         let names = [key.as_str(), dense.as_str()];
-        let found = patterns(&[&[key.clone()]], &names).unwrap();
+        let found = patterns(&[std::slice::from_ref(&key)], &names).unwrap();
         assert_eq!(found, [vec!["key"]]);
-        let found = patterns(&[&[dense.clone()]], &names).unwrap();
+        let found = patterns(&[std::slice::from_ref(&dense)], &names).unwrap();
         assert_eq!(found, [vec![dense.clone()]]);
     }
 }

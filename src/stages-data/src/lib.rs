@@ -19,6 +19,7 @@ mod load_reward_model;
 mod lora;
 mod mismatch;
 mod overoptimization;
+mod prompt_tuning;
 mod rule;
 mod select;
 mod split;
@@ -26,8 +27,8 @@ mod split;
 mod testing;
 mod tokenize;
 mod tokenize_completions;
-mod tokenize_text;
-mod tokenize_texts;
+mod tokenize_labelled;
+mod tokenize_pieces;
 
 use engine::contract::{CheckInputs, Trial, no_check};
 use engine::job::Implementation;
@@ -94,6 +95,10 @@ pub fn implementations() -> &'static [Implementation] {
             run: bottleneck::run,
         },
         Implementation {
+            kind: "prompt_tuning",
+            run: prompt_tuning::run,
+        },
+        Implementation {
             kind: "load_adapter",
             run: load_adapter::run,
         },
@@ -118,12 +123,12 @@ pub fn implementations() -> &'static [Implementation] {
             run: tokenize_completions::run,
         },
         Implementation {
-            kind: "tokenize_text",
-            run: tokenize_text::run,
+            kind: "tokenize_pieces",
+            run: tokenize_pieces::run,
         },
         Implementation {
-            kind: "tokenize_texts",
-            run: tokenize_texts::run,
+            kind: "tokenize_labelled",
+            run: tokenize_labelled::run,
         },
         Implementation {
             kind: "mismatch",

@@ -277,6 +277,10 @@ fn described(config: &PeftConfig) -> BTreeMap<String, Value> {
             ("adapter", json!("bottleneck")),
             ("width", json!(bottleneck.width())),
         ]),
+        PeftConfig::Soft(soft) => BTreeMap::from([
+            ("adapter", json!(soft.kind.peft_type().to_lowercase())),
+            ("virtual_tokens", json!(soft.num_virtual_tokens)),
+        ]),
     };
     if let Some(name) = config.base_model() {
         known.insert("made_for", json!(name));

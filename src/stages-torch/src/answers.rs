@@ -138,8 +138,5 @@ pub(crate) fn text(loaded: &Loaded, generated: &Generated) -> Result<String> {
 
 /// The longest prompt that leaves room for an answer, in tokens.
 pub(crate) fn room(model: &Llama, max_new_tokens: usize) -> usize {
-    model
-        .config
-        .max_position_embeddings
-        .saturating_sub(max_new_tokens)
+    model.positions(Pass::eval()).saturating_sub(max_new_tokens)
 }

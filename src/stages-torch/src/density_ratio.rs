@@ -140,7 +140,7 @@ fn row(loaded: &Loaded, prompt: &Prompt, text: &str) -> Result<ml::completions::
     })?;
     let ids = group.completions.into_iter().next();
     let (ids, _) = ids.context("BUG: a scored row has a completion")?;
-    let longest = loaded.model.config.max_position_embeddings;
+    let longest = loaded.model.positions(ml::Pass::eval());
     ensure!(
         ids.len() <= longest,
         "{} tokens with its prompt, and the model reads {longest}: shorten the template, or leave long rows out",

@@ -10,6 +10,7 @@ use engine::artifact::ArtifactType;
 use engine::event::What;
 use engine::job::{Draft, Drafts, Job, Reporter};
 use kinds::exam::Exam;
+use ml::Pass;
 use ml::completions;
 use ml::generate::Prompt;
 use ml::pairwise::wilson;
@@ -140,7 +141,7 @@ fn choose(
     params: &Exam,
     cx: &dyn Reporter,
 ) -> Result<(Vec<Mark>, Map<String, Value>)> {
-    let longest = loaded.model.config.max_position_embeddings;
+    let longest = loaded.model.positions(Pass::eval());
     let (mut rows, mut groups) = (Vec::new(), Vec::new());
     for (index, Question { asked, .. }) in questions.iter().enumerate() {
         groups.push(rows.len()..rows.len() + asked.choices.len());

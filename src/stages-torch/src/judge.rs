@@ -9,6 +9,7 @@ use engine::artifact::{ArtifactType, ArtifactView};
 use engine::event::Level;
 use engine::job::{Job, Reporter};
 use kinds::rollout::Rollout;
+use ml::Pass;
 use ml::completions::Row;
 use ml::reward::score_all;
 use ml::rl::check_scores;
@@ -169,7 +170,7 @@ impl Judges {
             let Judge::Model { loaded, cut, .. } = judge else {
                 continue;
             };
-            let (count, longest) = (cut.take(), loaded.model.config.max_position_embeddings);
+            let (count, longest) = (cut.take(), loaded.model.positions(Pass::eval()));
             if count > 0 {
                 let text = format!(
                     "the judge `{name}` reads {longest} tokens: {count} prompts lost their start, and were judged without it"
@@ -242,7 +243,7 @@ impl Judge {
         match self {
             Judge::Rule(rule) => Ok(answers.iter().map(|a| rule.score(&a.text)).collect()),
             Judge::Model { loaded, cut, .. } => {
-                let longest = loaded.model.config.max_position_embeddings;
+                let longest = loaded.model.positions(Pass::eval());
                 let rows = answers
                     .iter()
                     .map(|answer| {

@@ -4,9 +4,9 @@ mod alignment;
 mod annotate;
 mod answers;
 mod best_of_n;
-mod compared;
 mod classifier;
 mod classify;
+mod compared;
 mod completions;
 mod cpo;
 mod density_ratio;
@@ -21,15 +21,16 @@ mod head;
 mod heads;
 mod judge;
 mod kto;
+mod labels;
 mod masked_lm;
 mod masked_lm_loss;
-mod labels;
 mod merge;
 mod model;
 mod orpo;
 mod ppo;
 mod preference;
 mod preference_accuracy;
+mod prefix_tuning;
 mod quantize;
 mod reference;
 mod revise;
@@ -51,6 +52,10 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "sft",
             run: sft::run,
+        },
+        Implementation {
+            kind: "prefix_tuning",
+            run: prefix_tuning::run,
         },
         Implementation {
             kind: "quantize",

@@ -38,6 +38,11 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
             "`model` has bottleneck adapters, which can't be merged: between their two projections they are not linear, so that no weight does \
              what they do. Use the model with its adapters; `outputs` writes them as they are"
         );
+        ensure!(
+            !matches!(config, PeftConfig::Soft(_)),
+            "the adapter of `model` is virtual tokens before every row, which change no weight: there is nothing to merge. Use `model` as it \
+             is, or train an adapter of `lora`"
+        );
     }
     let ground = ground(job, &params, &parts)?;
     let before = load(view, job)?;

@@ -1,7 +1,7 @@
 //! Settings of an adapter of any kind that is supported, by the `peft_type` of its file.
 
 use super::bottleneck::{self, BOTTLENECK_WEIGHTS_FILE, BottleneckConfig};
-use super::{AdapterConfig, Ia3Config, MAXIMUM_CONFIG, PREFIX, WEIGHTS_FILE};
+use super::{AdapterConfig, Ia3Config, MAXIMUM_CONFIG, PREFIX, SoftConfig, WEIGHTS_FILE, soft};
 use crate::json;
 use crate::tensors::Weights;
 use anyhow::{Result, bail};
@@ -16,6 +16,8 @@ pub enum PeftConfig {
     Ia3(Ia3Config),
     /// Bottleneck adapters, whose files are those of the package `adapters`.
     Bottleneck(BottleneckConfig),
+    /// Virtual tokens: prompt tuning and prefix tuning.
+    Soft(SoftConfig),
 }
 
 impl PeftConfig {
@@ -30,8 +32,11 @@ impl PeftConfig {
         match object.get("peft_type").and_then(|kind| kind.as_str()) {
             Some("LORA") => Ok(PeftConfig::Lora(AdapterConfig::from_json(&text, path)?)),
             Some("IA3") => Ok(PeftConfig::Ia3(Ia3Config::from_json(&text, path)?)),
+            Some("PROMPT_TUNING" | "PREFIX_TUNING") => {
+                Ok(PeftConfig::Soft(SoftConfig::from_json(&text, path)?))
+            }
             other => bail!(
-                "{}: peft_type is {:?}; supported are \"LORA\" and \"IA3\"",
+                "{}: peft_type is {:?}; supported are \"LORA\", \"IA3\", \"PROMPT_TUNING\" and \"PREFIX_TUNING\"",
                 path.display(),
                 other.unwrap_or_default()
             ),
@@ -44,13 +49,14 @@ impl PeftConfig {
             PeftConfig::Lora(config) => config.save(path),
             PeftConfig::Ia3(config) => config.save(path),
             PeftConfig::Bottleneck(config) => config.save(path),
+            PeftConfig::Soft(config) => config.save(path),
         }
     }
 
     /// The name of the file with the tensors.
     pub fn weights_file(&self) -> &'static str {
         match self {
-            PeftConfig::Lora(_) | PeftConfig::Ia3(_) => WEIGHTS_FILE,
+            PeftConfig::Lora(_) | PeftConfig::Ia3(_) | PeftConfig::Soft(_) => WEIGHTS_FILE,
             PeftConfig::Bottleneck(_) => BOTTLENECK_WEIGHTS_FILE,
         }
     }
@@ -63,11 +69,13 @@ impl PeftConfig {
         Weights::open(&folder.join(self.weights_file()))
     }
 
-    /// The name in that file of a parameter that is stored whole beside the adapter.
+    /// The name in that file of a parameter that is stored whole beside the adapter. What PEFT wraps a model in that is changed inside is
+    /// not around one that only gets virtual tokens.
     pub fn saved_key(&self, name: &str) -> String {
         match self {
             PeftConfig::Lora(_) | PeftConfig::Ia3(_) => format!("{PREFIX}{name}"),
             PeftConfig::Bottleneck(_) => name.to_owned(),
+            PeftConfig::Soft(_) => soft::saved_key(name),
         }
     }
 
@@ -90,6 +98,11 @@ impl PeftConfig {
                 PeftConfig::Bottleneck(config.scored())
             }
             other @ PeftConfig::Bottleneck(_) => other,
+            PeftConfig::Soft(config) => PeftConfig::Soft(SoftConfig {
+                task_type,
+                modules_to_save,
+                ..config
+            }),
         }
     }
 }

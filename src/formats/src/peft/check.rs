@@ -1,8 +1,8 @@
 //! An adapter's file against the base that it is put on: every tensor that the settings ask for, in its shape, and no other.
 
 use super::{
-    AdapterConfig, BottleneckConfig, CONFIG_FILE, Ia3Config, PREFIX, PeftConfig, match_targets,
-    tensor_key,
+    AdapterConfig, BottleneckConfig, CONFIG_FILE, Ia3Config, PREFIX, PROMPT_EMBEDDINGS, PeftConfig,
+    SoftConfig, match_targets, tensor_key,
 };
 use crate::config::LlamaConfig;
 use crate::tensors::{Stored, Weights};
@@ -21,6 +21,7 @@ impl PeftConfig {
             PeftConfig::Lora(config) => config.check(weights, &linears),
             PeftConfig::Ia3(config) => config.check(weights, &linears),
             PeftConfig::Bottleneck(config) => config.check(weights, base),
+            PeftConfig::Soft(config) => config.check(weights, base),
         }
     }
 
@@ -30,6 +31,7 @@ impl PeftConfig {
             PeftConfig::Lora(config) => &config.base_model_name_or_path,
             PeftConfig::Ia3(config) => &config.base_model_name_or_path,
             PeftConfig::Bottleneck(_) => &None,
+            PeftConfig::Soft(config) => &config.base_model_name_or_path,
         };
         name.as_deref().filter(|name| !name.is_empty())
     }
@@ -40,6 +42,7 @@ impl PeftConfig {
             PeftConfig::Lora(config) => config.task_type.as_deref(),
             PeftConfig::Ia3(config) => config.task_type.as_deref(),
             PeftConfig::Bottleneck(config) => config.is_scored().then_some("SEQ_CLS"),
+            PeftConfig::Soft(config) => config.task_type.as_deref(),
         }
     }
 
@@ -49,6 +52,7 @@ impl PeftConfig {
             PeftConfig::Lora(config) => &config.modules_to_save,
             PeftConfig::Ia3(config) => &config.modules_to_save,
             PeftConfig::Bottleneck(_) => &[],
+            PeftConfig::Soft(config) => &config.modules_to_save,
         }
     }
 }
@@ -118,6 +122,15 @@ impl BottleneckConfig {
         Ok(modules
             .map(|(layer, place)| self.module(layer, place))
             .collect())
+    }
+}
+
+impl SoftConfig {
+    /// The same for virtual tokens, which are one tensor.
+    pub fn check(&self, weights: &Weights, base: &LlamaConfig) -> Result<Vec<String>> {
+        let expected = [(PROMPT_EMBEDDINGS.to_owned(), self.shape(base)?.to_vec())];
+        compare(weights, &expected, &self.modules_to_save)?;
+        Ok(self.modules(base))
     }
 }
 

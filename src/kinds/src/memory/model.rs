@@ -68,7 +68,7 @@ pub(super) fn holds_codes(known: &Summary) -> bool {
     stored.is_some_and(|stored| stored.contains_key("U8") || stored.contains_key("I8"))
 }
 
-/// A low-rank adapter, or bottleneck adapters.
+/// An adapter of any kind.
 struct Adapter {
     /// Numbers in it.
     trainable: f64,
@@ -191,6 +191,11 @@ impl Model {
             },
             adapter,
         })
+    }
+
+    /// Numbers of a token's embedding, and of its keys and values in all layers.
+    pub fn of_token(&self) -> (f64, f64) {
+        (self.hidden, 2.0 * self.layers * self.key)
     }
 
     /// The linear layers of the blocks.

@@ -9,12 +9,12 @@ use engine::artifact::{ArtifactType, ArtifactView};
 use engine::job::{Draft, Job, Reference};
 use formats::PeftConfig;
 use kinds::model::adapter_draft;
+use ml::Tensor;
 use ml::head::{Head, Task};
-use ml::{Kind, Tensor};
 use serde_json::{Map, Value, json};
 
 use crate::heads::{ABOUT, About, TENSORS};
-use crate::model::{LoadedBackbone, saved_key};
+use crate::model::LoadedBackbone;
 use crate::training::check_finite;
 
 /// The matrix of a causal model that makes words: classifiers have none.
@@ -26,7 +26,8 @@ const BACKBONE: &str = "backbone.safetensors";
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const CONFIG: &str = "config.json";
-const ADAPTER: &str = "adapter_model.safetensors";
+/// What PEFT puts before the names of tensors.
+const PREFIX: &str = "base_model.model.";
 const ADAPTER_CONFIG: &str = "adapter_config.json";
 
 /// What transformers puts before the names of an encoder's parameters under a head.
@@ -86,44 +87,41 @@ fn adapter(
     about: &About,
     head: &[(String, Tensor)],
 ) -> Result<(Files, Draft)> {
-    let own: Vec<(String, Tensor)> = loaded
-        .params
-        .iter()
-        .filter(|(name, _)| ml::adapter::is_parameter(name))
-        .map(|(name, p)| (name.to_owned(), p.tensor.detach().to_kind(Kind::Float)))
-        .collect();
-    let keyed = |name: &dyn Fn(&str) -> String| -> Vec<(String, Tensor)> {
-        let pairs = own.iter();
-        pairs
-            .map(|(own, tensor)| (saved_key(&name(own)), tensor.shallow_clone()))
-            .collect()
-    };
-    let path = job.out.join(ADAPTER);
-    ml::tensors::write(&path, &keyed(&str::to_owned), &[("format", "pt")])?;
-    let config = view.file(ADAPTER_CONFIG)?.clone();
+    let own = loaded.backbone.adapter();
+    let settings = view.file(ADAPTER_CONFIG)?.clone();
+    let config = PeftConfig::open(&settings)?;
+    let name = config.weights_file();
+    let path = job.out.join(name);
+    ml::tensors::write(&path, &own, &[("format", "pt")])?;
     let inner_files = vec![
-        (ADAPTER.to_owned(), path.clone()),
-        (ADAPTER_CONFIG.to_owned(), config.clone()),
+        (name.to_owned(), path.clone()),
+        (ADAPTER_CONFIG.to_owned(), settings.clone()),
     ];
     let inner = adapter_draft(view.reference("base")?, inner_files, view.summary.clone())?;
     let Some(module) = about.shape.names.module() else {
         let files = vec![
-            (ADAPTER.to_owned(), twice(&path)?),
-            (ADAPTER_CONFIG.to_owned(), config),
+            (name.to_owned(), twice(&path)?),
+            (ADAPTER_CONFIG.to_owned(), settings),
         ];
         return Ok((files, inner));
     };
     let encoder = loaded.backbone.is_encoder();
-    let mut tensors = keyed(&|name| their_name(encoder, name));
+    let theirs = |key: &str| match key.strip_prefix(PREFIX) {
+        Some(own) => format!("{PREFIX}{}", their_name(encoder, own)),
+        None => key.to_owned(),
+    };
+    let own = own
+        .iter()
+        .map(|(key, tensor)| (theirs(key), tensor.shallow_clone()));
     let of_head = head.iter();
-    tensors.extend(of_head.map(|(name, tensor)| (saved_key(name), tensor.shallow_clone())));
+    let of_head = of_head.map(|(name, tensor)| (config.saved_key(name), tensor.shallow_clone()));
+    let tensors: Vec<(String, Tensor)> = own.chain(of_head).collect();
     let path = job.out.join("classifier-adapter.safetensors");
     ml::tensors::write(&path, &tensors, &[("format", "pt")])?;
     let config_path = job.out.join("classifier-adapter.json");
-    let config = PeftConfig::open(&config)?.for_task("SEQ_CLS", &[module]);
-    config.save(&config_path)?;
+    config.for_task("SEQ_CLS", &[module]).save(&config_path)?;
     let files = vec![
-        (ADAPTER.to_owned(), path),
+        (name.to_owned(), path),
         (ADAPTER_CONFIG.to_owned(), config_path),
     ];
     Ok((files, inner))

@@ -1,4 +1,4 @@
-//! `tokenize_text`: running text → token ids in pieces. Hidden: a preparation of the kinds that hide tokens, so that a new learning rate
+//! `tokenize_pieces`: running text → token ids in pieces. Hidden: a preparation of the kinds that hide tokens, so that a new learning rate
 //! does not tokenize again.
 
 use engine::artifact::ArtifactType;
@@ -10,14 +10,14 @@ use crate::words::PIECE_LENGTH;
 /// The parameters.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct TokenizeText {
+pub struct TokenizePieces {
     /// Tokens a piece may have.
     pub max_length: usize,
 }
 
 /// The contract.
 pub const CONTRACT: Contract = Contract {
-    kind: "tokenize_text",
+    kind: "tokenize_pieces",
     version: 1,
     about: "Turns running text into token ids, in pieces.",
     manual: "A text is cut into as few pieces as fit, of lengths that differ by one token at most, and each begins and ends with the \

@@ -32,7 +32,7 @@ pub struct TextsReport {
 ///
 /// Rows keep their order and their number. A dataset of another layout, an empty one, a text that can't be encoded and one without a token are
 /// errors.
-pub fn tokenize_texts(
+pub fn tokenize_labelled(
     dataset: &Dataset,
     encoder: &Encoder,
     options: TextsOptions,

@@ -29,7 +29,7 @@ pub struct TextReport {
 /// dataset). Pieces keep the order of the texts.
 ///
 /// A text that can't be encoded is an error that names its row; so is a dataset of which nothing is left.
-pub fn tokenize_text(
+pub fn tokenize_pieces(
     dataset: &Dataset,
     encoder: &Encoder,
     max_length: usize,

@@ -1,4 +1,4 @@
-//! `tokenize_texts`: labelled texts → token ids. Hidden: a preparation of the kinds that read whole texts to say something of them.
+//! `tokenize_labelled`: labelled texts → token ids. Hidden: a preparation of the kinds that read whole texts to say something of them.
 
 use engine::artifact::ArtifactType;
 use engine::contract::{
@@ -12,7 +12,7 @@ use crate::words::field;
 /// The parameters.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct TokenizeTexts {
+pub struct TokenizeLabelled {
     /// Tokens a text may have, those included that the tokenizer puts around it.
     pub max_length: usize,
     /// `keep_start` or `keep_end`.
@@ -64,7 +64,7 @@ pub(crate) const fn labelled(name: &'static str, arity: Arity, doc: &'static str
 /// The texts of `data` as tokens of the model. The labels are still read from the rows.
 pub(crate) const TEXTS: Preparation = Preparation {
     name: "tokens",
-    kind: "tokenize_texts",
+    kind: "tokenize_labelled",
     inputs: &[
         ("tokenizer", From::TokenizerOf("model")),
         ("data", From::Port("data")),
@@ -75,7 +75,7 @@ pub(crate) const TEXTS: Preparation = Preparation {
 
 /// The contract.
 pub const CONTRACT: Contract = Contract {
-    kind: "tokenize_texts",
+    kind: "tokenize_labelled",
     version: 1,
     about: "Turns labelled texts into token ids.",
     manual: "\

@@ -1,22 +1,22 @@
-//! `tokenize_texts`: labelled texts → token ids.
+//! `tokenize_labelled`: labelled texts → token ids.
 
 use std::time::Instant;
 
 use anyhow::Result;
 use data::encode::Encoder;
 use data::store::Dataset;
-use data::tokenize_texts::{TextsOptions, tokenize_texts};
+use data::tokenize_labelled::{TextsOptions, tokenize_labelled};
 use data::tokens::TokensWriter;
 use engine::artifact::ArtifactType;
 use engine::event::Level;
 use engine::job::{Draft, Drafts, Job, Reference, Reporter};
 use formats::TokenizerFiles;
-use kinds::tokenize_texts::TokenizeTexts;
+use kinds::tokenize_labelled::TokenizeLabelled;
 
 use crate::tokenize::truncation;
 
 pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
-    let params: TokenizeTexts = job.params()?;
+    let params: TokenizeLabelled = job.params()?;
     let options = TextsOptions {
         max_length: params.max_length,
         truncation: truncation(&params.truncation)?,
@@ -27,7 +27,7 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let dataset = Dataset::open(job.input("data")?.file("rows.arrow")?)?;
     let path = job.out.join("tokens.arrow");
     let start = Instant::now();
-    let report = tokenize_texts(
+    let report = tokenize_labelled(
         &dataset,
         &encoder,
         options,

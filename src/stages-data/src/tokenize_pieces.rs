@@ -1,20 +1,20 @@
-//! `tokenize_text`: running text → token ids in pieces.
+//! `tokenize_pieces`: running text → token ids in pieces.
 
 use std::time::Instant;
 
 use anyhow::Result;
 use data::encode::Encoder;
 use data::store::Dataset;
-use data::tokenize_text::tokenize_text;
+use data::tokenize_pieces::tokenize_pieces;
 use data::tokens::TokensWriter;
 use engine::artifact::ArtifactType;
 use engine::event::Level;
 use engine::job::{Draft, Drafts, Job, Reporter};
 use formats::TokenizerFiles;
-use kinds::tokenize_text::TokenizeText;
+use kinds::tokenize_pieces::TokenizePieces;
 
 pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
-    let params: TokenizeText = job.params()?;
+    let params: TokenizePieces = job.params()?;
     let encoder = Encoder::from_files(
         &TokenizerFiles::from_folder_files(&job.input("tokenizer")?.files)?,
         None,
@@ -22,7 +22,7 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let dataset = Dataset::open(job.input("data")?.file("rows.arrow")?)?;
     let path = job.out.join("tokens.arrow");
     let start = Instant::now();
-    let report = tokenize_text(
+    let report = tokenize_pieces(
         &dataset,
         &encoder,
         params.max_length,
