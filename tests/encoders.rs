@@ -129,6 +129,11 @@ fn an_encoder_gets_a_head_adapts_and_is_written() {
     let name = "base_model.model.bert.encoder.layer.1.attention.self.query.lora_A.weight";
     assert!(adapter.contains_key(name), "{:?}", adapter.keys());
 
+    let config = read(&kitchen, "out/bent/adapter_config.json");
+    assert_eq!(config["task_type"], Value::Null);
+    let modules = config["target_modules"].as_array().unwrap();
+    assert!(modules.contains(&json!("bert.encoder.layer.0.attention.output.dense")));
+
     // What was written is read again, and is the same.
     let again = SHARED.replace("source: bert", "source: out/adapted");
     kitchen.write(

@@ -107,8 +107,8 @@ stages:
   bert: { kind: load_model, source: bert, dtype: f32 }
   headed: { kind: masked_lm, model: bert, data: reviews, train: head, batch: 2, max_steps: 3, learning_rate: 1.0e-2 }
   adapted: { kind: masked_lm, model: headed, data: reviews, batch: 2, micro_batch: 1, epochs: 2, learning_rate: 1.0e-3, max_length: 24 }
-  narrow: { kind: lora, model: headed, r: 2 }
-  bent: { kind: masked_lm, model: narrow, data: reviews, batch: 2, max_steps: 3, learning_rate: 1.0e-2, mask_probability: 0.4 }
+  thin_encoder: { kind: lora, model: headed, r: 2 }
+  bent: { kind: masked_lm, model: thin_encoder, data: reviews, batch: 2, max_steps: 3, learning_rate: 1.0e-2, mask_probability: 0.4 }
   hidden: { kind: masked_lm_loss, models: { before: headed, after: adapted, bent: bent }, data: reviews }
   relative: { kind: grpo, model: thin, reward: words, prompts: sums, updates: 2, batch: 4, group: 2, max_new_tokens: 8, learning_rate: 1.0e-2, beta: 0.1 }
 ";

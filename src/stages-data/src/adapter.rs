@@ -44,14 +44,26 @@ fn config_text<'a>(parts: &ModelParts<'a>) -> Result<(String, &'a Path)> {
     Ok((text, path))
 }
 
+/// What the names in an encoder begin with.
+const ENCODER: &str = "bert.";
+
 /// Linears of an encoder outside of its layers, which PEFT would find under names that are too short.
 const OUTSIDE: [&str; 2] = ["bert.pooler.dense", "cls.predictions.transform.dense"];
+
+fn is_encoder(names: &[&str]) -> bool {
+    names.iter().any(|name| name.starts_with(ENCODER))
+}
+
+/// PEFT's word for what a model with linears of these names is for: none for an encoder, which PEFT would ask to write.
+pub(crate) fn task_type(names: &[&str]) -> Option<String> {
+    (!is_encoder(names)).then(|| "CAUSAL_LM".to_owned())
+}
 
 /// Lists of modules as PEFT reads them, names without their paths: as few as say the same. Where they do not for one of the lists, all
 /// have whole paths, since PEFT compares the names of one list with those of another.
 pub(crate) fn patterns(lists: &[&[String]], names: &[&str]) -> Result<Vec<Vec<String>>> {
     let mut names = names.to_vec();
-    if names.iter().any(|name| name.starts_with("bert.")) {
+    if is_encoder(&names) {
         names.extend(OUTSIDE);
     }
     let short = |list: &&[String]| {

@@ -39,6 +39,7 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let config = Ia3Config {
         target_modules: lists.next().unwrap_or_default(),
         feedforward_modules: lists.next().unwrap_or_default(),
+        task_type: adapter::task_type(&names),
         ..Ia3Config::default()
     };
     let summary = [

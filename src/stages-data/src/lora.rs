@@ -74,6 +74,7 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         target_modules: lists.next().unwrap_or_default(),
         use_rslora: params.rslora,
         use_dora: params.dora,
+        task_type: adapter::task_type(&names),
         ..AdapterConfig::default()
     };
     let mut summary = BTreeMap::from([
