@@ -16,6 +16,8 @@ pub const ROWS: &[Row] = &[
         ["[query, layer.1]", "{ last_layers: 1 }"],
     ),
     row("masked_lm", "layer_decay", ["1.0", "0.5"]),
+    row("masked_lm", "unfreeze_every", ["", "1"]),
+    row("masked_lm", "optimizer_state", ["device", "host"]),
     row("masked_lm", "learning_rates", ["{}", "{ query: 1.0e-4 }"]),
     row("masked_lm", "optimizer", ["adamw", "adafactor"]),
     row("masked_lm", "weight_decay", ["0.0", "0.1"]),

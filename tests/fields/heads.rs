@@ -107,6 +107,8 @@ pub const ROWS: &[Row] = &[
         &[("model", "base")],
     ),
     row("classifier", "layer_decay", ["1.0", "0.5"]),
+    row("classifier", "unfreeze_every", ["", "1"]),
+    row("classifier", "optimizer_state", ["device", "host"]),
     row("classifier", "learning_rates", ["{}", "{ q_proj: 1.0e-3 }"]),
     row("classifier", "micro_batch", ["4", "1"]),
     row("classifier", "checkpointing", ["false", "true"]),

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::training::{
     BETA1, BETA2, EPSILON, MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, SCHEDULE, SEED, SNAPSHOT_SECONDS,
-    Training, WARMUP, WEIGHT_DECAY, fits, learning_rate,
+    Training, WARMUP, WEIGHT_DECAY, fits_with_head, learning_rate,
 };
 use crate::words::{POSITIVE, field, numeric, words};
 
@@ -160,9 +160,9 @@ pub(crate) fn names(
     all
 }
 
-/// An activation between layers that there are not, and what `fits` says.
+/// An activation between layers that there are not, and what does nothing in a training with a head.
 pub(crate) fn fits_head(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
-    let mut problems = fits(params);
+    let mut problems = fits_with_head(params);
     let linear = params
         .get("hidden")
         .and_then(Value::as_array)
