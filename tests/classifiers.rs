@@ -53,8 +53,7 @@ fn near(one: &Value, other: &Value, what: &str) {
 #[test]
 fn heads_learn_and_say_the_same_wherever_they_are_asked() {
     let kitchen = kitchen();
-    let stages = "\
-  linear: { kind: head, data: vectors, test: held_vectors, epochs: 60, batch: 8, learning_rate: 1.0e-2 }
+    let stages = "  linear: { kind: head, data: vectors, test: held_vectors, epochs: 60, batch: 8, learning_rate: 1.0e-2 }
   deep: { kind: head, data: vectors, test: held_vectors, hidden: [8], epochs: 60, batch: 8, learning_rate: 1.0e-2 }
   adapted: { kind: classifier, model: thin, data: texts, test: held, pooling: last, batch: 8, epochs: 4, learning_rate: 1.0e-2 }
   whole: { kind: classifier, model: base, data: texts, test: held, batch: 8, epochs: 4, learning_rate: 1.0e-3 }
@@ -154,8 +153,7 @@ fn what_makes_no_sense_is_refused_in_words() {
     kitchen.write("strange.jsonl", strange);
     let empty = "{\"text\": \"\", \"label\": \"a\"}\n{\"text\": \"b\", \"label\": \"b\"}\n";
     kitchen.write("empty.jsonl", empty);
-    let more = "\
-  one: { kind: load_dataset, source: one.jsonl, format: labelled }
+    let more = "  one: { kind: load_dataset, source: one.jsonl, format: labelled }
   strange: { kind: load_dataset, source: strange.jsonl, format: labelled }
   empty: { kind: load_dataset, source: empty.jsonl, format: labelled }
   one_vector: { kind: features, model: base, data: one }

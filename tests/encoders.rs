@@ -21,8 +21,7 @@ stages:
   general: { kind: load_dataset, source: general.csv, format: labelled }
 ";
 
-const STAGES: &str = "\
-  headed: { kind: masked_lm, model: bert, data: general, train: head, learning_rate: 1.0e-2, batch: 4, epochs: 10 }
+const STAGES: &str = "  headed: { kind: masked_lm, model: bert, data: general, train: head, learning_rate: 1.0e-2, batch: 4, epochs: 10 }
   adapted: { kind: masked_lm, model: headed, data: domain, learning_rate: 5.0e-3, batch: 4, epochs: 12, checkpointing: true }
   narrow: { kind: lora, model: headed, r: 4, targets: [query, output.dense] }
   bent: { kind: masked_lm, model: narrow, data: domain, learning_rate: 2.0e-2, batch: 4, epochs: 12 }

@@ -19,7 +19,7 @@ pub const ROWS: &[Row] = &[
     ),
     row("features", "pooling", ["mean", "last"]),
     row("features", "normalize", ["false", "true"]),
-    row("features", "micro_batch", ["16", "1"]),
+    with("features", "micro_batch", ["16", "1"], &[("max_length", "11")]),
     with(
         "head",
         "task",
