@@ -19,7 +19,12 @@ pub const ROWS: &[Row] = &[
     ),
     row("features", "pooling", ["mean", "last"]),
     row("features", "normalize", ["false", "true"]),
-    with("features", "micro_batch", ["16", "1"], &[("max_length", "11")]),
+    with(
+        "features",
+        "micro_batch",
+        ["16", "1"],
+        &[("max_length", "11")],
+    ),
     with(
         "head",
         "task",
@@ -31,7 +36,12 @@ pub const ROWS: &[Row] = &[
     with("head", "activation", ["relu", "gelu"], &[("hidden", "[6]")]),
     row("head", "dropout", ["0.0", "0.5"]),
     row("head", "learning_rate", ["1.0e-2", "2.0e-2"]),
-    row("head", "schedule", ["linear", "cosine"]),
+    with(
+        "head",
+        "schedule",
+        ["linear", "cosine"],
+        &[("max_steps", "5")],
+    ),
     row("head", "warmup", ["0.0", "0.5"]),
     row("head", "epochs", ["1", "0.5"]),
     row("head", "max_steps", ["", "2"]),
@@ -67,7 +77,12 @@ pub const ROWS: &[Row] = &[
     ),
     row("classifier", "dropout", ["0.0", "0.5"]),
     row("classifier", "learning_rate", ["1.0e-2", "2.0e-2"]),
-    row("classifier", "schedule", ["linear", "cosine"]),
+    with(
+        "classifier",
+        "schedule",
+        ["linear", "cosine"],
+        &[("max_steps", "5")],
+    ),
     row("classifier", "warmup", ["0.0", "0.5"]),
     row("classifier", "epochs", ["1", "0.5"]),
     row("classifier", "max_steps", ["", "2"]),
@@ -120,7 +135,12 @@ pub const ROWS: &[Row] = &[
         ["keep_start", "keep_end"],
         &[("max_length", "6")],
     ),
-    row("classify", "micro_batch", ["16", "1"]),
+    with(
+        "classify",
+        "micro_batch",
+        ["16", "1"],
+        &[("max_length", "11")],
+    ),
 ];
 
 /// The rest of a stage of this kind.

@@ -93,7 +93,6 @@ fn read(view: &ArtifactView, name: &str) -> Result<Value> {
     serde_json::from_str(&text).with_context(|| format!("`{name}` is not JSON"))
 }
 
-
 /// A training on rows, one after the other.
 pub(crate) fn of_rows(params: &Map<String, Value>, inputs: &[(&str, &Summary)]) -> Option<u64> {
     training(params, inputs, 1.0, true)
