@@ -66,11 +66,11 @@ fn another_worker_is_refused_before_any_work() {
         ),
         (
             other_kinds(|k| k.iter_mut().for_each(|(_, v)| *v += 1)),
-            &["has other kinds: ", "`sft` here version 2, there version 3"],
+            &["has other kinds: ", "`sft` here version 3, there version 4"],
         ),
         (
             other_kinds(|k| k.retain(|(n, _)| n != "sft")),
-            &["`sft` here version 2, there absent"],
+            &["`sft` here version 3, there absent"],
         ),
         (
             other_kinds(|k| k.push(("zymurgy".to_owned(), 3))),

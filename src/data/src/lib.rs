@@ -58,6 +58,6 @@ pub use store::{Dataset, DatasetSummary, DatasetWriter, Lengths};
 pub use template::{ChatTemplate, Rendered, SpecialTokens};
 pub use tokenize::{TokenizeOptions, TokenizeReport, Truncation, tokenize};
 pub use tokenize_completions::{CompletionsOptions, CompletionsReport, tokenize_completions};
-pub use tokenize_pieces::{TextReport, tokenize_pieces};
+pub use tokenize_pieces::{PiecesReport, tokenize_pieces};
 pub use tokens::{Tokens, TokensRow, TokensSummary, TokensWriter};
 pub use vectors::{Vectors, VectorsWriter};

@@ -10,7 +10,7 @@ use crate::tokens::{TokensSummary, TokensWriter};
 
 /// How texts are tokenized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TextsOptions {
+pub struct LabelledOptions {
     /// The largest number of tokens in a row.
     pub max_length: usize,
     /// What happens to longer ones; none is left out, since labels belong to rows by their place.
@@ -21,7 +21,7 @@ pub struct TextsOptions {
 
 /// What tokenizing did.
 #[derive(Clone, Debug, PartialEq)]
-pub struct TextsReport {
+pub struct LabelledReport {
     /// What was written: as many rows as there were.
     pub tokens: TokensSummary,
     /// Rows that were cut.
@@ -35,10 +35,10 @@ pub struct TextsReport {
 pub fn tokenize_labelled(
     dataset: &Dataset,
     encoder: &Encoder,
-    options: TextsOptions,
+    options: LabelledOptions,
     mut writer: TokensWriter,
     progress: &mut dyn FnMut(u64, u64),
-) -> Result<TextsReport> {
+) -> Result<LabelledReport> {
     let keep_end = match options.truncation {
         Truncation::KeepStart => false,
         Truncation::KeepEnd => true,
@@ -77,7 +77,7 @@ pub fn tokenize_labelled(
         done = end;
         progress(done as u64, total);
     }
-    Ok(TextsReport {
+    Ok(LabelledReport {
         tokens: writer.finish()?,
         truncated,
     })

@@ -12,7 +12,7 @@ use crate::tokens::{TokensSummary, TokensWriter};
 
 /// What the tokenizing of texts did.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct TextReport {
+pub struct PiecesReport {
     /// Rows of the dataset.
     pub rows_read: u64,
     /// What was written: a row is a piece, and its marks say which tokens are the text's and not special.
@@ -36,7 +36,7 @@ pub fn tokenize_pieces(
     threads: Option<usize>,
     mut writer: TokensWriter,
     progress: &mut dyn FnMut(u64, u64),
-) -> Result<TextReport> {
+) -> Result<PiecesReport> {
     let threads = threads_or_all(threads);
     let (mut cut, mut dropped, mut longest) = (0u64, 0u64, (0u64, 0u64));
     let mut done = 0usize;
@@ -77,7 +77,7 @@ pub fn tokenize_pieces(
             all => bail!("none of the {all} texts has a token that is not special"),
         }
     }
-    Ok(TextReport {
+    Ok(PiecesReport {
         rows_read: dataset.len() as u64,
         tokens,
         cut,

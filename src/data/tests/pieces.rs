@@ -3,7 +3,8 @@
 use formats::TokenizerFiles;
 use formats::tokenizer::Masking;
 use levain_data::{
-    Dataset, DatasetWriter, Encoder, Piece, Row, TextReport, Tokens, TokensWriter, tokenize_pieces,
+    Dataset, DatasetWriter, Encoder, Piece, PiecesReport, Row, Tokens, TokensWriter,
+    tokenize_pieces,
 };
 use serde_json::{Value, json};
 
@@ -104,7 +105,7 @@ fn run(
     rows: &[Row],
     max_length: usize,
     threads: usize,
-) -> anyhow::Result<(TextReport, Tokens, Vec<u8>)> {
+) -> anyhow::Result<(PiecesReport, Tokens, Vec<u8>)> {
     let folder = tempfile::tempdir().unwrap();
     let (from, to) = (
         folder.path().join("rows.arrow"),

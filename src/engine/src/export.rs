@@ -105,13 +105,14 @@ pub fn files(
                 view.artifact
             )
         }
-        Format::Peft => {
-            if let Some(base) = Base::of(cache, view)? {
-                let text = serde_json::to_string_pretty(&base)? + "\n";
-                files.insert(BASE.to_owned(), Content::Made(text.into_bytes()));
-            }
-        }
-        Format::Files => {}
+        Format::Peft | Format::Files => {}
+    }
+    // Bottleneck adapters have no other form than their files.
+    if (format == Format::Peft || files.contains_key("adapter.safetensors"))
+        && let Some(base) = Base::of(cache, view)?
+    {
+        let text = serde_json::to_string_pretty(&base)? + "\n";
+        files.insert(BASE.to_owned(), Content::Made(text.into_bytes()));
     }
     let tokenizer = view.refs.get("tokenizer").filter(|_| {
         matches!(

@@ -201,7 +201,12 @@ fn from_object(object: &Map<String, Value>) -> Result<AdapterConfig> {
         None => 8,
         Some(value) => (value.as_u64())
             .filter(|rank| (1..=1 << 20).contains(rank))
-            .ok_or_else(|| anyhow!("r should be a whole number of at least 1, but is {value}"))?,
+            .ok_or_else(|| {
+                anyhow!(
+                    "r should be a whole number from 1 to {}, but is {value}",
+                    1 << 20
+                )
+            })?,
     };
     let config = AdapterConfig {
         r: usize::try_from(rank)?,
@@ -216,6 +221,11 @@ fn from_object(object: &Map<String, Value>) -> Result<AdapterConfig> {
         base_model_name_or_path: fields.text("base_model_name_or_path")?,
         inference_mode: fields.flag("inference_mode")?,
     };
+    ensure!(
+        config.lora_alpha > 0.0,
+        "lora_alpha is {}; it should be above 0",
+        config.lora_alpha
+    );
     ensure!(
         !config.target_modules.is_empty(),
         "target_modules is empty; list the adapted modules"

@@ -6,6 +6,7 @@ use engine::contract::{
 };
 use serde::Deserialize;
 
+use crate::known::unadapted;
 use crate::memory;
 use crate::words::field;
 
@@ -90,6 +91,6 @@ Source: Houlsby et al., *Parameter-Efficient Transfer Learning for NLP*, arXiv 1
     preparations: &[],
     layout: None,
     check: no_check,
-    check_inputs: None,
+    check_inputs: Some(unadapted),
     memory: None,
 };

@@ -1,13 +1,14 @@
 //! `classifier`: a model with a head for labels or numbers, trained end to end.
 
 use engine::artifact::ArtifactType;
-use engine::contract::{Arity, Contract, From, Output, Pool, Port, Preparation, Repeatable};
+use engine::contract::{
+    Arity, Contract, From, Inputs, Output, Pool, Port, Preparation, Repeatable,
+};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::features::POOLING;
 use crate::head::{ACTIVATION, DROPOUT, HIDDEN, TASK, fits_head, names};
-use crate::memory;
 use crate::tokenize_labelled::{FIELDS, MAX_LENGTH, TEXTS, TRUNCATION, labelled};
 use crate::training::{
     BATCH, BETA1, BETA2, CHECKPOINTING, EPOCHS, EPSILON, LAYER_DECAY, LEARNING_RATES,
@@ -15,6 +16,7 @@ use crate::training::{
     Training, UNFREEZE_EVERY, WARMUP, WEIGHT_DECAY, learning_rate,
 };
 use crate::words::MICRO_BATCH;
+use crate::{known, memory};
 
 /// The parameters.
 #[derive(Clone, Debug, Deserialize)]
@@ -41,6 +43,15 @@ pub struct Classifier {
 fn metrics(params: &Map<String, Value>, named: &dyn Fn(&str) -> Vec<String>) -> Vec<String> {
     let own = ["first_loss", "last_loss", "steps", "tokens"];
     names(&own, params, named)
+}
+
+/// A training of weights that can't be trained, but that of the head alone.
+fn trains(params: &Map<String, Value>, inputs: &Inputs<'_>) -> Vec<(&'static str, String)> {
+    let mut mistakes = known::trains(params, inputs);
+    if params.get("train").and_then(Value::as_str) == Some("head") {
+        mistakes.retain(|(field, _)| *field != "model");
+    }
+    mistakes
 }
 
 /// The contract.
@@ -127,6 +138,6 @@ what the head is, in every case.
     ],
     layout: None,
     check: fits_head,
-    check_inputs: None,
+    check_inputs: Some(trains),
     memory: Some(memory::of_texts),
 };

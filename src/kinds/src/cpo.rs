@@ -77,7 +77,7 @@ fn fits(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
 /// The contract.
 pub const CONTRACT: Contract = Contract {
     kind: "cpo",
-    version: 2,
+    version: 3,
     about: "Trains a model on preferences without a reference model: CPO, SimPO and AlphaPO.",
     manual: "\
 With p the sum of log π over a completion's tokens and |y| their number:

@@ -314,7 +314,7 @@ const fn number(name: &'static str, default: f64, doc: &'static str) -> Field {
 /// The contract.
 pub const CONTRACT: Contract = Contract {
     kind: "dpo",
-    version: 2,
+    version: 3,
     about: "Trains a model on preferences directly, without a reward model: DPO and its family.",
     manual: "\
 For a pair with log-ratios c = log π(y_c|x) − log π_ref(y_c|x) and r of the rejected completion (sums over tokens), f the divergence's

@@ -38,7 +38,7 @@ pub struct Grpo {
 /// The contract.
 pub const CONTRACT: Contract = Contract {
     kind: "grpo",
-    version: 1,
+    version: 2,
     about: "Trains a policy against a judge without a critic, relative to the other completions of a prompt (GRPO).",
     manual: "\
 Of each prompt `group` completions are sampled; the advantage of one is its reward minus the mean of the group, over the group's deviation

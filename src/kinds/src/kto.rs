@@ -56,7 +56,7 @@ pub(crate) const LOSS: Field = field(
 /// The contract.
 pub const CONTRACT: Contract = Contract {
     kind: "kto",
-    version: 1,
+    version: 2,
     about: "Trains a model on completions that are desirable or not, without pairs (KTO).",
     manual: "\
 For a row with log-ratio x = log π(y|x) − log π_ref(y|x), summed over the completion's tokens, the loss is λ_D (1 − σ(β(x − z))) where it is

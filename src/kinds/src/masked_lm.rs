@@ -4,6 +4,7 @@ use engine::artifact::ArtifactType;
 use engine::contract::{Arity, Contract, From, Output, Pool, Port, Preparation, Repeatable};
 use serde::Deserialize;
 
+use crate::known::trains;
 use crate::training::{
     BATCH, BETA1, BETA2, CHECKPOINTING, EPOCHS, EPSILON, LAYER_DECAY, LEARNING_RATES,
     MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, OPTIMIZER_STATE, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAIN,
@@ -106,6 +107,6 @@ Sources: Devlin et al., *BERT*, arXiv 1810.04805; task-adaptive pre-training: Gu
     }],
     layout: None,
     check: fits,
-    check_inputs: None,
+    check_inputs: Some(trains),
     memory: None,
 };

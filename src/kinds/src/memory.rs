@@ -122,7 +122,7 @@ fn training(
     let model = Model::of(input(inputs, "model")?)?;
     let tokens = tokens(params, input(inputs, "tokens"), group)?;
     let checkpointing = params.get("checkpointing").and_then(Value::as_bool);
-    let chosen = model.chosen(params.get("train"));
+    let chosen = model.chosen(params.get("train"), logits);
     let rule = Rule::of(params.get("optimizer").and_then(Value::as_str));
     let checkpointing = checkpointing.unwrap_or(false);
     let bytes = model.step(tokens, checkpointing, logits, &chosen, &rule)?;

@@ -70,6 +70,13 @@ fn fits_inputs(params: &Map<String, Value>, inputs: &Inputs<'_>) -> Mistakes {
             mistakes.push(("model", message));
             continue;
         }
+        if adapter(&known) == Told::Is("bottleneck") {
+            let message = format!(
+                "the bottleneck adapters of `{model}` are not linear, so no change of a weight does what they do: there is nothing to merge"
+            );
+            mistakes.push(("model", message));
+            continue;
+        }
         match quantized(&known) {
             Told::Is(scheme) if !unpacked && !given => mistakes.push((
                 "model",

@@ -30,7 +30,7 @@ pub struct Orpo {
 /// The contract.
 pub const CONTRACT: Contract = Contract {
     kind: "orpo",
-    version: 2,
+    version: 3,
     about: "Trains a model on preferences in one stage with its fine-tuning, by odds ratios (ORPO).",
     manual: "\
 The cross entropy of prompt and chosen completion, minus β times the mean of log σ of the log odds ratio

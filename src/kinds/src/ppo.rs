@@ -147,7 +147,7 @@ const fn number(name: &'static str, ty: FieldType, default: f64, doc: &'static s
 /// The contract.
 pub const CONTRACT: Contract = Contract {
     kind: "ppo",
-    version: 1,
+    version: 2,
     about: "Trains a policy against a judge by proximal policy optimization, held to a reference.",
     manual: "\
 Each update samples completions, scores them, and learns from them in some epochs. A token's reward is −β times an estimate of the KL

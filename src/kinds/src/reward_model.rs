@@ -60,7 +60,7 @@ fn fits_inputs(params: &Map<String, Value>, inputs: &Inputs<'_>) -> Vec<(&'stati
 /// The contract.
 pub const CONTRACT: Contract = Contract {
     kind: "reward_model",
-    version: 3,
+    version: 4,
     about: "Trains a scalar head on a causal model to tell better completions from worse ones.",
     manual: "\
 The head is a linear map of the last token's state, r(x, y) = w·h; it starts normal with deviation 1/√(width + 1) (Stiennon et al.,

@@ -32,7 +32,7 @@ pub struct Rloo {
 /// The contract.
 pub const CONTRACT: Contract = Contract {
     kind: "rloo",
-    version: 1,
+    version: 2,
     about: "Trains a policy against a judge without a critic, relative to the mean of the other completions of a prompt (RLOO).",
     manual: "\
 Of each prompt `group` completions are sampled. A completion's reward is its score minus β times its KL from the reference (the sum over

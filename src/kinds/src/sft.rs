@@ -30,7 +30,7 @@ pub struct Sft {
 /// The contract.
 pub const CONTRACT: Contract = Contract {
     kind: "sft",
-    version: 2,
+    version: 3,
     about: "Trains a model on rows by next-token prediction (supervised fine-tuning).",
     manual: "\
 Minimises the mean over the counted tokens of −log p(token | what comes before), taken over the whole batch: the sum over all

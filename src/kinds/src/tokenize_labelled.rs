@@ -80,7 +80,7 @@ pub const CONTRACT: Contract = Contract {
     about: "Turns labelled texts into token ids.",
     manual: "\
 A text gets what the tokenizer itself puts before and after one, and no end token of ours: the ids are those of transformers'
-`tokenizer(text, truncation=True, max_length=…)`. No row is left out.",
+`tokenizer(text, truncation=True, max_length=…)`, but that a text which begins with the token of the beginning gets no second one. No row is left out.",
     example: "",
     pool: Pool::Cpu,
     repeatable: Repeatable::Deterministic,

@@ -74,6 +74,14 @@ impl Backbone {
         }
     }
 
+    /// Values of quantized weights, which are no parameters.
+    pub fn packed_values(&self) -> usize {
+        match self {
+            Backbone::Llama(model) => model.packed_values(),
+            Backbone::Bert(_) => 0,
+        }
+    }
+
     /// In training, computes the inside of each layer again in the backward pass instead of keeping it.
     pub fn set_checkpointing(&mut self, on: bool) {
         match self {

@@ -156,7 +156,15 @@ impl Bert {
             kind: place.kind,
             read: BTreeSet::new(),
         });
-        Bert::build(config, parts, place, params, &mut source)
+        let model = Bert::build(config, parts, place, params, &mut source)?;
+        // Attention of libtorch makes numbers of what is none, so nobody would see it later.
+        for (name, param) in params.iter() {
+            ensure!(
+                param.tensor.isfinite().all().int64_value(&[]) == 1,
+                "the tensor {name:?} holds numbers that are not finite: the file is damaged, or the model's training diverged"
+            );
+        }
+        Ok(model)
     }
 
     /// Builds the encoder with these parts from any source of tensors.

@@ -40,6 +40,8 @@ impl Choice {
         let with = |condition: &dyn Fn(&str) -> bool| -> BTreeSet<String> {
             let names = params.iter().map(|(name, _)| name);
             let chosen = names.filter(|name| condition(name));
+            // It moves all scores of a query alike, which softmax does not see: there is no gradient.
+            let chosen = chosen.filter(|name| !name.ends_with(".attention.self.key.bias"));
             chosen.map(str::to_owned).collect()
         };
         let chosen = match self {
@@ -128,14 +130,17 @@ pub fn turns(params: &Params, every: usize) -> Result<BTreeMap<String, usize>> {
         .collect())
 }
 
-/// The names of parameters whose weight is not decayed: norms, biases, and parts of adapters that do not start at 0.
+/// The names of parameters whose weight is not decayed: norms, biases, and what of adapters does not start at 0: the numbers of (IA)³, the
+/// lengths of DoRA, virtual tokens.
 pub fn undecayed(params: &Params) -> Vec<String> {
     let spared = |name: &str| {
         let mut parts = SPARED.into_iter();
         parts.any(|part| name.ends_with(&parameter_name("", part)))
     };
     let names = params.iter().map(|(name, _)| name);
-    let names = names.filter(|n| is_norm(n) || n.ends_with(".bias") || spared(n));
+    let names = names.filter(|n| {
+        is_norm(n) || n.ends_with(".bias") || spared(n) || *n == crate::soft::PARAMETER
+    });
     names.map(str::to_owned).collect()
 }
 
@@ -190,7 +195,9 @@ fn layer(name: &str) -> Option<usize> {
 
 /// Whether a parameter of this name belongs to a norm.
 pub fn is_norm(name: &str) -> bool {
-    name.contains("norm") || name.contains("LayerNorm")
+    // The module that holds the parameter: an adapter may have any name.
+    let module = name.rsplit('.').nth(1);
+    module.is_some_and(|module| module.contains("norm") || module.contains("LayerNorm"))
 }
 
 /// The number of layers, frozen ones too.

@@ -156,7 +156,7 @@ fn fit(config: &PeftConfig, weights: &Weights, parts: &ModelParts<'_>) -> Result
     config.check(weights, &base).with_context(|| {
         format!(
             "the adapter was made for {} and does not go with `model` (a Llama; layers: {}, width: {}, parameters: {}): name the base that it \
-             was trained on",
+             was trained on, or if this is it, fetch the adapter's files again, which do not fit each other",
             made_for(config),
             base.num_hidden_layers,
             base.hidden_size,

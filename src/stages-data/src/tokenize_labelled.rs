@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::Result;
 use data::encode::Encoder;
 use data::store::Dataset;
-use data::tokenize_labelled::{TextsOptions, tokenize_labelled};
+use data::tokenize_labelled::{LabelledOptions, tokenize_labelled};
 use data::tokens::TokensWriter;
 use engine::artifact::ArtifactType;
 use engine::event::Level;
@@ -17,7 +17,7 @@ use crate::tokenize::truncation;
 
 pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let params: TokenizeLabelled = job.params()?;
-    let options = TextsOptions {
+    let options = LabelledOptions {
         max_length: params.max_length,
         truncation: truncation(&params.truncation)?,
         threads: Some(job.threads),

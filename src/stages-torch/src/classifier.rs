@@ -6,6 +6,7 @@ mod files;
 use anyhow::{Context, Result, bail};
 use engine::event::Level;
 use engine::job::{Drafts, Job, Reporter};
+use formats::config::bert::MASKED_HEAD;
 use kinds::classifier::Classifier;
 use kinds::training::Train;
 use ml::backbone::Backbone;
@@ -16,7 +17,10 @@ use ml::pool::Pooling;
 use crate::heads::{About, measure, sayings, vectors};
 use crate::labels::{self, classes, targets};
 use crate::model::{LoadedBackbone, load_backbone};
-use crate::training::{Counted, chosen, metrics, train};
+use crate::training::{Counted, check_lengths, chosen, metrics, train};
+
+/// The parameters of an encoder's pooler.
+const POOLER: &str = "bert.pooler.";
 
 pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let params: Classifier = job.params()?;
@@ -55,7 +59,21 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     if task == Task::Regression {
         head.start_at(wanted.iter().sum::<f64>() / wanted.len() as f64);
     }
-    choose_trained(&mut loaded, &head, &params.training.train, cx)?;
+    let held_out = match job.inputs.contains_key("test") {
+        true => {
+            let labels = labels::of(job, "test")?;
+            let texts = labels::texts(job.input("test_tokens")?, &labels)?;
+            let truth = targets(task, &labels, &about.labels).context("`test`")?;
+            Some((texts, truth))
+        }
+        false => None,
+    };
+    let positions = loaded.backbone.positions();
+    check_lengths("data", texts.iter().map(Vec::len), positions)?;
+    if let Some((texts, _)) = &held_out {
+        check_lengths("test", texts.iter().map(Vec::len), positions)?;
+    }
+    choose_trained(&mut loaded, &head, pooling, &params.training.train, cx)?;
     loaded
         .backbone
         .set_checkpointing(params.training.checkpointing);
@@ -77,10 +95,7 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     )?;
     drop(objective);
     let mut metrics = metrics(job, &steps)?;
-    if job.inputs.contains_key("test") {
-        let labels = labels::of(job, "test")?;
-        let texts = labels::texts(job.input("test_tokens")?, &labels)?;
-        let truth = targets(task, &labels, &about.labels).context("`test`")?;
+    if let Some((texts, truth)) = held_out {
         let batch = params.training.micro_batch;
         let manner = (pooling, false);
         let found = vectors(&loaded.backbone, manner, &texts, batch, "test texts", cx)?;
@@ -103,18 +118,11 @@ fn names(backbone: &Backbone, pooling: Pooling, hidden: &[usize]) -> Names {
     }
 }
 
-/// Values of quantized weights, which are no parameters.
-fn packed_values(backbone: &Backbone) -> usize {
-    match backbone {
-        Backbone::Llama(model) => model.packed_values(),
-        Backbone::Bert(_) => 0,
-    }
-}
-
 /// Sets what is trained: the head, and the adapter's parameters or without one what is chosen; says how many.
 fn choose_trained(
     loaded: &mut LoadedBackbone,
     head: &Head,
+    pooling: Pooling,
     train: &Train,
     cx: &dyn Reporter,
 ) -> Result<()> {
@@ -126,13 +134,18 @@ fn choose_trained(
              `train` out, or train the model that the adapter was attached to"
         );
     }
-    let packed = packed_values(&loaded.backbone);
+    let packed = loaded.backbone.packed_values();
     if !adapted && packed > 0 && choice != Choice::Head {
         bail!(
             "the weights of this model are quantized and can't be trained: attach an adapter with `lora`, train the model that was quantized, or \
              only the head with `train: head`"
         );
     }
+    // What no text goes through: the head of words, and a pooler that is not asked.
+    let idle = |name: &str| {
+        let pooled = pooling != Pooling::Pooler && name.starts_with(POOLER);
+        name == files::WORDS || name.starts_with(MASKED_HEAD) || pooled
+    };
     let of_head: Vec<String> = head.tensors().into_iter().map(|(name, _)| name).collect();
     let chosen = match choice {
         // The head of words has no part in this.
@@ -144,7 +157,7 @@ fn choose_trained(
     params.train(|name| {
         let own = match adapted {
             true => ml::adapter::is_parameter(name),
-            false => chosen.contains(name) && name != files::WORDS,
+            false => chosen.contains(name) && !idle(name),
         };
         own || of_head.iter().any(|other| other == name)
     });

@@ -1,10 +1,15 @@
 //! Labels of rows as what a head is trained on: places of classes, or numbers.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Result, bail, ensure};
 use data::{Dataset, Row, Tokens};
 use engine::artifact::ArtifactView;
 use engine::job::Job;
 use ml::head::Task;
+
+/// The most classes: the confusion matrix has a place for each pair of them.
+const MOST: usize = 4096;
 
 /// The labels of the rows of a port, in order.
 pub(crate) fn of(job: &Job, port: &str) -> Result<Vec<String>> {
@@ -54,6 +59,11 @@ pub(crate) fn classes(labels: &[String]) -> Result<Vec<String>> {
         [only] => bail!(
             "all rows have the label `{only}`: there is nothing to tell apart. Take more rows, or look at how the data was split"
         ),
+        many if many.len() > MOST => bail!(
+            "the rows have {} different labels, and at most {MOST} can be told apart: `task: regression` is for numbers; or look at what the column \
+             of labels holds",
+            many.len()
+        ),
         _ => Ok(classes),
     }
 }
@@ -65,11 +75,13 @@ fn number(label: &str) -> Option<f64> {
 
 /// What a head is trained on, or measured by: of each row the place of its class among `classes`, or the number that its label is.
 pub(crate) fn targets(task: Task, labels: &[String], classes: &[String]) -> Result<Vec<f64>> {
-    let place = |label: &String| classes.iter().position(|class| class == label);
+    let places: BTreeMap<&str, usize> = (classes.iter().enumerate())
+        .map(|(place, class)| (class.as_str(), place))
+        .collect();
     let rows = labels.iter().enumerate();
     rows.map(|(row, label)| match task {
-        Task::Classification => match place(label) {
-            Some(place) => Ok(place as f64),
+        Task::Classification => match places.get(label.as_str()) {
+            Some(place) => Ok(*place as f64),
             None => bail!(
                 "row {} has the label `{label}`, which no row of the training has; there were: {}",
                 row + 1,

@@ -6,13 +6,15 @@ use engine::job::{Drafts, Job, Reporter};
 use kinds::sft::Sft;
 
 use crate::model::load;
-use crate::training::{Counted, choose_trained, metrics, train, trained_model};
+use crate::training::{Counted, check_lengths, choose_trained, metrics, train, trained_model};
 
 pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let params: Sft = job.params()?;
     let view = job.input("model")?;
     let tokens = Tokens::open(job.input("tokens")?.file("tokens.arrow")?)?;
     let mut loaded = load(view, job)?;
+    let positions = loaded.model.positions(ml::Pass::eval());
+    check_lengths("data", tokens.lengths()?.into_iter(), positions)?;
     choose_trained(&mut loaded, &params.training.train, cx)?;
     loaded.model.checkpointing = params.training.checkpointing;
     let mut objective = ml::sft::Sft {

@@ -397,6 +397,23 @@ pub(crate) fn metrics(job: &Job, rows: &[StepRow]) -> Result<Draft> {
     })
 }
 
+/// Rows of a port must fit the model's positions: said before the first step, not when such a row's turn comes.
+pub(crate) fn check_lengths(
+    port: &str,
+    lengths: impl Iterator<Item = usize>,
+    positions: usize,
+) -> Result<()> {
+    let longest = lengths.enumerate().max_by_key(|(_, length)| *length);
+    match longest {
+        Some((row, length)) if length > positions => bail!(
+            "row {} of `{port}` has {length} tokens, and the model {positions} positions: set `max_length` to {positions} or less, and `truncation` \
+             says what becomes of longer rows",
+            row + 1
+        ),
+        _ => Ok(()),
+    }
+}
+
 /// Every step looks at its gradients; nobody has looked at what the last one made of the weights.
 pub(crate) fn check_finite(params: &Params) -> Result<()> {
     for (name, tensor) in params.trained() {

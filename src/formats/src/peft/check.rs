@@ -162,6 +162,20 @@ fn compare(weights: &Weights, expected: &[(String, Vec<usize>)], saved: &[String
             problems.push(format!("{} is not expected", info.name));
         }
     }
+    let mut types: Vec<&str> = (weights.infos())
+        .filter_map(|info| match info.stored {
+            Stored::Plain(dtype) => Some(dtype.name()),
+            Stored::Gguf(_) => None,
+        })
+        .collect();
+    types.sort_unstable();
+    types.dedup();
+    if types.len() > 1 {
+        problems.push(format!(
+            "its tensors are of several types, {}: an adapter is saved in one",
+            types.join(" and ")
+        ));
+    }
     if problems.is_empty() {
         return Ok(());
     }

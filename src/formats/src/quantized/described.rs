@@ -73,12 +73,31 @@ pub fn check_described(
         (_, true) => ("eight bits", Scheme::Int8),
         _ => return Ok(()),
     };
-    let mut packed = false;
+    let (mut packed, mut types) = (false, None);
     for (module, out, input) in linears {
         let name = format!("{module}.weight");
         let found = match linear(weights, &name, [*out, *input])? {
             Linear::Dense => continue,
-            Linear::Nf4(_) => Scheme::Nf4,
+            Linear::Nf4(state) => {
+                let nested = state.nested.is_some();
+                let told = said
+                    .get("bnb_4bit_use_double_quant")
+                    .and_then(Value::as_bool);
+                ensure!(
+                    told.is_none_or(|told| told == nested),
+                    "{}: bnb_4bit_use_double_quant is {}, but the scales of {name:?} are {}quantized: take the config and the weights of the same model",
+                    path.display(),
+                    !nested,
+                    if nested { "" } else { "not " }
+                );
+                let first = *types.get_or_insert(state.dtype);
+                ensure!(
+                    state.dtype == first,
+                    "{name:?} was made of {}, and the quantized weights before it of {first}: a model is quantized from one type",
+                    state.dtype
+                );
+                Scheme::Nf4
+            }
             Linear::Int8 => Scheme::Int8,
         };
         ensure!(

@@ -267,7 +267,7 @@ impl Model {
     }
 
     /// What the field `train` chooses; what is named by patterns counts as everything, since names are not known here.
-    pub fn chosen(&self, train: Option<&Value>) -> Chosen {
+    pub fn chosen(&self, train: Option<&Value>, logits: bool) -> Chosen {
         let norms = |layers: f64| (2.0 * layers + 1.0) * self.hidden;
         let words = self.vocabulary * self.hidden;
         match train {
@@ -277,12 +277,16 @@ impl Model {
                 layers: self.layers,
                 head: false,
             },
-            Some(Value::String(word)) if word == "head" => Chosen {
-                numbers: words,
-                largest: words,
-                layers: 0.0,
-                head: true,
-            },
+            Some(Value::String(word)) if word == "head" => {
+                // A head for rewards or labels is a few rows, and no logits are made of it.
+                let numbers = if logits { words } else { self.hidden };
+                Chosen {
+                    numbers,
+                    largest: numbers,
+                    layers: 0.0,
+                    head: logits,
+                }
+            }
             Some(Value::Object(by)) => {
                 let count = by.get("last_layers").and_then(Value::as_f64);
                 let count = count.unwrap_or(self.layers).min(self.layers);

@@ -26,12 +26,7 @@ const BACKBONE: &str = "backbone.safetensors";
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const CONFIG: &str = "config.json";
-/// What PEFT puts before the names of tensors.
-const PREFIX: &str = "base_model.model.";
 const ADAPTER_CONFIG: &str = "adapter_config.json";
-
-/// What transformers puts before the names of an encoder's parameters under a head.
-const ENCODER: &str = "bert.";
 
 type Files = Vec<(String, PathBuf)>;
 
@@ -46,9 +41,18 @@ pub(super) fn draft(
     check_finite(&loaded.params)?;
     let own: Vec<(String, Tensor)> = head.tensors();
     let is_head = |name: &str| own.iter().any(|(other, _)| other == name);
-    let (mut files, inner) = match loaded.adapter {
-        Some(_) => adapter(job, view, loaded, about, &own)?,
-        None => whole(job, view, loaded, about, &own, &is_head)?,
+    let packed = loaded.backbone.packed_values() > 0;
+    let (mut files, model) = match loaded.adapter {
+        Some(_) => {
+            let (files, inner) = adapter(job, view, loaded, about, &own)?;
+            (files, Reference::Inline(Box::new(inner)))
+        }
+        // Of quantized weights only the head learns: the model is the one that came in.
+        None if packed => (Vec::new(), Reference::Artifact(view.digest)),
+        None => {
+            let (files, inner) = whole(job, view, loaded, about, &own, &is_head)?;
+            (files, Reference::Inline(Box::new(inner)))
+        }
     };
     let (path, tensors) = (job.out.join(ABOUT), job.out.join(TENSORS));
     about.write(&path)?;
@@ -61,7 +65,7 @@ pub(super) fn draft(
         artifact: ArtifactType::Classifier,
         files,
         refs: [
-            ("model".to_owned(), Reference::Inline(Box::new(inner))),
+            ("model".to_owned(), model),
             ("tokenizer".to_owned(), Reference::Artifact(tokenizer)),
         ]
         .into(),
@@ -72,7 +76,8 @@ pub(super) fn draft(
             ("parameters".to_owned(), parameters.into()),
             (
                 "transformers".to_owned(),
-                about.shape.names.module().is_some().into(),
+                (about.shape.names.module().is_some() && (loaded.adapter.is_some() || !packed))
+                    .into(),
             ),
         ]
         .into(),
@@ -105,14 +110,9 @@ fn adapter(
         ];
         return Ok((files, inner));
     };
-    let encoder = loaded.backbone.is_encoder();
-    let theirs = |key: &str| match key.strip_prefix(PREFIX) {
-        Some(own) => format!("{PREFIX}{}", their_name(encoder, own)),
-        None => key.to_owned(),
-    };
     let own = own
         .iter()
-        .map(|(key, tensor)| (theirs(key), tensor.shallow_clone()));
+        .map(|(key, tensor)| (key.clone(), tensor.shallow_clone()));
     let of_head = head.iter();
     let of_head = of_head.map(|(name, tensor)| (config.saved_key(name), tensor.shallow_clone()));
     let tensors: Vec<(String, Tensor)> = own.chain(of_head).collect();
@@ -125,14 +125,6 @@ fn adapter(
         (ADAPTER_CONFIG.to_owned(), config_path),
     ];
     Ok((files, inner))
-}
-
-/// A parameter's name under a classifier of transformers.
-fn their_name(encoder: bool, name: &str) -> String {
-    match encoder && !name.starts_with(ENCODER) {
-        true => format!("{ENCODER}{name}"),
-        false => name.to_owned(),
-    }
 }
 
 /// The files around the trained weights, and the model with them, in its own type.
