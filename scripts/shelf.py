@@ -16,7 +16,7 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 RECIPE = "recipes/shelf.yaml"
-GROUPS = {"language": [17, 18, 19], "slow": [17], "labels": [17, 18, 19]}
+GROUPS = {"language": [17, 18, 19], "slow": [17], "labels": [17, 18, 19], "labels_slow": [17]}
 """The groups of the recipe and their seeds."""
 
 TRAINED = re.compile(r"(\d+) of \d+ parameters are trained")

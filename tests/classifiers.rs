@@ -153,9 +153,15 @@ fn what_makes_no_sense_is_refused_in_words() {
     kitchen.write("strange.jsonl", strange);
     let empty = "{\"text\": \"\", \"label\": \"a\"}\n{\"text\": \"b\", \"label\": \"b\"}\n";
     kitchen.write("empty.jsonl", empty);
+    let endless = format!(
+        "{{\"text\": \"a\", \"label\": \"a\"}}\n{{\"text\": \"{}\", \"label\": \"b\"}}\n",
+        "loaf ".repeat(600)
+    );
+    kitchen.write("endless.jsonl", &endless);
     let more = "  one: { kind: load_dataset, source: one.jsonl, format: labelled }
   strange: { kind: load_dataset, source: strange.jsonl, format: labelled }
   empty: { kind: load_dataset, source: empty.jsonl, format: labelled }
+  endless: { kind: load_dataset, source: endless.jsonl, format: labelled }
   one_vector: { kind: features, model: base, data: one }
   strange_vectors: { kind: features, model: base, data: strange }
   others: { kind: features, model: other, data: held }
@@ -204,9 +210,14 @@ fn what_makes_no_sense_is_refused_in_words() {
             "is empty",
         ),
         (
-            "chosen",
-            "kind: classifier, model: thin, data: texts, train: norms",
-            "this model has an adapter",
+            "unseen",
+            "kind: classifier, model: thin, data: texts, test: strange, epochs: 400",
+            "`test`: row 1 has the label `roll`",
+        ),
+        (
+            "endless",
+            "kind: classifier, model: thin, data: endless, epochs: 400",
+            "row 2 of `data` has 512 tokens, and the model",
         ),
         (
             "measured",
@@ -231,6 +242,10 @@ fn what_makes_no_sense_is_refused_in_words() {
         ),
         ("kind: head, data: texts", "`data`"),
         ("kind: classify, models: base, data: held", "`models`"),
+        (
+            "kind: classifier, model: thin, data: texts, train: norms",
+            "`thin` has one (lora)",
+        ),
     ] {
         kitchen.write("wrong.yaml", &format!("{SHARED}  wrong: {{ {stage} }}\n"));
         let said = kitchen.say("check wrong.yaml");
@@ -241,6 +256,25 @@ fn what_makes_no_sense_is_refused_in_words() {
             said.out,
             said.err
         );
+    }
+}
+
+#[test]
+fn a_head_on_quantized_weights_keeps_the_model_that_it_was_given() {
+    let kitchen = kitchen();
+    let stages = "  small: { kind: quantize, model: base }
+  headed: { kind: classifier, model: small, data: texts, test: held, train: head, batch: 8, epochs: 2, learning_rate: 1.0e-2 }
+  table: { kind: classify, models: headed, data: held }
+";
+    kitchen.write("heads.yaml", &format!("{SHARED}{stages}"));
+    kitchen.say("run heads.yaml").expect(0);
+    let (own, again) = (
+        metrics(&kitchen, "headed.metrics"),
+        metrics(&kitchen, "table"),
+    );
+    for measure in ["loss", "accuracy", "auc"] {
+        let asked = again["models"]["headed"].get(measure);
+        near(&own["test"][measure], asked.unwrap(), measure);
     }
 }
 

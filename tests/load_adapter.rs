@@ -242,6 +242,20 @@ fn files_that_lie_are_refused_by_name() {
         ),
         ("codes", &whole, &[down, "holds I32"]),
         (
+            "numbers of another type among the others",
+            &numbers(|tensor| {
+                tensor.1 = Dtype::F16;
+                tensor.3.truncate(tensor.3.len() / 2);
+                tensor.3.fill(0);
+            }),
+            &["its tensors are of several types, F16 and F32"],
+        ),
+        (
+            "a scale of nothing",
+            &|f| resettle(f, "lora_alpha", json!(0)),
+            &["lora_alpha is 0; it should be above 0"],
+        ),
+        (
             "a tensor that is missing",
             &|f| retell(f, &|all| all.retain(|(name, ..)| name != down)),
             &[down, "is missing"],
