@@ -41,7 +41,7 @@ class Shelf:
     def counted(self) -> dict[str, int]:
         """How many numbers each stage trained, as its run noted."""
         found = {}
-        for log in sorted(self.cache.glob("runs/*-shelf/events.jsonl")):
+        for log in sorted(self.cache.glob("runs/*-shelf-*/events.jsonl")):
             for line in log.read_text(encoding="utf-8").splitlines():
                 event = json.loads(line)
                 match = TRAINED.match(event.get("text") or "")
@@ -68,6 +68,7 @@ class Shelf:
             for name in numbers(measured[0][model]):
                 row.append(spread([one[model][name] for one in measured]))
             rows.append(row)
+        rows.sort(key=lambda row: int(row[1].replace(",", "")) if row[1] != "?" else -1)
         return [["method", "trained", "time", "memory", *numbers(measured[0][models[0]])], *rows]
 
 

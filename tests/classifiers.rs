@@ -161,7 +161,7 @@ fn what_makes_no_sense_is_refused_in_words() {
     let more = "  one: { kind: load_dataset, source: one.jsonl, format: labelled }
   strange: { kind: load_dataset, source: strange.jsonl, format: labelled }
   empty: { kind: load_dataset, source: empty.jsonl, format: labelled }
-  endless: { kind: load_dataset, source: endless.jsonl, format: labelled }
+  long_texts: { kind: load_dataset, source: endless.jsonl, format: labelled }
   one_vector: { kind: features, model: base, data: one }
   strange_vectors: { kind: features, model: base, data: strange }
   others: { kind: features, model: other, data: held }
@@ -216,7 +216,7 @@ fn what_makes_no_sense_is_refused_in_words() {
         ),
         (
             "endless",
-            "kind: classifier, model: thin, data: endless, epochs: 400",
+            "kind: classifier, model: thin, data: long_texts, epochs: 400",
             "row 2 of `data` has 512 tokens, and the model",
         ),
         (

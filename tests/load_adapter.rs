@@ -150,7 +150,6 @@ fn another_base_is_found() {
   meant: { kind: load_adapter, model: packed, source: out/thin, other_base: true }
   on_sibling: { kind: load_adapter, model: sibling, source: out/thin }
   on_small: { kind: load_adapter, model: small, source: out/thin, other_base: true }
-  on_adapter: { kind: load_adapter, model: on_half, source: out/thin }
   tuned: { kind: sft, model: meant, data: chats, max_steps: 1 }
   tuned_half: { kind: sft, model: on_half, data: chats, max_steps: 1 }
 ";
@@ -166,7 +165,6 @@ fn another_base_is_found() {
         ("on_packed", "failed"),
         ("on_sibling", "failed"),
         ("on_small", "failed"),
-        ("on_adapter", "failed"),
     ] {
         assert_eq!(
             text(&stage(&answer, name)["outcome"]),
@@ -181,10 +179,14 @@ fn another_base_is_found() {
         "does not go with `model` (a Llama; layers: 1, width: 16",
         "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight has the shape [4, 32], expected [4, 16]",
         "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight is not expected",
-        "`model` has an adapter already",
     ] {
         assert!(said.err.contains(words), "`{words}`:\n{}", said.err);
     }
+    // A second adapter is refused before anything runs.
+    let second = "  on_adapter: { kind: load_adapter, model: on_half, source: out/thin }\n";
+    kitchen.write("second.yaml", &format!("{FOLDER}{stages}{second}"));
+    let said = kitchen.say("check second.yaml").expect(2).err;
+    assert!(said.contains("`on_half` has an adapter already"), "{said}");
     // What is meant is said all the same.
     let said = kitchen.say("run wrong.yaml meant --force meant").expect(0);
     assert!(said.err.contains("which has other weights"), "{}", said.err);
