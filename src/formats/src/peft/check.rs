@@ -235,8 +235,8 @@ mod tests {
     fn numbers_of_outputs_and_of_inputs_are_told_apart() {
         let ia3 = PeftConfig::Ia3(Ia3Config::default());
         let key = ("self_attn.k_proj ia3_l", Dtype::F32, &[4, 1][..]);
-        let value = ("self_attn.v_proj ia3_l", Dtype::F16, &[4, 1][..]);
-        let down = ("mlp.down_proj ia3_l", Dtype::BF16, &[1, 6][..]);
+        let value = ("self_attn.v_proj ia3_l", Dtype::F32, &[4, 1][..]);
+        let down = ("mlp.down_proj ia3_l", Dtype::F32, &[1, 6][..]);
         let modules = checked(&ia3, &[key, value, down]).unwrap();
         assert_eq!(modules.len(), 3);
         assert!(modules[2].ends_with("mlp.down_proj"), "{modules:?}");
@@ -248,6 +248,9 @@ mod tests {
         );
         let found = said(&ia3, &[key, down]);
         assert!(found.contains("v_proj.ia3_l is missing"), "{found}");
+        let half = ("mlp.down_proj ia3_l", Dtype::BF16, &[1, 6][..]);
+        let found = said(&ia3, &[key, value, half]);
+        assert!(found.contains("several types, BF16 and F32"), "{found}");
         let codes = ("self_attn.v_proj ia3_l", Dtype::I8, &[4, 1][..]);
         let found = said(&ia3, &[key, codes, down]);
         assert!(found.contains("v_proj.ia3_l holds I8"), "{found}");
