@@ -19,7 +19,7 @@ RECIPE = "recipes/shelf.yaml"
 GROUPS = {"language": [17, 18, 19], "slow": [17], "labels": [17, 18, 19], "labels_slow": [17]}
 """The groups of the recipe and their seeds."""
 
-TRAINED = re.compile(r"(\d+) of \d+ parameters are trained")
+TRAINED = re.compile(r"(\d+) (?:of \d+ )?parameters (?:are trained|on \d+ vectors)")
 
 
 class Shelf:

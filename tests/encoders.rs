@@ -6,7 +6,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::fs;
 
-use formats::Weights;
+use formats::{Dtype, Weights};
 use serde_json::{Value, json};
 use support::artifacts::{outputs, stage};
 use support::{Kitchen, text, tiny};
@@ -157,7 +157,7 @@ fn an_encoder_gets_a_head_adapts_and_is_written() {
 fn what_does_not_go_with_an_encoder_says_so() {
     let kitchen = kitchen();
     tiny::model(&kitchen, "model");
-    let refused: [(&str, &str, &[&str]); 10] = [
+    let refused: [(&str, &str, &[&str]); 11] = [
         (
             "measured",
             "kind: evaluate, models: bert, data: domain",
@@ -200,6 +200,11 @@ fn what_does_not_go_with_an_encoder_says_so() {
             &["pooler"],
         ),
         (
+            "unread",
+            "kind: masked_lm, model: spoilt, data: domain",
+            &["query.weight", "not finite"],
+        ),
+        (
             "cramped",
             "kind: load_model, source: cramped",
             &["special tokens of an encoder"],
@@ -209,6 +214,7 @@ fn what_does_not_go_with_an_encoder_says_so() {
         + "  base: { kind: load_model, source: model, dtype: f32 }\n  \
            sums: { kind: load_dataset, source: rows.jsonl }\n  \
            lengthy: { kind: load_dataset, source: lengthy.jsonl }\n  \
+           spoilt: { kind: load_model, source: spoilt, dtype: f32 }\n  \
            narrow: { kind: lora, model: bert, r: 2 }\n";
     for (name, body, _) in refused {
         recipe += &format!("  {name}: {{ {body} }}\n");
@@ -219,6 +225,21 @@ fn what_does_not_go_with_an_encoder_says_so() {
     tiny::encoder(&kitchen, "cramped");
     let other = fs::read(kitchen.path().join("model/tokenizer.json")).unwrap();
     fs::write(kitchen.path().join("cramped/tokenizer.json"), other).unwrap();
+    // Of no number in attention some of libtorch's ways make zeros.
+    tiny::encoder(&kitchen, "spoilt");
+    let path = kitchen.path().join("spoilt/model.safetensors");
+    let weights = Weights::open(&path).unwrap();
+    let tensors: Vec<_> = (weights.infos())
+        .map(|info| {
+            let mut bytes = weights.bytes(&info.name).unwrap().to_vec();
+            if info.name.ends_with("0.attention.self.query.weight") {
+                bytes[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+            }
+            (info.name.clone(), Dtype::F32, info.shape.clone(), bytes)
+        })
+        .collect();
+    drop(weights);
+    formats::safetensors::write_file(&path, &tensors, &[("format", "pt")]).unwrap();
     kitchen.write("refused.yaml", &recipe);
     let said = kitchen
         .say("run refused.yaml --json --keep-going")

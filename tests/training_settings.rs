@@ -124,3 +124,17 @@ fn layers_begin_in_their_turns() {
     ));
     assert!(events.contains("`optimizer: adamw_8bit` is `adamw` here"));
 }
+
+#[test]
+fn a_row_that_is_too_long_is_said_before_the_first_step() {
+    let kitchen = kitchen(&[("tuned", "model: thin, epochs: 100, max_length: 512")]);
+    let long = format!(
+        "{{\"messages\": [{{\"role\": \"user\", \"content\": \"Say\"}}, {{\"role\": \"assistant\", \"content\": \"{}\"}}]}}\n",
+        "rye ".repeat(120)
+    );
+    kitchen.write("chats.jsonl", &(tiny::chats(12) + &long));
+    let said = kitchen.say("run bake.yaml").expect(1).err;
+    assert!(said.contains("row 13 of `data` has "), "{said}");
+    assert!(said.contains("set `max_length` to 128 or less"), "{said}");
+    assert!(!said.contains("in step"), "{said}");
+}

@@ -21,8 +21,6 @@ pub struct PiecesReport {
     pub cut: u64,
     /// Pieces, and texts without tokens, that were left out since they have no token but special ones.
     pub dropped: u64,
-    /// The number of tokens of the longest text, without special ones around it, and its index from 0.
-    pub longest: (u64, u64),
 }
 
 /// Tokenizes the texts of a dataset into `writer`, in rows of at most `max_length` tokens; `progress` hears of (rows done, rows of the
@@ -38,7 +36,7 @@ pub fn tokenize_pieces(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<PiecesReport> {
     let threads = threads_or_all(threads);
-    let (mut cut, mut dropped, mut longest) = (0u64, 0u64, (0u64, 0u64));
+    let (mut cut, mut dropped) = (0u64, 0u64);
     let mut done = 0usize;
     while done < dataset.len() {
         let end = dataset.len().min(done + CHUNK);
@@ -48,10 +46,6 @@ pub fn tokenize_pieces(
         let encoded = in_parallel(&rows, threads, |row| pieces(encoder, row, max_length));
         for ((index, row), pieces) in (done..).zip(&rows).zip(encoded) {
             let pieces = pieces.with_context(|| name_row(index, row))?;
-            let length: u64 = pieces.iter().map(|piece| own_tokens(encoder, piece)).sum();
-            if length > longest.0 {
-                longest = (length, index as u64);
-            }
             cut += u64::from(pieces.len() > 1);
             dropped += u64::from(pieces.is_empty());
             for piece in pieces {
@@ -82,7 +76,6 @@ pub fn tokenize_pieces(
         tokens,
         cut,
         dropped,
-        longest,
     })
 }
 
@@ -94,9 +87,4 @@ fn pieces(encoder: &Encoder, row: &Row, max_length: usize) -> Result<Vec<Piece>>
             other.layout()
         ),
     }
-}
-
-/// Tokens of a piece without those around it.
-fn own_tokens(encoder: &Encoder, piece: &Piece) -> u64 {
-    (piece.ids.len() - encoder.tokens_around()) as u64
 }

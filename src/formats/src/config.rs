@@ -116,6 +116,21 @@ pub enum RopeScaling {
     },
 }
 
+/// Refuses extents by name, and numbers of layers, that no model has.
+fn check_extents(extents: &[(&str, usize)], layers: usize) -> Result<()> {
+    for (name, extent) in extents {
+        ensure!(
+            (1..=MAXIMUM_EXTENT).contains(extent),
+            "{name} is {extent}; it should be between 1 and {MAXIMUM_EXTENT}"
+        );
+    }
+    ensure!(
+        layers <= MAXIMUM_LAYERS,
+        "num_hidden_layers is {layers}; at most {MAXIMUM_LAYERS} are supported"
+    );
+    Ok(())
+}
+
 impl LlamaConfig {
     /// Reads the text of a config.json, which messages call `path`. What would change the model's
     /// function and is not known here is refused by name; the defaults are those of transformers.
@@ -201,17 +216,7 @@ impl LlamaConfig {
             ("head_dim", self.head_dim),
             ("max_position_embeddings", self.max_position_embeddings),
         ];
-        for (name, extent) in extents {
-            ensure!(
-                (1..=MAXIMUM_EXTENT).contains(&extent),
-                "{name} is {extent}; it should be between 1 and {MAXIMUM_EXTENT}"
-            );
-        }
-        ensure!(
-            self.num_hidden_layers <= MAXIMUM_LAYERS,
-            "num_hidden_layers is {}; at most {MAXIMUM_LAYERS} are supported",
-            self.num_hidden_layers
-        );
+        check_extents(&extents, self.num_hidden_layers)?;
         ensure!(
             self.num_attention_heads
                 .is_multiple_of(self.num_key_value_heads),

@@ -323,6 +323,18 @@ fn a_config_says_what_the_weights_are() {
         error.map(|error| error.to_string())
     };
     let packed = model(true);
+    let mut mixed = model(true);
+    mixed.retain(|tensor| !tensor.0.starts_with(K));
+    let weight = nf4::quantize(&values(32 * 64), 64, false, 1).unwrap();
+    let state = State {
+        block: 64,
+        dtype: Dtype::F16,
+        shape: [32, 64],
+        nested: None,
+    };
+    mixed.extend(quantized::nf4_tensors(K, weight, &state));
+    let found = described(&mixed, "{ \"load_in_4bit\": true }").unwrap_or_default();
+    assert!(found.contains("k_proj") && found.contains("F16"), "{found}");
     let mut plain = Vec::new();
     for (name, shape) in config().tensor_shapes() {
         let count: usize = shape.iter().product();
@@ -339,6 +351,16 @@ fn a_config_says_what_the_weights_are() {
             &packed,
             "{ \"load_in_8bit\": true }",
             Some("is stored in four"),
+        ),
+        (
+            &packed,
+            "{ \"load_in_4bit\": true, \"bnb_4bit_use_double_quant\": true }",
+            None,
+        ),
+        (
+            &packed,
+            "{ \"load_in_4bit\": true, \"bnb_4bit_use_double_quant\": false }",
+            Some("bnb_4bit_use_double_quant is false, but the scales of"),
         ),
         (&plain, "{ \"quant_method\": \"gguf\" }", None),
         (

@@ -17,6 +17,7 @@ mod model;
 use anyhow::{Context, Result};
 use engine::artifact::{ArtifactType, ArtifactView};
 use engine::contract::Summary;
+use engine::export::is_weights;
 use serde_json::{Map, Value};
 
 pub(crate) use foreseen::{
@@ -83,8 +84,7 @@ pub fn configured(config: Value) -> Summary {
 pub fn weights<P: AsRef<std::path::Path>>(
     files: &[(String, P)],
 ) -> impl Iterator<Item = &std::path::Path> {
-    let holds = |name: &str| name.ends_with(".safetensors") || name.ends_with(".gguf");
-    let files = files.iter().filter(move |(name, _)| holds(name));
+    let files = files.iter().filter(|(name, _)| is_weights(name));
     files.map(|(_, path)| path.as_ref())
 }
 

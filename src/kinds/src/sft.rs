@@ -50,7 +50,7 @@ v ← β₂v + (1−β₂)g², w ← w − η(λw + m̂/(√v̂ + ε)). `optimiz
 
 Weights in bf16 are rounded from a copy in f32, which takes 4 bytes more, whatever the optimizer. With `optimizer_state: host` m, v and that copy lie in
 the host's memory and visit the GPU for their step, one weight at a time (after QLoRA's paged optimizers). `weight_decay` spares norms, biases, the
-numbers of (IA)³ and the lengths of DoRA. The rate η rises in a line from 0 over `warmup` of
+numbers of (IA)³, the lengths of DoRA and virtual tokens. The rate η rises in a line from 0 over `warmup` of
 the steps, then follows `schedule`. With `layer_decay` d, layer i of L (the last is layer L) learns at the rate η d^(L−i), the embedding at η d^L, and
 what comes after the layers at η (discriminative fine-tuning: Howard and Ruder, arXiv 1801.06146, with d = 1/2.6; Clark et al., arXiv 2003.10555);
 a parameter that `learning_rates` names has its own rate in the place of `learning_rate`. With `unfreeze_every` s (gradual unfreezing, section 3.3 of the

@@ -300,7 +300,7 @@ pub(crate) const WEIGHT_DECAY: Field = field(
     "weight_decay",
     NOT_NEGATIVE,
     Need::Default(Literal::Number(0.0)),
-    "λ: decoupled weight decay; norms and biases are spared, and so are the numbers of (IA)³ and the lengths of DoRA, which do not start at 0.",
+    "λ: decoupled weight decay; norms and biases are spared, and so are the numbers of (IA)³, the lengths of DoRA and virtual tokens, which do not start at 0.",
 );
 
 /// Adam's first decay.

@@ -246,7 +246,8 @@ void take_panels(Product& p, int64_t share) {
   while (from < p.panels) {
     const int64_t left = p.panels - from;
     int64_t count = share < p.panels ? left * share / p.panels / 2 * 2 : left;
-    count = count < 8 ? 8 : count > group ? group : count;
+    count = count < 8 ? 8 : count;
+    count = count > group ? group : count;
     const int64_t to = count < left ? from + count : p.panels;
     if (!p.next.compare_exchange_weak(from, to)) continue;
     run_panels(p, from, to, b, sums);

@@ -91,7 +91,7 @@ impl Backbone {
     }
 
     /// The tensors of its adapter, f32, under the names of its files; none without one.
-    pub fn adapter(&self) -> Vec<(String, Tensor)> {
+    pub fn adapter_tensors(&self) -> Vec<(String, Tensor)> {
         match self {
             Backbone::Llama(model) => adapter::stored(model),
             Backbone::Bert(model) => adapter::stored_of(&model.linears()),

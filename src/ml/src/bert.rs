@@ -157,7 +157,7 @@ impl Bert {
             read: BTreeSet::new(),
         });
         let model = Bert::build(config, parts, place, params, &mut source)?;
-        // Attention of libtorch makes numbers of what is none, so nobody would see it later.
+        // In libtorch's attention a row of few tokens whose scores are no numbers comes out as zeros, so nobody would see it later.
         for (name, param) in params.iter() {
             ensure!(
                 param.tensor.isfinite().all().int64_value(&[]) == 1,

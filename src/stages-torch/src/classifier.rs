@@ -3,24 +3,19 @@
 
 mod files;
 
-use anyhow::{Context, Result, bail};
-use engine::event::Level;
+use anyhow::{Context, Result};
 use engine::job::{Drafts, Job, Reporter};
-use formats::config::bert::MASKED_HEAD;
+use formats::config::bert::{MASKED_HEAD, POOLER};
 use kinds::classifier::Classifier;
 use kinds::training::Train;
 use ml::backbone::Backbone;
-use ml::choice::Choice;
 use ml::head::{Activation, Head, Names, Shape, Task};
 use ml::pool::Pooling;
 
 use crate::heads::{About, measure, sayings, vectors};
 use crate::labels::{self, classes, targets};
 use crate::model::{LoadedBackbone, load_backbone};
-use crate::training::{Counted, check_lengths, chosen, metrics, train};
-
-/// The parameters of an encoder's pooler.
-const POOLER: &str = "bert.pooler.";
+use crate::training::{Counted, Trainee, check_lengths, choose, metrics, train};
 
 pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let params: Classifier = job.params()?;
@@ -118,7 +113,7 @@ fn names(backbone: &Backbone, pooling: Pooling, hidden: &[usize]) -> Names {
     }
 }
 
-/// Sets what is trained: the head, and the adapter's parameters or without one what is chosen; says how many.
+/// Sets what is trained: the head, and the adapter's parameters or without one what is chosen of what texts go through.
 fn choose_trained(
     loaded: &mut LoadedBackbone,
     head: &Head,
@@ -126,47 +121,16 @@ fn choose_trained(
     train: &Train,
     cx: &dyn Reporter,
 ) -> Result<()> {
-    let adapted = loaded.adapter.is_some();
-    let choice = chosen(train)?;
-    if adapted && choice != Choice::All {
-        bail!(
-            "`train` chooses among the weights of a model without an adapter, but this model has an adapter, and that is what is trained: leave \
-             `train` out, or train the model that the adapter was attached to"
-        );
-    }
-    let packed = loaded.backbone.packed_values();
-    if !adapted && packed > 0 && choice != Choice::Head {
-        bail!(
-            "the weights of this model are quantized and can't be trained: attach an adapter with `lora`, train the model that was quantized, or \
-             only the head with `train: head`"
-        );
-    }
-    // What no text goes through: the head of words, and a pooler that is not asked.
-    let idle = |name: &str| {
-        let pooled = pooling != Pooling::Pooler && name.starts_with(POOLER);
-        name == files::WORDS || name.starts_with(MASKED_HEAD) || pooled
-    };
     let of_head: Vec<String> = head.tensors().into_iter().map(|(name, _)| name).collect();
-    let chosen = match choice {
-        // The head of words has no part in this.
-        Choice::Head => Default::default(),
-        _ if adapted => Default::default(),
-        choice => choice.of(&loaded.params).context("`train`")?,
+    let trainee = Trainee {
+        adapted: loaded.adapter.is_some(),
+        packed: loaded.backbone.packed_values(),
+        params: &mut loaded.params,
+        head: Some(&of_head),
+        idle: &|name| {
+            let pooled = pooling != Pooling::Pooler && name.starts_with(POOLER);
+            name == files::WORDS || name.starts_with(MASKED_HEAD) || pooled
+        },
     };
-    let params = &mut loaded.params;
-    params.train(|name| {
-        let own = match adapted {
-            true => ml::adapter::is_parameter(name),
-            false => chosen.contains(name) && !idle(name),
-        };
-        own || of_head.iter().any(|other| other == name)
-    });
-    let (trained, all) = params.count();
-    let all = all + packed;
-    let part = 100.0 * trained as f64 / all as f64;
-    cx.note(
-        Level::Info,
-        &format!("{trained} of {all} parameters are trained ({part:.2}%)"),
-    );
-    Ok(())
+    choose(trainee, train, cx)
 }

@@ -8,6 +8,7 @@ use engine::artifact::{ArtifactType, ArtifactView};
 use engine::event::Level;
 use engine::job::{Draft, Drafts, Job, Reference, Reporter};
 use formats::ModelConfig;
+use formats::config::bert::POOLER;
 use kinds::masked_lm::MaskedLm;
 use kinds::model::{ModelParts, adapter_draft};
 use ml::masked::{Masking, Row};
@@ -15,7 +16,7 @@ use ml::{Backbone, Bert, Params};
 use serde_json::{Map, Value, json};
 
 use crate::model::{LoadedBackbone, config, load_backbone};
-use crate::training::{Counted, check_finite, choose, metrics, train};
+use crate::training::{Counted, Trainee, check_finite, check_lengths, choose, metrics, train};
 
 pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let params: MaskedLm = job.params()?;
@@ -38,7 +39,15 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
             "the encoder has no head for masked tokens: it gets a fresh one, which knows nothing yet",
         );
     }
-    choose_but_pooler(&mut encoder, &params, cx)?;
+    let trainee = Trainee {
+        params: &mut encoder.params,
+        adapted: encoder.adapted,
+        packed: 0,
+        head: None,
+        // Only the states of tokens have a part in the loss.
+        idle: &|name| name.starts_with(POOLER),
+    };
+    choose(trainee, &params.training.train, cx)?;
     let mut objective = ml::masked::MaskedLm {
         model: &encoder.model,
         masking: encoder.masking,
@@ -98,12 +107,8 @@ pub(crate) fn load_encoder(
     let Backbone::Bert(model) = backbone else {
         bail!(REFUSED);
     };
-    let longest = tokens.lengths()?.into_iter().max().unwrap_or(0);
     let positions = model.config.max_position_embeddings;
-    ensure!(
-        longest <= positions,
-        "the longest row has {longest} tokens, and the encoder {positions} positions: set `max_length` to {positions} or less"
-    );
+    check_lengths("data", tokens.lengths()?.into_iter(), positions)?;
     let mask = encoder.mask().context(
         "the tokenizer has no token for what is hidden (`mask_token` in tokenizer_config.json)",
     )?;
@@ -117,29 +122,6 @@ pub(crate) fn load_encoder(
         params,
         adapted: adapter.is_some(),
     })
-}
-
-/// Sets what is trained, without the pooler, which has no part in the loss.
-fn choose_but_pooler(
-    encoder: &mut LoadedEncoder,
-    params: &MaskedLm,
-    cx: &dyn Reporter,
-) -> Result<()> {
-    let own = &mut encoder.params;
-    let pooler: Vec<String> = own
-        .iter()
-        .map(|(name, _)| name.to_owned())
-        .filter(|name| name.starts_with("bert.pooler."))
-        .collect();
-    let pooler: Vec<_> = pooler
-        .into_iter()
-        .filter_map(|name| own.remove(&name).map(|tensor| (name, tensor)))
-        .collect();
-    choose(own, encoder.adapted, 0, &params.training.train, cx)?;
-    for (name, tensor) in &pooler {
-        own.add(name, tensor, false)?;
-    }
-    Ok(())
 }
 
 /// Row `index` of the tokens.

@@ -1,7 +1,7 @@
 //! What every training stage does around its objective: optimizer and plan from the parameters, snapshots, reports, and the model
 //! that comes of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -51,7 +51,7 @@ pub(crate) enum Counted {
 }
 
 /// What a recipe calls by a word, by names or by depth.
-pub(crate) fn chosen(train: &Train) -> Result<Choice> {
+fn chosen(train: &Train) -> Result<Choice> {
     Ok(match train {
         Train::Names(names) => Choice::Names(names.clone()),
         Train::Depth { last_layers } => Choice::LastLayers(*last_layers),
@@ -65,20 +65,40 @@ pub(crate) fn chosen(train: &Train) -> Result<Choice> {
     })
 }
 
-/// Sets what is trained: the adapter's parameters and a reward model's head, or without an adapter the head and what is chosen; says how many.
-pub(crate) fn choose_trained(loaded: &mut Loaded, train: &Train, cx: &dyn Reporter) -> Result<()> {
-    let (adapted, packed) = (loaded.adapter.is_some(), loaded.model.packed_values());
-    choose(&mut loaded.params, adapted, packed, train, cx)
+/// A model as far as it matters to what may be trained of it.
+pub(crate) struct Trainee<'a> {
+    pub params: &'a mut Params,
+    /// Whether it has an adapter, which is then what is trained.
+    pub adapted: bool,
+    /// Values of quantized weights, which are no parameters.
+    pub packed: usize,
+    /// The parameters of a head that the stage put on it: trained in any case, and alone with `train: head`, which quantized weights allow.
+    pub head: Option<&'a [String]>,
+    /// What has no part in the loss.
+    pub idle: &'a dyn Fn(&str) -> bool,
 }
 
-/// The same of any model's parameters, `packed` more of which are quantized.
-pub(crate) fn choose(
-    params: &mut Params,
-    adapted: bool,
-    packed: usize,
-    train: &Train,
-    cx: &dyn Reporter,
-) -> Result<()> {
+/// Sets what is trained: the adapter's parameters and a reward model's head, or without an adapter the head and what is chosen; says how many.
+pub(crate) fn choose_trained(loaded: &mut Loaded, train: &Train, cx: &dyn Reporter) -> Result<()> {
+    let trainee = Trainee {
+        adapted: loaded.adapter.is_some(),
+        packed: loaded.model.packed_values(),
+        params: &mut loaded.params,
+        head: None,
+        idle: &|_| false,
+    };
+    choose(trainee, train, cx)
+}
+
+/// The same of any model.
+pub(crate) fn choose(trainee: Trainee<'_>, train: &Train, cx: &dyn Reporter) -> Result<()> {
+    let Trainee {
+        params,
+        adapted,
+        packed,
+        head,
+        idle,
+    } = trainee;
     let choice = chosen(train)?;
     if adapted && choice != Choice::All {
         bail!(
@@ -86,19 +106,34 @@ pub(crate) fn choose(
              `train` out, or train the model that the adapter was attached to"
         );
     }
-    if !adapted && packed > 0 {
+    let alone = head.is_some() && choice == Choice::Head;
+    if !adapted && packed > 0 && !alone {
         bail!(
-            "the weights of this model are quantized and can't be trained: attach an adapter with `lora`, or train the model that was quantized"
+            "the weights of this model are quantized and can't be trained: attach an adapter with `lora`, or train the model that was quantized{}",
+            match head {
+                Some(_) => ", or only the head with `train: head`",
+                None => "",
+            }
         );
     }
-    let chosen = choice.of(params).context("`train`")?;
+    let mut chosen = match alone {
+        true => BTreeSet::new(),
+        false => choice.of(params).context("`train`")?,
+    };
+    let named = chosen.clone();
+    chosen.retain(|name| !idle(name));
+    ensure!(
+        alone || !chosen.is_empty(),
+        "`train`: {} would learn nothing, since the loss does not depend on it; name other parameters",
+        named.into_iter().take(3).collect::<Vec<_>>().join(", ")
+    );
+    let of_head = |name: &str| head.is_some_and(|head| head.iter().any(|other| other == name));
     params.train(|name| {
-        let own = if adapted {
-            ml::adapter::is_parameter(name)
-        } else {
-            chosen.contains(name)
+        let own = match adapted {
+            true => ml::adapter::is_parameter(name),
+            false => chosen.contains(name),
         };
-        own || name == ml::reward::HEAD
+        own || name == ml::reward::HEAD || of_head(name)
     });
     let (trained, all) = params.count();
     let all = all + packed;
@@ -256,7 +291,7 @@ pub(crate) fn updater(training: &Training, params: &Params, total: usize) -> Res
         .any(|(name, _)| !undecayed.iter().any(|other| other == name));
     ensure!(
         decays || training.weight_decay == 0.0,
-        "`weight_decay` does nothing here: norms, biases, the numbers of (IA)³ and the lengths of DoRA do not decay, and nothing else is trained; \
+        "`weight_decay` does nothing here: norms, biases, the numbers of (IA)³, the lengths of DoRA and virtual tokens do not decay, and nothing else is trained; \
          leave it out"
     );
     let home = match training.optimizer_state.as_str() {
@@ -406,8 +441,7 @@ pub(crate) fn check_lengths(
     let longest = lengths.enumerate().max_by_key(|(_, length)| *length);
     match longest {
         Some((row, length)) if length > positions => bail!(
-            "row {} of `{port}` has {length} tokens, and the model {positions} positions: set `max_length` to {positions} or less, and `truncation` \
-             says what becomes of longer rows",
+            "row {} of `{port}` has {length} tokens, and the model {positions} positions: set `max_length` to {positions} or less",
             row + 1
         ),
         _ => Ok(()),

@@ -6,8 +6,8 @@ mod check;
 
 pub use check::stored_name;
 
+use super::check_extents;
 use super::from_json::Fields;
-use super::{MAXIMUM_EXTENT, MAXIMUM_LAYERS};
 use crate::json;
 use anyhow::{Result, anyhow, bail, ensure};
 use serde_json::{Map, Value};
@@ -47,6 +47,8 @@ pub struct BertParts {
 
 /// The path of the masked-language head.
 pub const MASKED_HEAD: &str = "cls.predictions";
+/// What the names of the pooler's parameters begin with.
+pub const POOLER: &str = "bert.pooler.";
 
 impl BertConfig {
     /// Reads the text of a config.json, which messages call `path`. What would change the model's function and is not known here is
@@ -136,17 +138,7 @@ impl BertConfig {
             ("max_position_embeddings", self.max_position_embeddings),
             ("type_vocab_size", self.type_vocab_size),
         ];
-        for (name, extent) in extents {
-            ensure!(
-                (1..=MAXIMUM_EXTENT).contains(&extent),
-                "{name} is {extent}; it should be between 1 and {MAXIMUM_EXTENT}"
-            );
-        }
-        ensure!(
-            self.num_hidden_layers <= MAXIMUM_LAYERS,
-            "num_hidden_layers is {}; at most {MAXIMUM_LAYERS} are supported",
-            self.num_hidden_layers
-        );
+        check_extents(&extents, self.num_hidden_layers)?;
         ensure!(
             self.hidden_size.is_multiple_of(self.num_attention_heads),
             "hidden_size, {}, is not a multiple of num_attention_heads, {}",

@@ -92,7 +92,7 @@ fn adapter(
     about: &About,
     head: &[(String, Tensor)],
 ) -> Result<(Files, Draft)> {
-    let own = loaded.backbone.adapter();
+    let own = loaded.backbone.adapter_tensors();
     let settings = view.file(ADAPTER_CONFIG)?.clone();
     let config = PeftConfig::open(&settings)?;
     let name = config.weights_file();
