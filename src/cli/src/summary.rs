@@ -143,8 +143,9 @@ fn counts(outcome: &Outcome, context: &Context) -> String {
 }
 
 /// The kinds whose numbers are shown at the end of a run.
-const EVALUATIONS: [&str; 6] = [
+const EVALUATIONS: [&str; 7] = [
     "evaluate",
+    "masked_lm_loss",
     "preference_accuracy",
     "exam",
     "head",
