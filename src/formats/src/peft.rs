@@ -284,7 +284,8 @@ pub fn concerns(weights: &Weights, module: &str) -> bool {
     !OUTSIDE.contains(&module) || ["lora_A", "ia3_l"].iter().any(holds)
 }
 
-/// The name of an adapter's tensor without what PEFT puts before it: `<module>.lora_A.weight`. Magnitudes and (IA)³'s numbers have no `.weight` in PEFT's files.
+/// The name of an adapter's tensor without what PEFT puts before it: `<module>.lora_A.weight`. Magnitudes and (IA)³'s numbers have no
+/// `.weight` in PEFT's files.
 pub fn parameter_name(module: &str, part: &str) -> String {
     let ending = match part {
         "lora_A" | "lora_B" => ".weight",

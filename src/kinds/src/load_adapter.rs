@@ -27,8 +27,8 @@ pub const CONTRACT: Contract = Contract {
     about: "Reads an adapter that was trained elsewhere onto its base: a folder as PEFT saves it.",
     manual: "\
 Takes a folder with `adapter_config.json` and `adapter_model.safetensors`, as PEFT's `save_pretrained` and an output in the format `peft`
-write it: LoRA (with `use_rslora` and `use_dora`) and (IA)³ of a Llama or of an encoder (BERT), prompt tuning and prefix tuning of a Llama; or a folder of the package `adapters` with bottleneck
-adapters, `adapter_config.json` and `adapter.safetensors`. The result is what `lora` gives, only trained: train it
+write it: LoRA (with `use_rslora` and `use_dora`) and (IA)³ of a Llama or of an encoder (BERT), prompt tuning and prefix tuning of a Llama; or
+a folder of the package `adapters` with bottleneck adapters, `adapter_config.json` and `adapter.safetensors`. The result is what `lora` gives, only trained: train it
 further, evaluate it, `merge` it, export it. The files are kept as they are.
 
 `model` is the base that the adapter was trained on. Every tensor must have the name and the shape that the settings and the base ask for, and

@@ -117,8 +117,8 @@ pub const CONTRACT: Contract = Contract {
     about: "Stores the linear layers of a model in four or eight bits, to train adapters on (QLoRA) or to generate.",
     manual: "\
 Every linear layer of the blocks is quantized; embeddings, norms, biases and the head (of an encoder the pooler, too) stay in the model's
-`dtype`, to which weights are rounded first. The model is then used as any other: `lora` on it is QLoRA. Products unpack a tile of the weight at a time, so no copy
-of full size is kept; gradients go to the input and to adapters, never to the packed weight.
+`dtype`, to which weights are rounded first. The model is then used as any other: `lora` on it is QLoRA. Products unpack a tile of the
+weight at a time, so no copy of full size is kept; gradients go to the input and to adapters, never to the packed weight.
 
 `nf4`: the weight's rows one after the other in blocks of `block` values; each block keeps its largest magnitude a as its scale, and of
 each value x the nearest of the sixteen quantiles of a normal distribution to x / a. With `double_quant` the scales themselves are
@@ -132,8 +132,8 @@ square of what rounding changed over that of the values, and the largest change.
 
 With `data` it says what that does to the model, as `merge` does: `loss_before` and `loss_after`, the mean of −log p(token) over the
 counted tokens of the rows, and `kl` and `kl_max`, the mean and the largest KL(before ‖ after) at one of them, in nats. \"Before\" is `model`,
-\"after\" the quantized one, read back from the file that was written; both are in memory then. Rows that no training saw tell most. An encoder (BERT) predicts no next token and takes no `data`: `masked_lm_loss` measures
-it before and after.
+\"after\" the quantized one, read back from the file that was written; both are in memory then. Rows that no training saw tell most. An encoder (BERT)
+predicts no next token and takes no `data`: `masked_lm_loss` measures it before and after.
 
 Source: Dettmers et al., *QLoRA*, arXiv 2305.14314; Dettmers et al., *LLM.int8()*, arXiv 2208.07339; bitsandbytes 0.50.",
     example: "small: { kind: quantize, model: base, scheme: nf4, double_quant: true }",

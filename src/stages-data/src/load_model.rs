@@ -45,7 +45,7 @@ pub(crate) fn glance(params: &Map<String, Value>, sources: &Sources) -> Result<S
         .map(|file| (file.name.clone(), file.path.clone()))
         .collect();
     let weights = Weights::open_files(&files)?;
-    let (config, said) = match weights.gguf() {
+    let (config, said): (_, Option<Value>) = match weights.gguf() {
         Some(file) => (ModelConfig::Llama(LlamaConfig::from_gguf(file)?), None),
         None => {
             let text = config_text(&files)?;
