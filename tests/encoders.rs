@@ -157,7 +157,7 @@ fn an_encoder_gets_a_head_adapts_and_is_written() {
 fn what_does_not_go_with_an_encoder_says_so() {
     let kitchen = kitchen();
     tiny::model(&kitchen, "model");
-    let refused: [(&str, &str, &[&str]); 11] = [
+    let refused: [(&str, &str, &[&str]); 10] = [
         (
             "measured",
             "kind: evaluate, models: bert, data: domain",
@@ -173,7 +173,6 @@ fn what_does_not_go_with_an_encoder_says_so() {
             "kind: generate, model: bert, prompts: sums",
             &["an encoder (BERT)"],
         ),
-        ("small", "kind: quantize, model: bert", &["an encoder"]),
         (
             "masked",
             "kind: masked_lm, model: base, data: domain",

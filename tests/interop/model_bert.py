@@ -36,12 +36,12 @@ STAGES = {
 }
 
 
-def ours(report, recipe, folder, rows):
-    """What our crates make of these rows with the encoder in `folder`."""
+def ours(report, recipe, folder, rows, mask=103):
+    """What our crates make of these rows with the encoder in `folder`, whose token for what is hidden is `mask`."""
     program = Path(os.environ.get("LEVAIN") or CHECKOUT / "target" / "release" / "levain").parent / "examples" / "encoder_states"
     file = recipe.folder / "rows.json"
     file.write_text(json.dumps(rows))
-    command = [program, folder, file, SEED, "f32"]
+    command = [program, folder, file, SEED, "f32", mask]
     answer = subprocess.run(list(map(str, command)), cwd=CHECKOUT, capture_output=True, text=True)
     report.check(answer.returncode == 0, f"our program reads {folder.name}" + (f"\n{answer.stderr}" if answer.returncode else ""))
     return json.loads(answer.stdout)

@@ -41,18 +41,24 @@ def save_llama(folder):
     tokenizer.save_pretrained(folder)
 
 
-def save_bert(folder):
-    """A tiny BERT with a tokenizer of a few words."""
+def bert_tokenizer():
+    """BERT's tokenizer with a few words."""
     vocabulary = {word: place for place, word in enumerate([*SPECIAL.values(), *WORDS])}
     inner = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     inner.normalizer = normalizers.BertNormalizer()
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     around = [(word, vocabulary[word]) for word in ("[CLS]", "[SEP]")]
     inner.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=around)
-    PreTrainedTokenizerFast(tokenizer_object=inner, **SPECIAL).save_pretrained(folder)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, **SPECIAL)
+
+
+def save_bert(folder):
+    """A tiny BERT with that tokenizer."""
+    tokenizer = bert_tokenizer()
+    tokenizer.save_pretrained(folder)
     shape = BertConfig(
-        vocab_size=len(vocabulary), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=64, pad_token_id=vocabulary["[PAD]"], initializer_range=0.15,
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=64, pad_token_id=tokenizer.pad_token_id, initializer_range=0.15,
     )  # fmt: skip
     BertModel(shape).save_pretrained(folder)
 

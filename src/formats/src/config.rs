@@ -4,9 +4,11 @@ pub mod bert;
 mod check;
 mod from_gguf;
 mod from_json;
+mod stored;
 
 pub use bert::{BertConfig, BertParts};
 pub use check::REWARD_HEAD;
+pub use stored::ModelTensor;
 
 use crate::gguf;
 use crate::json;

@@ -13,7 +13,9 @@ pub mod safetensors;
 pub mod tensors;
 pub mod tokenizer;
 
-pub use config::{BertConfig, BertParts, LlamaConfig, ModelConfig, REWARD_HEAD, RopeScaling};
+pub use config::{
+    BertConfig, BertParts, LlamaConfig, ModelConfig, ModelTensor, REWARD_HEAD, RopeScaling,
+};
 pub use dtype::Dtype;
 pub use peft::{AdapterConfig, PeftConfig};
 pub use tensors::{Stored, TensorInfo, Weights};

@@ -17,7 +17,9 @@ pub use ia3::{IA3_FEEDFORWARD, IA3_TARGETS, Ia3Config};
 pub use soft::{PROMPT_EMBEDDINGS, SoftConfig, SoftKind};
 pub use targets::{ALL_LINEAR, choose_targets, match_targets};
 
+use crate::config::bert::{OUTSIDE, bare_name};
 use crate::json;
+use crate::tensors::Weights;
 use anyhow::{Context, Result, anyhow, ensure};
 use fields::{Fields, written_modules};
 use serde_json::{Map, Value, json};
@@ -265,7 +267,25 @@ pub fn tensor_key(module: &str, part: &str) -> String {
     format!("{PREFIX}{}", parameter_name(module, part))
 }
 
-/// The same without what PEFT puts before it: `<module>.lora_A.weight`. Magnitudes and (IA)³'s numbers have no `.weight` in PEFT's files.
+/// The name that a file has for such a tensor of a model with linears of Hugging Face's names: an adapter on an encoder alone, PEFT's on
+/// `AutoModel`, has none of the `bert.` that others have before its paths.
+pub fn stored_key(weights: &Weights, module: &str, part: &str) -> String {
+    let bare = tensor_key(bare_name(module), part);
+    match weights.get(&bare) {
+        Some(_) => bare,
+        None => tensor_key(module, part),
+    }
+}
+
+/// Whether an adapter's file may be about this linear. Those of an encoder outside of its layers are meant by names such as `dense` or
+/// `all-linear` only where the model that was adapted had them: it holds tensors for them then.
+pub fn concerns(weights: &Weights, module: &str) -> bool {
+    let holds = |part: &&str| weights.get(&stored_key(weights, module, part)).is_some();
+    !OUTSIDE.contains(&module) || ["lora_A", "ia3_l"].iter().any(holds)
+}
+
+/// The name of an adapter's tensor without what PEFT puts before it: `<module>.lora_A.weight`. Magnitudes and (IA)³'s numbers have no
+/// `.weight` in PEFT's files.
 pub fn parameter_name(module: &str, part: &str) -> String {
     let ending = match part {
         "lora_A" | "lora_B" => ".weight",

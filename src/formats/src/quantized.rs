@@ -6,7 +6,7 @@ mod sound;
 mod values;
 
 pub(crate) use described::check_config;
-pub use described::{check_described, config, config_with, config_without};
+pub use described::{check_described, config, config_with, config_without, unconverted};
 pub use values::values;
 
 use crate::nf4::{self, Quantized, Scales};

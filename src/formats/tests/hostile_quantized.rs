@@ -1,7 +1,7 @@
 //! Quantized models that are broken or lie: each is named in the one error that the check of a model gives, before any work.
 
 use levain_formats::quantized::{self, State};
-use levain_formats::{Dtype, LlamaConfig, Weights, nf4, safetensors};
+use levain_formats::{Dtype, LlamaConfig, ModelConfig, Weights, nf4, safetensors};
 use std::path::Path;
 
 type Tensor = (String, Dtype, Vec<usize>, Vec<u8>);
@@ -317,9 +317,9 @@ fn a_config_says_what_the_weights_are() {
         safetensors::write_file(&path, tensors, &[]).unwrap();
         let weights = Weights::open(&path).unwrap();
         let text = format!("{{\"quantization_config\": {quantization}}}");
-        let linears = config().linear_shapes();
+        let model = ModelConfig::Llama(config());
         let path = Path::new("some/config.json");
-        let error = quantized::check_described(&text, path, &weights, &linears).err();
+        let error = quantized::check_described(&text, path, &weights, &model).err();
         error.map(|error| error.to_string())
     };
     let packed = model(true);

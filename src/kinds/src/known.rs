@@ -38,6 +38,31 @@ pub fn quantized(known: &Summary) -> Told<'_> {
     told(known, QUANTIZED)
 }
 
+/// Whether a model is known to be an encoder.
+pub fn is_encoder(known: &Summary) -> bool {
+    known.get("architecture").is_some_and(|name| name == "bert")
+}
+
+/// Why rows can't tell what a change of the encoder `name` does.
+pub fn unmeasured(name: &str) -> String {
+    format!(
+        "`{name}` is an encoder (BERT), which predicts no next token: there is no loss of these rows to compare. Leave `data` out, and measure the \
+         encoder before and after with `masked_lm_loss`"
+    )
+}
+
+/// Rows to compare an encoder before and after on.
+pub(crate) fn measured(inputs: &Inputs<'_>) -> Mistakes {
+    if (inputs.names)("data").is_empty() {
+        return Mistakes::new();
+    }
+    let models = (inputs.known)("model").into_iter();
+    let encoders = models.filter(|(_, known)| is_encoder(known));
+    encoders
+        .map(|(model, _)| ("data", unmeasured(&model)))
+        .collect()
+}
+
 /// A training of the model in `model`: of weights that can't be trained, or a choice of weights where an adapter is what is trained.
 pub(crate) fn trains(params: &Map<String, Value>, inputs: &Inputs<'_>) -> Mistakes {
     trains_port(params, inputs, "model")

@@ -27,8 +27,8 @@ pub const CONTRACT: Contract = Contract {
     about: "Reads an adapter that was trained elsewhere onto its base: a folder as PEFT saves it.",
     manual: "\
 Takes a folder with `adapter_config.json` and `adapter_model.safetensors`, as PEFT's `save_pretrained` and an output in the format `peft`
-write it: LoRA (with `use_rslora` and `use_dora`), (IA)³, prompt tuning and prefix tuning of a Llama; or a folder of the package `adapters` with bottleneck
-adapters, `adapter_config.json` and `adapter.safetensors`. The result is what `lora` gives, only trained: train it
+write it: LoRA (with `use_rslora` and `use_dora`) and (IA)³ of a Llama or of an encoder (BERT), prompt tuning and prefix tuning of a Llama; or
+a folder of the package `adapters` with bottleneck adapters, `adapter_config.json` and `adapter.safetensors`. The result is what `lora` gives, only trained: train it
 further, evaluate it, `merge` it, export it. The files are kept as they are.
 
 `model` is the base that the adapter was trained on. Every tensor must have the name and the shape that the settings and the base ask for, and
@@ -40,6 +40,9 @@ you mean it, say `other_base: true`. PEFT itself writes down at most a name, whi
 
 Modules that are stored whole beside an adapter (`modules_to_save`, such as the head of a reward model) are refused: merge such an adapter in
 PEFT (`merge_and_unload`) and load the whole model.
+
+PEFT's names on an encoder are those of the class that it adapted: with `bert.` (`AutoModelForMaskedLM`) or without (`AutoModel`). Both are read, with
+the task FEATURE_EXTRACTION or none, and with adapters on the pooler or on the head for masked tokens, which `all-linear` and `dense` mean there.
 
 Source: the format of PEFT 0.21; the methods are those of `lora`, `ia3`, `prompt_tuning` and `prefix_tuning`.",
     example: "theirs: { kind: load_adapter, model: base, source: adapters/theirs }",

@@ -21,7 +21,7 @@ use engine::export::is_weights;
 use serde_json::{Map, Value};
 
 pub(crate) use foreseen::{
-    adapted, attached, bare, loaded, merged, narrowed, prefixed, prompted, quantized, same,
+    adapted, attached, bare, loaded, masked, merged, narrowed, prefixed, prompted, quantized, same,
 };
 pub use model::CHUNK;
 use model::{Model, Rule, holds_codes};
@@ -33,6 +33,8 @@ const CONFIG: &str = "config.json";
 pub const ADAPTER: &str = "adapter";
 /// What is known of its quantization: the scheme, or null.
 pub const QUANTIZED: &str = "quantized";
+/// What is known of an encoder's head for masked tokens: whether it has one.
+pub const MASKED_HEAD: &str = "masked_head";
 /// Its configuration, in the words of Hugging Face.
 pub const CONFIGURATION: &str = "config";
 /// There where `vocabulary` is the most tokens that it may have.
@@ -401,6 +403,31 @@ mod tests {
         let plain = with(&thin, merged, json!({ "into": "full_precision" }));
         let step = json!({ "batch": 1, "micro_batch": 1, "max_length": 2 });
         assert_eq!(sft(&plain, step.clone()), sft(&smollm2(), step));
+    }
+
+    #[test]
+    fn encoders_keep_their_facts() {
+        let bert = summary(
+            json!({ "architecture": "bert", "adapter": null, "quantized": null, "masked_head": false, "parameters": 40 }),
+        );
+        let fields = json!({ "scheme": "nf4", "skip": [] });
+        let expected = json!({ "architecture": "bert", "adapter": null, "quantized": "nf4", "masked_head": true });
+        let headed = with(&bert, masked, json!({}));
+        assert_eq!(headed["masked_head"], true);
+        assert_eq!(headed.get("parameters"), None);
+        let small = with(&headed, quantized, fields);
+        assert_eq!(small, summary(expected));
+        // The head was there.
+        assert_eq!(with(&small, masked, json!({})), small);
+        let thin = with(
+            &small,
+            adapted,
+            json!({ "r": 8, "targets": "all-linear", "dropout": 0.0 }),
+        );
+        assert_eq!(
+            (&thin["adapter"], &thin["quantized"]),
+            (&json!("lora"), &json!("nf4"))
+        );
     }
 
     #[test]

@@ -8,7 +8,7 @@ use engine::contract::{
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::known::{Mistakes, Told, adapter, difference, quantized};
+use crate::known::{Mistakes, Told, adapter, difference, measured, quantized};
 use crate::memory;
 use crate::words::{LOSS_ON, MAX_LENGTH, MICRO_BATCH, TOKENIZE_FIELDS, TRUNCATION, field, words};
 
@@ -46,7 +46,7 @@ fn names(_: &Map<String, Value>, named: &dyn Fn(&str) -> Vec<String>) -> Vec<Str
     all
 }
 
-/// A base that would not be read, and models that can't be merged.
+/// A base that would not be read, models that can't be merged, and encoders that rows can't measure.
 fn fits_inputs(params: &Map<String, Value>, inputs: &Inputs<'_>) -> Mistakes {
     let unpacked = params.get("into").and_then(Value::as_str) == Some(DEQUANTIZED);
     let given = !(inputs.names)("base").is_empty();
@@ -54,7 +54,7 @@ fn fits_inputs(params: &Map<String, Value>, inputs: &Inputs<'_>) -> Mistakes {
         let message = "`into: dequantized` merges into the weights that `model` has, and `base` is not read: leave one of the two out";
         return vec![("base", message.to_owned())];
     }
-    let mut mistakes = Vec::new();
+    let mut mistakes = measured(inputs);
     for (model, known) in (inputs.known)("model") {
         if adapter(&known) == Told::None {
             let message = format!(
@@ -138,7 +138,8 @@ programs that know no adapters, to quantize, or to attach the next adapter to. T
 file and rounded once to the model's `dtype`. In f32 that is the model with its adapter to the last bits. In bf16 it is not: a weight
 keeps 8 bits, and a change that is small beside its weight is rounded, too. The metric `rounding` says how much of all changes that takes
 away or adds: √(Σ‖rounded W' − W'‖² / Σ‖W' − W‖²) over the merged layers, 0 in f32. `largest_change` is the largest ‖W' − W‖ / ‖W‖ of a
-layer (Frobenius norms), and `modules` counts the layers. Bottleneck adapters are not linear, no weight does what they do, and a model with
+layer (Frobenius norms), and `modules` counts the layers. (IA)³ multiplies the columns of W, or its rows and the
+bias, whose change counts in `rounding`. Bottleneck adapters are not linear, no weight does what they do, and a model with
 them is refused; so is one behind virtual tokens, which change no weight.
 
 An adapter that was trained on a quantized model (QLoRA) was trained on rounded weights, and so the recipe says what it is merged into:
@@ -151,7 +152,8 @@ An adapter that was trained on a quantized model (QLoRA) was trained on rounded 
 Neither is better always, which is why it is measured: with `data`, `kl` and `kl_max` are the mean and the largest KL(before ‖ after) =
 Σ p_before (log p_before − log p_after) over the vocabulary at the counted tokens of the rows, in nats, and `loss_before` and `loss_after`
 the mean of −log p(token). \"Before\" is `model` with its adapter, \"after\" the merged model, read back from the file that was written. The
-sums are in f64 over a few rows of logits at a time; both models are in memory then. Rows that no training saw tell most.
+sums are in f64 over a few rows of logits at a time; both models are in memory then. Rows that no training saw tell most. An encoder (BERT) predicts no
+next token and takes no `data`: `masked_lm_loss` measures it before and after.
 
 Tensors are written one at a time, so that beside the model with its adapter one tensor is in memory. The files are those of a Hugging Face
 folder; `config.json` names no quantization. A reward model's adapter can't be merged.
@@ -193,7 +195,7 @@ Source: Hu et al., *LoRA*, arXiv 2106.09685 (section 4.1: no latency after mergi
             accepts: &[ArtifactType::Dataset],
             arity: Arity::Optional,
             layouts: &["text", "prompt-completion", "messages"],
-            doc: "Rows to compare the model before and after on.",
+            doc: "Rows to compare a language model before and after on.",
         },
     ],
     outputs: &[

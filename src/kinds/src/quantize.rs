@@ -8,7 +8,7 @@ use engine::contract::{
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::known::{Mistakes, Told, adapter, quantized};
+use crate::known::{Mistakes, Told, adapter, measured, quantized};
 use crate::lora::Targets;
 use crate::memory;
 use crate::merge::COMPARED;
@@ -82,9 +82,9 @@ const fn neutral(value: Literal, field: Field) -> Field {
     }
 }
 
-/// Models that can't be quantized.
+/// Models that can't be quantized, or not be measured.
 fn fits_inputs(_: &Map<String, Value>, inputs: &Inputs<'_>) -> Mistakes {
-    let mut mistakes = Vec::new();
+    let mut mistakes = measured(inputs);
     for (model, known) in (inputs.known)("model") {
         if let Told::Is(adapter) = adapter(&known) {
             let message = format!(
@@ -116,9 +116,9 @@ pub const CONTRACT: Contract = Contract {
     version: 1,
     about: "Stores the linear layers of a model in four or eight bits, to train adapters on (QLoRA) or to generate.",
     manual: "\
-Every linear layer of the blocks is quantized; embeddings, norms, biases and the head stay in the model's `dtype`, to which weights are
-rounded first. The model is then used as any other: `lora` on it is QLoRA. Products unpack a tile of the weight at a time, so no copy
-of full size is kept; gradients go to the input and to adapters, never to the packed weight.
+Every linear layer of the blocks is quantized; embeddings, norms, biases and the head (of an encoder the pooler, too) stay in the model's
+`dtype`, to which weights are rounded first. The model is then used as any other: `lora` on it is QLoRA. Products unpack a tile of the
+weight at a time, so no copy of full size is kept; gradients go to the input and to adapters, never to the packed weight.
 
 `nf4`: the weight's rows one after the other in blocks of `block` values; each block keeps its largest magnitude a as its scale, and of
 each value x the nearest of the sixteen quantiles of a normal distribution to x / a. With `double_quant` the scales themselves are
@@ -132,7 +132,8 @@ square of what rounding changed over that of the values, and the largest change.
 
 With `data` it says what that does to the model, as `merge` does: `loss_before` and `loss_after`, the mean of −log p(token) over the
 counted tokens of the rows, and `kl` and `kl_max`, the mean and the largest KL(before ‖ after) at one of them, in nats. \"Before\" is `model`,
-\"after\" the quantized one, read back from the file that was written; both are in memory then. Rows that no training saw tell most.
+\"after\" the quantized one, read back from the file that was written; both are in memory then. Rows that no training saw tell most. An encoder (BERT)
+predicts no next token and takes no `data`: `masked_lm_loss` measures it before and after.
 
 Source: Dettmers et al., *QLoRA*, arXiv 2305.14314; Dettmers et al., *LLM.int8()*, arXiv 2208.07339; bitsandbytes 0.50.",
     example: "small: { kind: quantize, model: base, scheme: nf4, double_quant: true }",
@@ -181,7 +182,7 @@ Source: Dettmers et al., *QLoRA*, arXiv 2305.14314; Dettmers et al., *LLM.int8()
             accepts: &[ArtifactType::Dataset],
             arity: Arity::Optional,
             layouts: &["text", "prompt-completion", "messages"],
-            doc: "Rows to compare the model before and after on.",
+            doc: "Rows to compare a language model before and after on.",
         },
     ],
     outputs: &[
@@ -207,7 +208,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::known::tests::places;
+    use crate::known::tests::{places, said};
 
     #[test]
     fn models_that_can_not_be_quantized_are_told_before() {
@@ -223,6 +224,20 @@ mod tests {
         );
         assert_eq!(of(json!({ "adapter": null, "quantized": null })), none);
         assert_eq!(of(json!({})), none);
+        // Rows have no loss under an encoder.
+        let bert = json!({ "adapter": null, "quantized": null, "architecture": "bert" });
+        assert_eq!(of(bert.clone()), none);
+        let on = |facts: Value| {
+            let known = [("model", "m", facts), ("data", "rows", json!({}))];
+            said(fits_inputs, json!({}), &known)
+        };
+        let found = on(bert);
+        assert!(
+            found.len() == 1 && found[0].0 == "data" && found[0].1.contains("`masked_lm_loss`"),
+            "{found:?}"
+        );
+        let llama = json!({ "adapter": null, "quantized": null, "architecture": "llama" });
+        assert!(on(llama).is_empty());
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! What an encoder makes of rows of tokens, for tests/interop: prints one JSON object.
 //!
-//! `encoder_states MODEL ROWS.json SEED [bf16|f32]`: MODEL is a Hugging Face folder of a BERT, ROWS.json a list of
+//! `encoder_states MODEL ROWS.json SEED [bf16|f32 [MASK]]`: MODEL is a Hugging Face folder of a BERT, ROWS.json a list of
 //! `{"input_ids": [...], "free": [...]}`, where `free` says which tokens may be hidden. Of each row the states and the pooled state of the
-//! first token (without a pooler none) are printed; where there is a head, also what is hidden of it under the seed, and the loss over
-//! all rows.
+//! first token (without a pooler none) are printed; where there is a head, also what is hidden of it under the seed, by the token MASK (103
+//! unless given), and the loss over all rows.
 
 use anyhow::{Context, Result};
 use formats::config::BertConfig;
@@ -27,18 +27,22 @@ struct Tokens {
 
 fn main() -> Result<()> {
     let arguments: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
-    let [folder, rows, seed, dtype @ ..] = &arguments[..] else {
-        anyhow::bail!("usage: encoder_states MODEL ROWS.json SEED [bf16|f32]");
+    let [folder, rows, seed, more @ ..] = &arguments[..] else {
+        anyhow::bail!("usage: encoder_states MODEL ROWS.json SEED [bf16|f32 [MASK]]");
     };
     let word = |path: &PathBuf| path.to_string_lossy().into_owned();
     let seed: u64 = word(seed).parse().context("SEED is a whole number")?;
-    let place = Place::parse("cpu", &dtype.first().map_or("f32".to_owned(), word))?;
+    let place = Place::parse("cpu", &more.first().map_or("f32".to_owned(), word))?;
+    let mask = match more.get(1) {
+        Some(id) => word(id).parse().context("MASK is the id of a token")?,
+        None => MASK,
+    };
     let config = BertConfig::from_json(&read(&folder.join("config.json"))?, folder)?;
     let weights = Weights::open(folder)?;
     let model = Bert::load(&config, &weights, place, &mut Params::new())?;
     let masking = Masking {
         probability: 0.15,
-        mask: MASK,
+        mask,
         words: config.vocab_size,
     };
     let rows: Vec<Tokens> = serde_json::from_str(&read(rows)?)?;

@@ -10,7 +10,7 @@ use crate::params::Params;
 use crate::soft;
 use crate::tensors;
 use anyhow::{Context, Result, bail, ensure};
-use formats::peft::{PROMPT_EMBEDDINGS, PeftConfig, parameter_name, tensor_key};
+use formats::peft::{PROMPT_EMBEDDINGS, PeftConfig, concerns, parameter_name, tensor_key};
 use formats::tensors::Weights;
 use std::path::Path;
 use tch::{Kind, Tensor};
@@ -138,13 +138,14 @@ pub fn attach_stored(
     }
 }
 
-/// The same for the linears of any model.
+/// The same for the linears of any model, those outside of layers among them, as far as the file is about them.
 pub fn attach_to(
-    linears: Vec<&mut Linear>,
+    mut linears: Vec<&mut Linear>,
     config: &PeftConfig,
     weights: &Weights,
     params: &mut Params,
 ) -> Result<Vec<String>> {
+    linears.retain(|linear| concerns(weights, &linear.name));
     match config {
         PeftConfig::Lora(config) => lora::attach_stored(linears, config, weights, params),
         PeftConfig::Ia3(config) => ia3::attach_stored(linears, config, weights, params),
@@ -192,11 +193,16 @@ pub fn stored(model: &Llama) -> Vec<(String, Tensor)> {
 
 /// The same of the adapters on these linears.
 pub fn stored_of(linears: &[&Linear]) -> Vec<(String, Tensor)> {
+    stored_as(linears, |module| module)
+}
+
+/// The same where the file has another path of each module.
+pub(crate) fn stored_as(linears: &[&Linear], path: impl Fn(&str) -> &str) -> Vec<(String, Tensor)> {
     let mut stored = Vec::new();
     for linear in linears {
         for (part, tensor) in linear.adapter.iter().flat_map(Adapter::parts) {
             let plain = tensor.detach().to_kind(Kind::Float);
-            stored.push((tensor_key(&linear.name, part), plain));
+            stored.push((tensor_key(path(&linear.name), part), plain));
         }
     }
     stored

@@ -3,7 +3,7 @@
 use crate::adapter;
 use crate::bert::Bert;
 use crate::kv_cache::Segments;
-use crate::linear::Pass;
+use crate::linear::{Linear, Pass};
 use crate::llama::{Inputs, Llama};
 use crate::place::Place;
 use anyhow::{Result, bail};
@@ -78,7 +78,7 @@ impl Backbone {
     pub fn packed_values(&self) -> usize {
         match self {
             Backbone::Llama(model) => model.packed_values(),
-            Backbone::Bert(_) => 0,
+            Backbone::Bert(model) => model.packed_values(),
         }
     }
 
@@ -90,11 +90,20 @@ impl Backbone {
         }
     }
 
-    /// The tensors of its adapter, f32, under the names of its files; none without one.
-    pub fn adapter_tensors(&self) -> Vec<(String, Tensor)> {
+    /// Every linear that may have an adapter, in the order of the layers.
+    pub fn linears(&self) -> Vec<&Linear> {
+        match self {
+            Backbone::Llama(model) => model.linears(),
+            Backbone::Bert(model) => model.all_linears(),
+        }
+    }
+
+    /// The tensors of its adapter, f32, under the names of its files; none without one. With `classified` the names are those under a
+    /// classifier's head: see [`Bert::adapter_tensors`].
+    pub fn adapter_tensors(&self, classified: bool) -> Vec<(String, Tensor)> {
         match self {
             Backbone::Llama(model) => adapter::stored(model),
-            Backbone::Bert(model) => adapter::stored_of(&model.linears()),
+            Backbone::Bert(model) => model.adapter_tensors(classified),
         }
     }
 }

@@ -1,10 +1,11 @@
 //! BERT (Devlin et al. 2018, arXiv 1810.04805): the encoder, its pooler and its head for masked tokens, in the paper's order, under
 //! Hugging Face's names. A text is one sentence, A. There is no dropout: what a configuration says of it is left out, as for Llama.
 
+use crate::adapter;
 use crate::attend::{self, Heads};
 use crate::kv_cache::Segments;
 use crate::layer_norm::LayerNorm;
-use crate::linear::{Input, Linear, Pass};
+use crate::linear::{self, Input, Linear, Pass, Weight};
 use crate::loss::{self, CrossEntropy};
 use crate::params::Params;
 use crate::place::Place;
@@ -12,7 +13,7 @@ use crate::random::Stream;
 use crate::source::{Builder, Files, Source};
 use crate::torch;
 use anyhow::{Context, Result, bail, ensure};
-use formats::config::bert::{MASKED_HEAD, stored_name};
+use formats::config::bert::{MASKED_HEAD, OUTSIDE, bare_name, stored_name};
 use formats::config::{BertConfig, BertParts};
 use formats::tensors::Weights;
 use std::collections::BTreeSet;
@@ -57,6 +58,17 @@ impl Block {
             &self.attention_output,
             &self.intermediate,
             &self.output,
+        ]
+    }
+
+    fn linears_mut(&mut self) -> [&mut Linear; 6] {
+        [
+            &mut self.query,
+            &mut self.key,
+            &mut self.value,
+            &mut self.attention_output,
+            &mut self.intermediate,
+            &mut self.output,
         ]
     }
 
@@ -140,10 +152,16 @@ impl Source for Named<'_> {
         let stored = stored_name(self.0.weights, name);
         self.0.tensor(stored.as_deref().unwrap_or(name), shape)
     }
+
+    fn weight(&mut self, name: &str, shape: [i64; 2]) -> Result<Weight> {
+        let stored = stored_name(self.0.weights, name);
+        self.0.weight(stored.as_deref().unwrap_or(name), shape)
+    }
 }
 
 impl Bert {
-    /// Reads the weights; every parameter is added to `params` under its name in `BertForMaskedLM`, frozen.
+    /// Reads the weights; every parameter is added to `params` under its name in `BertForMaskedLM`, frozen. Quantized weights stay packed and
+    /// are no parameters.
     pub fn load(
         config: &BertConfig,
         weights: &Weights,
@@ -223,7 +241,7 @@ impl Bert {
         }
         let pooler = match parts.pooler {
             true => {
-                let linear = builder.linear("bert.pooler.dense", hidden, hidden, true)?;
+                let linear = builder.linear(OUTSIDE[0], hidden, hidden, true)?;
                 Some(Box::new(linear))
             }
             false => None,
@@ -387,25 +405,47 @@ impl Bert {
         loss::cross_entropy(&inner, &words, targets, chunk)
     }
 
-    /// Every linear of the layers, in their order: where adapters go.
+    /// Every linear of the layers, in their order: where adapters go that are made here.
     pub fn linears_mut(&mut self) -> Vec<&mut Linear> {
         self.layers
             .iter_mut()
-            .flat_map(|layer| {
-                [
-                    &mut layer.query,
-                    &mut layer.key,
-                    &mut layer.value,
-                    &mut layer.attention_output,
-                    &mut layer.intermediate,
-                    &mut layer.output,
-                ]
-            })
+            .flat_map(Block::linears_mut)
             .collect()
     }
 
-    /// The same, to read.
+    /// The same with those outside of the layers, the pooler's and that of the head for masked tokens: where an adapter from elsewhere may be.
+    pub fn all_linears_mut(&mut self) -> Vec<&mut Linear> {
+        let pooler = self.pooler.as_deref_mut();
+        let head = self.head.as_deref_mut().map(|head| &mut head.dense);
+        let layers = self.layers.iter_mut().flat_map(Block::linears_mut);
+        layers.chain(pooler).chain(head).collect()
+    }
+
+    /// The linears of the layers, to read.
     pub fn linears(&self) -> Vec<&Linear> {
         self.layers.iter().flat_map(Block::linears).collect()
+    }
+
+    /// All linears, to read.
+    pub fn all_linears(&self) -> Vec<&Linear> {
+        let head = self.head.as_deref().map(|head| &head.dense);
+        let layers = self.layers.iter().flat_map(Block::linears);
+        layers.chain(self.pooler.as_deref()).chain(head).collect()
+    }
+
+    /// Values of quantized weights, which are no parameters.
+    pub fn packed_values(&self) -> usize {
+        linear::packed_values(&self.all_linears())
+    }
+
+    /// The tensors of its adapter, f32, under the names that its files have: those of PEFT on the class that transformers opens the encoder with,
+    /// which begin with `bert.` unless it is an encoder alone, without a head for masked tokens. With `classified` they are those under a
+    /// classifier's head.
+    pub fn adapter_tensors(&self, classified: bool) -> Vec<(String, Tensor)> {
+        let bare = !classified && self.head.is_none();
+        adapter::stored_as(&self.all_linears(), |module| match bare {
+            true => bare_name(module),
+            false => module,
+        })
     }
 }

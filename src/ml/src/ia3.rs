@@ -6,7 +6,7 @@ use crate::params::Params;
 use crate::place::HOST;
 use crate::tensors;
 use anyhow::{Context, Result};
-use formats::peft::{Ia3Config, tensor_key};
+use formats::peft::{Ia3Config, stored_key};
 use formats::tensors::Weights;
 use tch::{Kind, Tensor};
 
@@ -34,9 +34,16 @@ impl Ia3 {
         Ok(x.f_mul(&scale)?.to_kind(x.kind()))
     }
 
-    /// The weight that does the same, in the type of the numbers. The bias of a linear whose outputs are scaled is scaled as well.
+    /// The weight that does the same, in the type of the numbers. The bias of a linear whose outputs are scaled is scaled as well
+    /// (`merged_bias`).
     pub fn merged(&self, weight: &Tensor) -> Result<Tensor> {
         Ok(weight.to_kind(self.scale.kind()).f_mul(&self.scale)?)
+    }
+
+    /// The bias `[out]` of a linear whose outputs are scaled that does the same, in the type of the numbers.
+    pub fn merged_bias(&self, bias: &Tensor) -> Result<Tensor> {
+        let scale = self.scale.f_view(-1i64)?;
+        Ok(bias.to_kind(scale.kind()).f_mul(&scale)?)
     }
 
     /// Whether it changes nothing: every number is one.
@@ -97,13 +104,13 @@ pub fn attach_stored(
     params: &mut Params,
 ) -> Result<Vec<String>> {
     let chosen = attach_with(linears, config, params, |linear, shape| {
-        let key = tensor_key(&linear.name, "ia3_l");
+        let key = stored_key(weights, &linear.name, "ia3_l");
         tensors::read(weights, &key, &shape, Kind::Float, HOST)
             .context("an (IA)³ adapter holds a number for each input of a feedforward module, and for each output of another")
     })?;
     let known: Vec<String> = chosen
         .iter()
-        .map(|module| tensor_key(module, "ia3_l"))
+        .map(|module| stored_key(weights, module, "ia3_l"))
         .collect();
     adapter::check_known(weights, &config.modules_to_save, |name| {
         known.iter().any(|key| key == name)

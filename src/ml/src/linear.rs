@@ -7,7 +7,7 @@ use crate::norm::Norm;
 use crate::place::HOST;
 pub use crate::quantized::Weight;
 use crate::torch;
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use tch::{Kind, Tensor};
 
 /// What a forward is for: the first argument of every forward.
@@ -148,17 +148,19 @@ impl Linear {
     }
 
     /// `weight`, which stands for this linear's own, with the adapter's change in it, in the type of the change; none without an
-    /// adapter.
-    /// Errors where more than the weight would have to change: (IA)³ scales a bias, too.
+    /// adapter. The change of the bias is `merged_bias`.
     pub fn merged(&self, weight: &Tensor) -> Result<Option<Tensor>> {
-        let scales = matches!(self.adapter, Some(Adapter::Ia3(_)));
-        ensure!(
-            !(scales && self.bias.is_some()),
-            "{} has a bias, which (IA)³ scales with the rest: it can't be merged into the weight alone; keep the adapter",
-            self.name
-        );
         let adapter = self.adapter.as_ref();
         adapter.map(|adapter| adapter.merged(weight)).transpose()
+    }
+
+    /// `bias`, which stands for this linear's own, with the adapter's change in it; none where the adapter leaves it as it is, as all do but
+    /// (IA)³ on the outputs.
+    pub fn merged_bias(&self, bias: &Tensor) -> Result<Option<Tensor>> {
+        match &self.adapter {
+            Some(Adapter::Ia3(ia3)) if !ia3.feedforward => ia3.merged_bias(bias).map(Some),
+            _ => Ok(None),
+        }
     }
 
     /// The adapter, if this pass uses it.
@@ -303,6 +305,17 @@ impl Linear {
         let more = more.f_add(&lora.change(x)?.f_mul(&factor)?)?;
         Ok(y.f_add(&more)?.to_kind(y.kind()))
     }
+}
+
+/// Values of quantized weights among these.
+pub(crate) fn packed_values(linears: &[&Linear]) -> usize {
+    let packed = linears.iter().filter(|linear| linear.weight.is_quantized());
+    packed
+        .map(|linear| {
+            let (input, output) = linear.extents();
+            (input * output) as usize
+        })
+        .sum()
 }
 
 /// `x · weight^T` in the type of x, by whatever is fastest.

@@ -3,7 +3,7 @@
 use crate::attend::{self, Heads};
 use crate::bottleneck::{Bottleneck, joined};
 use crate::kv_cache::{KvCache, Segments};
-use crate::linear::{Input, Linear, Pass};
+use crate::linear::{self, Input, Linear, Pass};
 use crate::norm::Norm;
 use crate::params::Params;
 use crate::place::Place;
@@ -222,14 +222,7 @@ impl Llama {
 
     /// Values of quantized weights, which are no parameters.
     pub fn packed_values(&self) -> usize {
-        let linears = self.linears().into_iter();
-        let packed = linears.filter(|linear| linear.weight.is_quantized());
-        packed
-            .map(|linear| {
-                let (input, output) = linear.extents();
-                (input * output) as usize
-            })
-            .sum()
+        linear::packed_values(&self.linears())
     }
 
     /// True if a linear's weight is quantized.

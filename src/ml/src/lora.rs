@@ -9,7 +9,8 @@ use crate::place::HOST;
 use crate::random::Stream;
 use crate::{tensors, torch};
 use anyhow::{Result, ensure};
-use formats::peft::{AdapterConfig, match_targets, parse_lora_key, tensor_key};
+use formats::config::bert::bare_name;
+use formats::peft::{AdapterConfig, match_targets, parse_lora_key, stored_key};
 use formats::tensors::Weights;
 use tch::{Kind, Tensor};
 
@@ -196,7 +197,7 @@ pub fn attach_stored(
     let chosen = attach_with(linears, config, params, |linear, rank| {
         let (input, output) = linear.extents();
         let read = |part: &str, shape: &[i64]| {
-            let key = tensor_key(&linear.name, part);
+            let key = stored_key(weights, &linear.name, part);
             tensors::read(weights, &key, shape, Kind::Float, HOST)
         };
         Ok(Start {
@@ -211,7 +212,10 @@ pub fn attach_stored(
     adapter::check_known(weights, &config.modules_to_save, |name| {
         parse_lora_key(name).is_some_and(|(module, part)| {
             let of_config = config.use_dora || part != "lora_magnitude_vector";
-            of_config && chosen.iter().any(|name| name == module)
+            of_config
+                && chosen
+                    .iter()
+                    .any(|name| name == module || bare_name(name) == module)
         })
     })?;
     Ok(chosen)

@@ -261,6 +261,35 @@ fn the_fused_linear_with_ia3_is_the_plain_one_on_every_weight() {
 }
 
 #[test]
+fn ia3_is_merged_into_weight_and_bias() {
+    for fed in [false, true] {
+        let config = Ia3Config {
+            target_modules: vec!["l".to_owned()],
+            feedforward_modules: if fed { vec!["l".to_owned()] } else { vec![] },
+            ..Ia3Config::default()
+        };
+        let weight = numbers("weight", &[48, 64], 0.7).to_kind(Kind::Float);
+        let bias = numbers("bias", &[48], 0.5).to_kind(Kind::Float);
+        let dense = Weight::Dense(weight.shallow_clone());
+        let mut linear = Linear::new("l", dense, Some(bias.shallow_clone()));
+        assert!(linear.merged_bias(&bias).unwrap().is_none());
+        let mut params = Params::new();
+        ml::ia3::attach(vec![&mut linear], &config, &mut params).unwrap();
+        moved(&params);
+        let x = numbers("x", &[9, 64], 1.0).to_kind(Kind::Float);
+        let forward = |linear: &Linear| linear.forward(Pass::eval(), Input::Plain(&x)).unwrap();
+        let wanted = forward(&linear);
+        let merged = linear.merged(&weight).unwrap().unwrap();
+        let moved_bias = linear.merged_bias(&bias).unwrap();
+        // What scales inputs leaves the bias as it is.
+        assert_eq!(moved_bias.is_none(), fed);
+        let bias = moved_bias.unwrap_or(bias);
+        let plain = Linear::new("l", Weight::Dense(merged), Some(bias));
+        close(&forward(&plain), &wanted, 5e-6, &format!("fed {fed}"));
+    }
+}
+
+#[test]
 fn ia3_survives_its_file() {
     let mut params = Params::new();
     let mut model = tiny::model(Kind::Float, &mut params);

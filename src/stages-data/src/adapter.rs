@@ -6,8 +6,9 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use engine::artifact::ArtifactView;
 use engine::job::{Draft, Job};
+use formats::config::bert::{OUTSIDE, bare_name};
 use formats::peft::{CONFIG_FILE, WEIGHTS_FILE, match_targets};
-use formats::{Dtype, LlamaConfig, ModelConfig};
+use formats::{BertParts, Dtype, LlamaConfig, ModelConfig, Weights};
 use kinds::model::{ModelParts, adapter_draft};
 use serde_json::Value;
 
@@ -47,8 +48,26 @@ fn config_text<'a>(parts: &ModelParts<'a>) -> Result<(String, &'a Path)> {
 /// What the names in an encoder begin with.
 const ENCODER: &str = "bert.";
 
-/// Linears of an encoder outside of its layers, which PEFT would find under names that are too short.
-const OUTSIDE: [&str; 2] = ["bert.pooler.dense", "cls.predictions.transform.dense"];
+/// Whether the adapter's files have the names of an encoder alone, without `bert.`: so they have where there is no head for masked tokens, and
+/// transformers opens the encoder by `AutoModel`.
+pub(crate) fn is_bare(parts: &ModelParts) -> Result<bool> {
+    let (text, path) = config_text(parts)?;
+    match ModelConfig::from_json(&text, path)? {
+        ModelConfig::Llama(_) => Ok(false),
+        ModelConfig::Bert(_) => {
+            let weights = Weights::open_files(parts.base_files())?;
+            Ok(!BertParts::of(&weights).head)
+        }
+    }
+}
+
+/// The paths of modules as the adapter's files have them.
+pub(crate) fn written(bare: bool, module: &str) -> &str {
+    match bare {
+        true => bare_name(module),
+        false => module,
+    }
+}
 
 fn is_encoder(names: &[&str]) -> bool {
     names.iter().any(|name| name.starts_with(ENCODER))
@@ -60,8 +79,13 @@ pub(crate) fn task_type(names: &[&str]) -> Option<String> {
 }
 
 /// Lists of modules as PEFT reads them, names without their paths: as few as say the same. Where they do not for one of the lists, all
-/// have whole paths, since PEFT compares the names of one list with those of another.
-pub(crate) fn patterns(lists: &[&[String]], names: &[&str]) -> Result<Vec<Vec<String>>> {
+/// have whole paths, since PEFT compares the names of one list with those of another. Of an encoder they must not mean what is outside of
+/// its layers, where PEFT looks, too; `bare` is `is_bare`.
+pub(crate) fn patterns(
+    lists: &[&[String]],
+    names: &[&str],
+    bare: bool,
+) -> Result<Vec<Vec<String>>> {
     let mut names = names.to_vec();
     if is_encoder(&names) {
         names.extend(OUTSIDE);
@@ -76,7 +100,9 @@ pub(crate) fn patterns(lists: &[&[String]], names: &[&str]) -> Result<Vec<Vec<St
     let shorts: Vec<Vec<String>> = lists.iter().map(short).collect();
     for (short, list) in shorts.iter().zip(lists) {
         if !short.is_empty() && match_targets(short, &names)? != *list {
-            return Ok(lists.iter().map(|list| list.to_vec()).collect());
+            let path = |module: &String| written(bare, module).to_owned();
+            let whole = |list: &&[String]| -> Vec<String> { list.iter().map(path).collect() };
+            return Ok(lists.iter().map(whole).collect());
         }
     }
     Ok(shorts)
@@ -120,19 +146,22 @@ mod tests {
             picked.iter().map(|i| names[*i].to_owned()).collect()
         };
         let (all, downs, one) = (list(&[0, 1, 2, 3]), list(&[1, 3]), list(&[3]));
-        let found = patterns(&[&all, &downs], &names).unwrap();
+        let found = patterns(&[&all, &downs], &names, false).unwrap();
         assert_eq!(found, [vec!["down_proj", "k_proj"], vec!["down_proj"]]);
-        let found = patterns(&[&all, &one], &names).unwrap();
+        let found = patterns(&[&all, &one], &names, false).unwrap();
         assert_eq!(found, [all.clone(), one]);
-        let found = patterns(&[&all, &[]], &names).unwrap();
+        let found = patterns(&[&all, &[]], &names, false).unwrap();
         assert_eq!(found[1], Vec::<String>::new());
         // An encoder's pooler ends in `dense`, too, and has no adapter.
         let at = |part: &str| format!("bert.encoder.layer.0.{part}");
         let (key, dense) = (at("attention.self.key"), at("output.dense"));
         let names = [key.as_str(), dense.as_str()];
-        let found = patterns(&[std::slice::from_ref(&key)], &names).unwrap();
+        let found = patterns(&[std::slice::from_ref(&key)], &names, true).unwrap();
         assert_eq!(found, [vec!["key"]]);
-        let found = patterns(&[std::slice::from_ref(&dense)], &names).unwrap();
+        let lists = [std::slice::from_ref(&dense)];
+        let found = patterns(&lists, &names, false).unwrap();
         assert_eq!(found, [vec![dense.clone()]]);
+        let found = patterns(&lists, &names, true).unwrap();
+        assert_eq!(found, [vec!["encoder.layer.0.output.dense"]]);
     }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use engine::contract::{Inputs, Summary};
-use formats::{LlamaConfig, REWARD_HEAD, patterns, peft, quantized};
+use formats::{ModelConfig, REWARD_HEAD, patterns, peft, quantized};
 use kinds::ia3::Ia3;
 use kinds::known::{Told, adapter};
 use kinds::lora::Targets;
@@ -16,12 +16,12 @@ use crate::{ia3 as ia3_stage, lora as lora_stage};
 type Mistakes = Vec<(&'static str, String)>;
 
 /// The shapes of the models in `model` that are known, with what else is known of them.
-fn models(inputs: &Inputs<'_>) -> Vec<(LlamaConfig, Summary)> {
+fn models(inputs: &Inputs<'_>) -> Vec<(ModelConfig, Summary)> {
     let all = (inputs.known)("model").into_iter();
     all.filter_map(|(_, known)| {
         let text = known.get(CONFIGURATION)?.to_string();
         // What is wrong with a configuration is told when its stage runs.
-        let config = LlamaConfig::from_json(&text, Path::new("config.json")).ok()?;
+        let config = ModelConfig::from_json(&text, Path::new("config.json")).ok()?;
         Some((config, known))
     })
     .collect()
@@ -93,6 +93,10 @@ fn trained(params: &Map<String, Value>, inputs: &Inputs<'_>, head: Option<&str>)
     // What is trained of an adapter is named by the adapter.
     let whole = models(inputs).into_iter();
     for (config, _) in whole.filter(|(_, known)| adapter(known) == Told::None) {
+        // What these kinds say of an encoder is that they take none.
+        let ModelConfig::Llama(config) = config else {
+            continue;
+        };
         let tensors = config.tensor_shapes().into_iter();
         let mut names: Vec<String> = tensors.map(|(name, _)| name).collect();
         names.extend(head.map(str::to_owned));
@@ -125,6 +129,7 @@ fn trained(params: &Map<String, Value>, inputs: &Inputs<'_>, head: Option<&str>)
 
 #[cfg(test)]
 mod tests {
+    use formats::LlamaConfig;
     use serde_json::json;
 
     use super::*;
@@ -153,6 +158,16 @@ mod tests {
         let mut known: Summary = more.as_object().unwrap().clone().into_iter().collect();
         known.insert(CONFIGURATION.to_owned(), config.to_json());
         known
+    }
+
+    /// A BERT of two layers of width 32.
+    fn encoder() -> Summary {
+        let config = json!({
+            "model_type": "bert", "vocab_size": 280, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "max_position_embeddings": 64,
+        });
+        let known = json!({ "adapter": null, CONFIGURATION: config });
+        known.as_object().unwrap().clone().into_iter().collect()
     }
 
     /// `field: message` of what a trial says of these fields and this model.
@@ -212,6 +227,27 @@ mod tests {
         assert!(scaled(json!("mpl"), Value::Null)[0].starts_with("targets: "));
         assert!(scaled(Value::Null, json!("donw_proj"))[0].starts_with("feedforward: no linear"));
         assert!(scaled(json!("k_proj"), json!("down_proj"))[0].contains("not among the targets"));
+        // An encoder's layers have other names.
+        let encoder = encoder();
+        let of = |targets: Value| said(lora, json!({ "targets": targets, "r": 8 }), &encoder);
+        assert_eq!(of(json!(["query", "layer.1.output.dense"])), NONE);
+        assert!(of(json!("q_proj"))[0].starts_with("targets: no linear module is called"));
+        assert!(of(json!("pooler"))[0].starts_with("targets: no linear module is called"));
+        let skip = |skip: Value| said(quantize, json!({ "skip": skip }), &encoder);
+        assert_eq!(skip(json!(["attention.self", "layer.0"])), NONE);
+        assert!(skip(json!("down_proj"))[0].starts_with("skip: no linear module is called"));
+        assert_eq!(
+            skip(json!("bert")),
+            ["skip: nothing is left to be quantized"]
+        );
+        assert!(
+            said(
+                ia3,
+                json!({ "targets": null, "feedforward": null }),
+                &encoder
+            )[0]
+            .starts_with("targets: ")
+        );
         // Of a model whose shape is not known nothing is said.
         let unknown = Summary::new();
         assert_eq!(

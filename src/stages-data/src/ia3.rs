@@ -16,7 +16,9 @@ use crate::adapter;
 pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let params: Ia3 = job.params()?;
     let model = job.input("model")?;
-    let linears = adapter::linears(&ModelParts::of(model)?)?;
+    let parts = ModelParts::of(model)?;
+    let linears = adapter::linears(&parts)?;
+    let bare = adapter::is_bare(&parts)?;
     let names: Vec<&str> = linears.iter().map(|(name, ..)| name.as_str()).collect();
     let (matched, fed) =
         chosen(&params, &names).map_err(|(field, error)| error.context(format!("`{field}`")))?;
@@ -32,10 +34,11 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
             false => (*rows, vec![*rows, 1]),
         };
         let ones = 1.0f32.to_le_bytes().repeat(count);
-        tensors.push((tensor_key(module, "ia3_l"), Dtype::F32, shape, ones));
+        let key = tensor_key(adapter::written(bare, module), "ia3_l");
+        tensors.push((key, Dtype::F32, shape, ones));
         trainable += count;
     }
-    let mut lists = adapter::patterns(&[&matched, &fed], &names)?.into_iter();
+    let mut lists = adapter::patterns(&[&matched, &fed], &names, bare)?.into_iter();
     let config = Ia3Config {
         target_modules: lists.next().unwrap_or_default(),
         feedforward_modules: lists.next().unwrap_or_default(),

@@ -12,7 +12,7 @@ use engine::export::{BASE, Base, is_weights};
 use engine::job::{Drafts, Job, Reporter};
 use engine::peek::Sources;
 use formats::peft::{BOTTLENECK_WEIGHTS_FILE, CONFIG_FILE, PeftConfig, WEIGHTS_FILE};
-use formats::{LlamaConfig, Weights};
+use formats::{BertParts, ModelConfig, Weights};
 use kinds::load_adapter::LoadAdapter;
 use kinds::model::{ModelParts, adapter_draft};
 use serde_json::{Map, Value, json};
@@ -32,7 +32,8 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     );
     let files = Files::of(&source_files(job)?)?;
     let config = PeftConfig::open(&files.config)?;
-    check_whole(&config)?;
+    let base = Ground::open(&parts)?;
+    check_whole(&config, &base.config)?;
     ensure!(
         files.name == config.weights_file(),
         "an adapter of these settings keeps its tensors in `{}`, and there is `{}`",
@@ -40,7 +41,7 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         files.name
     );
     let weights = files.weights()?;
-    let modules = fit(&config, &weights, &parts)?;
+    let modules = fit(&config, &weights, &base)?;
     if let Some(list) = &files.base {
         check_base(list, &config, model, params.other_base, cx)?;
     }
@@ -130,37 +131,75 @@ impl Files {
     }
 }
 
-/// Refuses what is more than an adapter of a language model.
-fn check_whole(config: &PeftConfig) -> Result<()> {
+/// The base that an adapter is put on.
+struct Ground {
+    config: ModelConfig,
+    weights: Weights,
+}
+
+impl Ground {
+    fn open(parts: &ModelParts<'_>) -> Result<Ground> {
+        let path = parts.base.file("config.json")?;
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("{} can't be read", path.display()))?;
+        Ok(Ground {
+            config: ModelConfig::from_json(&text, path)?,
+            weights: Weights::open_files(parts.base_files())?,
+        })
+    }
+}
+
+/// Refuses what is more than an adapter of the base, or is made for another task.
+fn check_whole(config: &PeftConfig, base: &ModelConfig) -> Result<()> {
+    let (what, own, otherwise) = match base {
+        ModelConfig::Llama(_) => (
+            "a language model, which is CAUSAL_LM",
+            "CAUSAL_LM",
+            "load the whole model with `load_model` or `load_reward_model`",
+        ),
+        ModelConfig::Bert(_) => (
+            "an encoder, which is FEATURE_EXTRACTION or has none",
+            "FEATURE_EXTRACTION",
+            "load its encoder, saved without the head, with `load_model`",
+        ),
+    };
     let saved = config.saved();
     ensure!(
         saved.is_empty(),
         "{CONFIG_FILE}: modules_to_save is {}, modules that are stored whole beside the adapter, which is not supported: merge it in PEFT \
-         (`merge_and_unload`), and load the whole model with `load_model` or `load_reward_model`",
+         (`merge_and_unload`), and {otherwise}",
         saved.join(", ")
     );
-    let task = config.task().unwrap_or("CAUSAL_LM");
+    let task = config.task().unwrap_or(own);
     ensure!(
-        task == "CAUSAL_LM",
-        "{CONFIG_FILE}: task_type is {task}, and `model` is a language model, which is CAUSAL_LM: the adapter belongs to another kind of model"
+        task == own,
+        "{CONFIG_FILE}: task_type is {task}, and `model` is {what}: the adapter belongs to another kind of model"
     );
     Ok(())
 }
 
 /// The modules that the adapter changes, once names and shapes of all its tensors fit the base.
-fn fit(config: &PeftConfig, weights: &Weights, parts: &ModelParts<'_>) -> Result<Vec<String>> {
-    let path = parts.base.file("config.json")?;
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("{} can't be read", path.display()))?;
-    let base = LlamaConfig::from_json(&text, path)?;
-    config.check(weights, &base).with_context(|| {
+fn fit(config: &PeftConfig, weights: &Weights, base: &Ground) -> Result<Vec<String>> {
+    let linears = base.config.linears_in(&base.weights);
+    config.check(weights, &base.config, &linears).with_context(|| {
+        let (what, layers, width, parameters) = match &base.config {
+            ModelConfig::Llama(config) => (
+                "a Llama",
+                config.num_hidden_layers,
+                config.hidden_size,
+                config.parameter_count(),
+            ),
+            ModelConfig::Bert(config) => (
+                "an encoder",
+                config.num_hidden_layers,
+                config.hidden_size,
+                config.parameter_count(BertParts::of(&base.weights)),
+            ),
+        };
         format!(
-            "the adapter was made for {} and does not go with `model` (a Llama; layers: {}, width: {}, parameters: {}): name the base that it \
-             was trained on, or if this is it, fetch the adapter's files again, which do not fit each other",
-            made_for(config),
-            base.num_hidden_layers,
-            base.hidden_size,
-            base.parameter_count()
+            "the adapter was made for {} and does not go with `model` ({what}; layers: {layers}, width: {width}, parameters: {parameters}): name \
+             the base that it was trained on, or if this is it, fetch the adapter's files again, which do not fit each other",
+            made_for(config)
         )
     })
 }

@@ -45,9 +45,12 @@ pub(crate) fn glance(params: &Map<String, Value>, sources: &Sources) -> Result<S
         .map(|file| (file.name.clone(), file.path.clone()))
         .collect();
     let weights = Weights::open_files(&files)?;
-    let config = match weights.gguf() {
-        Some(file) => ModelConfig::Llama(LlamaConfig::from_gguf(file)?),
-        None => read_config(&files)?,
+    let (config, said): (_, Option<Value>) = match weights.gguf() {
+        Some(file) => (ModelConfig::Llama(LlamaConfig::from_gguf(file)?), None),
+        None => {
+            let text = config_text(&files)?;
+            (parse_config(&text)?, Some(serde_json::from_str(&text)?))
+        }
     };
     let dtype = params.get("dtype").and_then(Value::as_str);
     let dtype = dtype.context("a model has a dtype")?;
@@ -57,23 +60,30 @@ pub(crate) fn glance(params: &Map<String, Value>, sources: &Sources) -> Result<S
             known.extend(configured(llama.to_json()));
             known
         }
-        ModelConfig::Bert(bert) => encoder_summary(bert, BertParts::of(&weights), &weights, dtype),
+        ModelConfig::Bert(bert) => {
+            let mut known = encoder_summary(bert, BertParts::of(&weights), &weights, dtype);
+            known.extend(said.into_iter().flat_map(configured));
+            known
+        }
     };
+    known.extend(scheme(&config, &weights));
     known.entry(QUANTIZED.to_owned()).or_insert(Value::Null);
     let sizes = weight_files(&files).map(|path| path.metadata().map_or(0, |m| m.len()));
     known.insert("bytes".to_owned(), sizes.sum::<u64>().into());
     Ok(known)
 }
 
-/// The configuration in a Hugging Face folder.
-fn read_config(files: &[(String, PathBuf)]) -> Result<ModelConfig> {
+/// The text of the configuration in a Hugging Face folder.
+fn config_text(files: &[(String, PathBuf)]) -> Result<String> {
     let config = files.iter().find(|(name, _)| name == "config.json");
     let (_, path) = config.with_context(|| {
         format!("a model is a `.gguf` file or a folder with `config.json` and `model.safetensors`; here are: {}", names(files))
     })?;
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("{} can't be read", path.display()))?;
-    ModelConfig::from_json(&text, Path::new("config.json"))
+    std::fs::read_to_string(path).with_context(|| format!("{} can't be read", path.display()))
+}
+
+fn parse_config(text: &str) -> Result<ModelConfig> {
+    ModelConfig::from_json(text, Path::new("config.json"))
 }
 
 /// The names and paths of the files of `source`.
@@ -92,7 +102,7 @@ pub(crate) fn model_draft(
 ) -> Result<Draft> {
     let weights = Weights::open_files(&files)?;
     let scored = weights.get(REWARD_HEAD).is_some();
-    let summary = match (&config, artifact) {
+    let mut summary = match (&config, artifact) {
         (ModelConfig::Llama(llama), ArtifactType::RewardModel) => {
             ensure!(
                 scored,
@@ -124,10 +134,11 @@ pub(crate) fn model_draft(
             encoder_summary(bert, parts, &weights, dtype)
         }
     };
+    summary.extend(scheme(&config, &weights));
     if let Some((_, path)) = files.iter().find(|(name, _)| name == "config.json") {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("{} can't be read", path.display()))?;
-        quantized::check_described(&text, path, &weights, &config.linear_shapes())?;
+        quantized::check_described(&text, path, &weights, &config)?;
     }
     let folder = out.join("tokenizer");
     std::fs::create_dir_all(&folder)?;
@@ -199,7 +210,7 @@ fn from_gguf(path: &Path, out: &Path) -> Result<Parts> {
 
 /// The files of a Hugging Face folder that a model needs; others, pickles among them, are left alone.
 pub(crate) fn hugging_face(all: &[(String, PathBuf)]) -> Result<Parts> {
-    let config = read_config(all)?;
+    let config = parse_config(&config_text(all)?)?;
     let tokenizer = TokenizerFiles::from_folder_files(all)?;
     let kept: Vec<_> = all
         .iter()
@@ -234,19 +245,20 @@ fn language_summary(
     weights: &Weights,
     dtype: &str,
 ) -> Summary {
-    let linears = config.linear_shapes().into_iter();
-    let packed = linears.map(|(module, out, input)| {
-        quantized::linear(weights, &format!("{module}.weight"), [out, input]).ok()
-    });
-    let word = packed.flatten().find_map(|stored| match stored {
+    let mut all = summary(config, parameters, dtype);
+    all.insert("stored".to_owned(), json!(stored(weights)));
+    all
+}
+
+/// What a summary says of quantized weights, where there are any.
+fn scheme(config: &ModelConfig, weights: &Weights) -> Option<(String, Value)> {
+    let mut tensors = config.tensors_in(weights).into_iter();
+    let word = tensors.find_map(|tensor| match tensor.storage(weights).ok()? {
         quantized::Linear::Dense => None,
         quantized::Linear::Nf4(_) => Some("nf4"),
         quantized::Linear::Int8 => Some("int8"),
     });
-    let mut all = summary(config, parameters, dtype);
-    all.insert("stored".to_owned(), json!(stored(weights)));
-    all.extend(word.map(|word| (QUANTIZED.to_owned(), json!(word))));
-    all
+    word.map(|word| (QUANTIZED.to_owned(), json!(word)))
 }
 
 /// The shape of a model in the words of its summary.

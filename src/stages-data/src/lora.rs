@@ -29,6 +29,7 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         true => Some(Weights::open_files(parts.base_files())?),
         false => None,
     };
+    let bare = adapter::is_bare(&parts)?;
     let mut stream = Stream::new(params.seed, "init");
     let mut tensors: Vec<adapter::Tensor> = Vec::new();
     let mut trainable = 0u64;
@@ -38,19 +39,15 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
             .iter()
             .find(|(name, ..)| name == module)
             .context("BUG: a target is no linear layer")?;
+        let key = |part: &str| tensor_key(adapter::written(bare, module), part);
         // Kaiming's bound with a = √5 is √(6 / ((1 + 5) · in)) = 1 / √in.
         let bound = 1.0 / (*columns as f64).sqrt();
         let a: Vec<u8> = (0..params.r * columns)
             .flat_map(|_| (((stream.uniform() * 2.0 - 1.0) * bound) as f32).to_le_bytes())
             .collect();
+        tensors.push((key("lora_A"), Dtype::F32, vec![params.r, *columns], a));
         tensors.push((
-            tensor_key(module, "lora_A"),
-            Dtype::F32,
-            vec![params.r, *columns],
-            a,
-        ));
-        tensors.push((
-            tensor_key(module, "lora_B"),
+            key("lora_B"),
             Dtype::F32,
             vec![*rows, params.r],
             vec![0; rows * params.r * 4],
@@ -58,7 +55,7 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         trainable += (params.r * (rows + columns)) as u64;
         if let Some(weights) = &weights {
             tensors.push((
-                tensor_key(module, "lora_magnitude_vector"),
+                key("lora_magnitude_vector"),
                 Dtype::F32,
                 vec![*rows],
                 lengths(weights, module, [*rows, *columns], dtype)?,
@@ -66,7 +63,7 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
             trainable += *rows as u64;
         }
     }
-    let mut lists = adapter::patterns(&[&matched], &names)?.into_iter();
+    let mut lists = adapter::patterns(&[&matched], &names, bare)?.into_iter();
     let config = AdapterConfig {
         r: params.r,
         lora_alpha: params.alpha,

@@ -12,7 +12,6 @@ use ml::divergence::{CHUNK, Divergence, compare};
 use ml::{Llama, Params, Pass, Place};
 use serde_json::{Value, json};
 
-use crate::model::Loaded;
 use crate::sft::row;
 
 /// The model afterwards.
@@ -27,7 +26,7 @@ pub(crate) struct After<'a> {
 pub(crate) fn measure(
     job: &Job,
     micro_batch: usize,
-    before: &Loaded,
+    before: &Llama,
     after: &After<'_>,
     cx: &dyn Reporter,
 ) -> Result<Divergence> {
@@ -43,7 +42,7 @@ pub(crate) fn measure(
         let rows = (first..last)
             .map(|index| row(&tokens, index))
             .collect::<Result<Vec<_>>>()?;
-        found.add(compare(&before.model, &after, Pass::eval(), &rows, CHUNK)?);
+        found.add(compare(before, &after, Pass::eval(), &rows, CHUNK)?);
         cx.progress(last as u64, tokens.len() as u64, "rows compared");
     }
     ensure!(

@@ -42,7 +42,7 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let trainee = Trainee {
         params: &mut encoder.params,
         adapted: encoder.adapted,
-        packed: 0,
+        packed: encoder.model.packed_values(),
         head: None,
         // Only the states of tokens have a part in the loss.
         idle: &|name| name.starts_with(POOLER),
@@ -136,7 +136,7 @@ pub(crate) fn row(tokens: &Tokens, index: usize) -> Result<Row> {
 /// The same base with the trained adapter.
 fn adapter(job: &Job, view: &ArtifactView, encoder: &LoadedEncoder) -> Result<Draft> {
     let path = job.out.join("adapter_model.safetensors");
-    let stored = ml::adapter::stored_of(&encoder.model.linears());
+    let stored = encoder.model.adapter_tensors(false);
     ml::tensors::write(&path, &stored, &[("format", "pt")])?;
     let config = view.file("adapter_config.json")?.clone();
     let files = vec![

@@ -7,16 +7,17 @@ use anyhow::{Context, Result, bail, ensure};
 use engine::artifact::{ArtifactType, ArtifactView};
 use engine::event::Level;
 use engine::job::{Draft, Drafts, Job, Reference, Reporter};
-use formats::{Dtype, LlamaConfig, PeftConfig, Weights, quantized};
+use formats::{Dtype, ModelConfig, ModelTensor, PeftConfig, Weights, quantized};
+use kinds::known::unmeasured;
 use kinds::merge::{DEQUANTIZED, FULL_PRECISION, Merge};
 use kinds::model::ModelParts;
 use ml::divergence::Divergence;
-use ml::{Kind, Linear, Place, Tensor};
+use ml::{Backbone, Kind, Linear, Place, Tensor};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::compared::{After, measure, tell};
-use crate::model::{Loaded, load};
+use crate::model::load_backbone;
 
 const FILE: &str = "model.safetensors";
 
@@ -45,19 +46,23 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         );
     }
     let ground = ground(job, &params, &parts)?;
-    let before = load(view, job)?;
+    let measured = job.inputs.contains_key("tokens");
+    if let (true, ModelConfig::Bert(_)) = (measured, &ground.config) {
+        bail!(unmeasured("model"));
+    }
+    let before = load_backbone(view, job)?.backbone;
     let path = job.out.join(FILE);
     let changes = write(&path, &ground, &before, cx)?;
-    let divergence = match job.inputs.contains_key("tokens") {
-        true => {
+    let divergence = match (&before, &ground.config) {
+        (Backbone::Llama(before), ModelConfig::Llama(config)) if measured => {
             let after = After {
-                config: &ground.config,
+                config,
                 place: ground.place,
                 path: &path,
             };
-            Some(measure(job, params.micro_batch, &before, &after, cx)?)
+            Some(measure(job, params.micro_batch, before, &after, cx)?)
         }
-        false => None,
+        _ => None,
     };
     let metrics = report(job, &ground, &changes, divergence, cx)?;
     let model = draft(job, &parts, &ground, path)?;
@@ -70,8 +75,9 @@ struct Ground<'a> {
     view: &'a ArtifactView,
     config_path: &'a Path,
     text: String,
-    config: LlamaConfig,
+    config: ModelConfig,
     weights: Weights,
+    tensors: Vec<ModelTensor>,
     place: Place,
     dtype: Dtype,
     /// They are quantized, and unpacked for it.
@@ -83,12 +89,15 @@ impl<'a> Ground<'a> {
         let config_path: &'a Path = view.file("config.json")?;
         let text = std::fs::read_to_string(config_path)
             .with_context(|| format!("{} can't be read", config_path.display()))?;
+        let config = ModelConfig::from_json(&text, config_path)?;
+        let weights = Weights::open_files(&view.files)?;
         Ok(Ground {
             view,
-            config: LlamaConfig::from_json(&text, config_path)?,
             config_path,
             text,
-            weights: Weights::open_files(&view.files)?,
+            tensors: config.tensors_in(&weights),
+            config,
+            weights,
             place: Place::parse(&job.device, dtype)?,
             dtype: Dtype::parse(&dtype.to_uppercase())?,
             unpacked: false,
@@ -96,28 +105,25 @@ impl<'a> Ground<'a> {
     }
 
     fn is_quantized(&self) -> Result<bool> {
-        for (module, out, input) in self.config.linear_shapes() {
-            let name = format!("{module}.weight");
-            if quantized::linear(&self.weights, &name, [out, input])? != quantized::Linear::Dense {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        self.config.is_quantized(&self.weights)
     }
 
     /// A tensor without the change, in f32. Those of a file are not rounded to the model's type first, so that they are rounded once.
-    fn tensor(&self, name: &str, shape: &[usize], linear: Option<&Linear>) -> Result<Tensor> {
-        if let Some(linear) = linear
-            && self.unpacked
-            && linear.weight.is_quantized()
-        {
-            return linear.weight.values(Kind::Float);
-        }
-        let shape: Vec<i64> = shape.iter().map(|&extent| extent as i64).collect();
-        let device = self.place.device;
-        let tensor = ml::tensors::read(&self.weights, name, &shape, Kind::Float, device)?;
+    fn tensor(&self, tensor: &ModelTensor) -> Result<Tensor> {
+        let extents = tensor.shape.iter().map(|&extent| extent as i64);
+        let shape: Vec<i64> = extents.collect();
+        let (name, device) = (&tensor.stored, self.place.device);
+        let packed = tensor.storage(&self.weights)? != quantized::Linear::Dense;
+        let values = match shape[..] {
+            [out, input] if packed => {
+                let kind = self.place.kind;
+                ml::tensors::read_weight(&self.weights, name, [out, input], kind, device)?
+                    .values(Kind::Float)?
+            }
+            _ => ml::tensors::read(&self.weights, name, &shape, Kind::Float, device)?,
+        };
         self.weights.release(name);
-        Ok(tensor)
+        Ok(values)
     }
 
     /// The word of the parameter `into` for it.
@@ -163,45 +169,48 @@ fn ground<'a>(job: &'a Job, params: &Merge, parts: &ModelParts<'a>) -> Result<Gr
         !base.is_quantized()?,
         "`base` is quantized, too: take the model that was quantized, in full precision, or merge with `into: dequantized`"
     );
-    check_same(&own.config, &base.config)?;
+    check_same(&own, &base)?;
     check_numbers(&own, &base)?;
     Ok(base)
 }
 
 /// Refuses a base of the same shape with other numbers where nothing was quantized: a sibling of the model that was.
 fn check_numbers(own: &Ground, base: &Ground) -> Result<()> {
-    let linears: BTreeMap<String, [usize; 2]> = (own.config.linear_shapes().into_iter())
-        .map(|(module, out, input)| (format!("{module}.weight"), [out, input]))
-        .collect();
-    for (name, _) in own.config.tensor_shapes() {
-        if let Some(shape) = linears.get(&name)
-            && quantized::linear(&own.weights, &name, *shape)? != quantized::Linear::Dense
-        {
+    // They have the same tensors, perhaps under other names in the files.
+    for (tensor, other) in own.tensors.iter().zip(&base.tensors) {
+        if tensor.storage(&own.weights)? != quantized::Linear::Dense {
             continue;
         }
-        let read = |ground: &Ground| -> Result<Vec<f32>> {
-            let values = ground.weights.read_f32(&name)?;
-            ground.weights.release(&name);
+        let read = |weights: &Weights, name: &str| -> Result<Vec<f32>> {
+            let values = weights.read_f32(name)?;
+            weights.release(name);
             Ok(values)
         };
-        let (ours, theirs) = (read(own)?, read(base)?);
+        let ours = read(&own.weights, &tensor.stored)?;
+        let theirs = read(&base.weights, &other.stored)?;
         let rounded = |value: &f32| own.dtype.rounded(*value);
         ensure!(
             ours.iter().map(rounded).eq(theirs.iter().map(rounded)),
-            "`{name}` has other numbers in `base` than in `model`: `base` is not the model that was quantized, and the adapter would be \
-             merged into a stranger. Take the one that `quantize` was given"
+            "`{}` has other numbers in `base` than in `model`: `base` is not the model that was quantized, and the adapter would be \
+             merged into a stranger. Take the one that `quantize` was given",
+            tensor.name
         );
     }
     Ok(())
 }
 
 /// Refuses a base that is not the model that was quantized, as far as shapes and settings tell.
-fn check_same(own: &LlamaConfig, base: &LlamaConfig) -> Result<()> {
+fn check_same(own: &Ground, base: &Ground) -> Result<()> {
     const WAY_OUT: &str =
         "the adapter belongs to another model. Take the one that `quantize` was given";
-    let theirs: BTreeMap<_, _> = base.tensor_shapes().into_iter().collect();
-    let shapes = own.tensor_shapes();
-    for (name, shape) in &shapes {
+    let shapes = |ground: &Ground| -> BTreeMap<String, Vec<usize>> {
+        let tensors = ground.tensors.iter();
+        tensors
+            .map(|tensor| (tensor.name.clone(), tensor.shape.clone()))
+            .collect()
+    };
+    let (ours, theirs) = (shapes(own), shapes(base));
+    for (name, shape) in &ours {
         match theirs.get(name) {
             Some(other) if other == shape => {}
             Some(other) => bail!(
@@ -212,31 +221,37 @@ fn check_same(own: &LlamaConfig, base: &LlamaConfig) -> Result<()> {
             }
         }
     }
-    if let Some((name, shape)) = theirs
-        .iter()
-        .find(|(name, _)| shapes.iter().all(|(own, _)| own != *name))
-    {
+    if let Some((name, shape)) = theirs.iter().find(|(name, _)| !ours.contains_key(*name)) {
         bail!("`{name}` of the shape {shape:?} is in `base` and not in `model`: {WAY_OUT}");
     }
-    let settings = |config: &LlamaConfig| {
-        [
+    let settings = |config: &ModelConfig| match config {
+        ModelConfig::Llama(config) => vec![
             ("num_attention_heads", config.num_attention_heads as f64),
             ("rms_norm_eps", config.rms_norm_eps),
             ("rope_theta", config.rope_theta),
-        ]
+        ],
+        ModelConfig::Bert(config) => vec![
+            ("num_attention_heads", config.num_attention_heads as f64),
+            ("layer_norm_eps", config.layer_norm_eps),
+        ],
     };
-    for ((name, ours), (_, other)) in settings(own).into_iter().zip(settings(base)) {
+    let both = settings(&own.config)
+        .into_iter()
+        .zip(settings(&base.config));
+    for ((name, ours), (_, other)) in both {
         ensure!(
             (ours - other).abs() <= SAME * ours.abs(),
             "{name} is {ours} in `model` and {other} in `base`: {WAY_OUT}"
         );
     }
-    ensure!(
-        own.rope_scaling == base.rope_scaling,
-        "rope_scaling is {:?} in `model` and {:?} in `base`: {WAY_OUT}",
-        own.rope_scaling,
-        base.rope_scaling
-    );
+    if let (ModelConfig::Llama(own), ModelConfig::Llama(base)) = (&own.config, &base.config) {
+        ensure!(
+            own.rope_scaling == base.rope_scaling,
+            "rope_scaling is {:?} in `model` and {:?} in `base`: {WAY_OUT}",
+            own.rope_scaling,
+            base.rope_scaling
+        );
+    }
     Ok(())
 }
 
@@ -269,6 +284,7 @@ fn ratio(part: f64, whole: f64) -> f64 {
 }
 
 impl Changes {
+    /// Of a weight, which stands for its layer, or of a bias.
     fn add(
         &mut self,
         name: &str,
@@ -288,11 +304,13 @@ impl Changes {
             changed.is_finite() && lost.is_finite(),
             "with its adapter `{name}` holds numbers that are not finite: the adapter's training diverged"
         );
-        self.modules.push(Module {
-            name: name.to_owned(),
-            change: ratio(changed, square(weight)?),
-            rounding: ratio(lost, changed),
-        });
+        if let Some(module) = name.strip_suffix(".weight") {
+            self.modules.push(Module {
+                name: module.to_owned(),
+                change: ratio(changed, square(weight)?),
+                rounding: ratio(lost, changed),
+            });
+        }
         self.changed += changed;
         self.rounded += lost;
         Ok(())
@@ -310,30 +328,36 @@ impl Changes {
 }
 
 /// Writes the merged model's tensors, one in memory at a time.
-fn write(path: &Path, ground: &Ground<'_>, before: &Loaded, cx: &dyn Reporter) -> Result<Changes> {
-    let linears = before.model.linears().into_iter();
-    let linears: BTreeMap<String, &Linear> = linears
-        .map(|linear| (format!("{}.weight", linear.name), linear))
+fn write(
+    path: &Path,
+    ground: &Ground<'_>,
+    before: &Backbone,
+    cx: &dyn Reporter,
+) -> Result<Changes> {
+    let linears = before.linears().into_iter();
+    let linears: BTreeMap<&str, &Linear> = linears
+        .map(|linear| (linear.name.as_str(), linear))
         .collect();
-    let shapes = ground.config.tensor_shapes().into_iter();
-    let heads: Vec<(String, Dtype, Vec<usize>)> = shapes
-        .map(|(name, shape)| (name, ground.dtype, shape))
+    let tensors = ground.tensors.iter();
+    let heads: Vec<(String, Dtype, Vec<usize>)> = tensors
+        .map(|tensor| (tensor.stored.clone(), ground.dtype, tensor.shape.clone()))
         .collect();
     let mut changes = Changes::default();
     let mut done = 0;
     formats::safetensors::write_with(path, &heads, &[("format", "pt")], |index| {
         cx.check()?;
-        let (name, _, shape) = &heads[index];
-        let linear = linears.get(name).copied();
-        let weight = ground.tensor(name, shape, linear)?;
-        let merged = match linear {
-            Some(linear) => linear.merged(&weight)?,
-            None => None,
+        let name = &ground.tensors[index].name;
+        let weight = ground.tensor(&ground.tensors[index])?;
+        let (module, part) = name.rsplit_once('.').unwrap_or_default();
+        let merged = match (linears.get(module), part) {
+            (Some(linear), "weight") => linear.merged(&weight)?,
+            (Some(linear), "bias") => linear.merged_bias(&weight)?,
+            _ => None,
         };
         let wanted = merged.as_ref().unwrap_or(&weight);
         let rounded = wanted.f_to_kind(ground.place.kind)?;
-        if let (Some(linear), Some(merged)) = (linear, &merged) {
-            changes.add(&linear.name, &weight, merged, &rounded)?;
+        if let Some(merged) = &merged {
+            changes.add(name, &weight, merged, &rounded)?;
         }
         done += 1;
         cx.progress(done, heads.len() as u64, "tensors");
@@ -405,8 +429,7 @@ fn draft(
         .with_context(|| format!("{} can't be written", config.display()))?;
     let mut summary = ground.view.summary.clone();
     summary.remove("quantized");
-    let tensors = ground.config.tensor_shapes().len();
-    let stored = BTreeMap::from([(ground.dtype.name(), tensors)]);
+    let stored = BTreeMap::from([(ground.dtype.name(), ground.tensors.len())]);
     summary.insert("stored".to_owned(), json!(stored));
     summary.insert("merged".to_owned(), json!(ground.word()));
     Ok(Draft {

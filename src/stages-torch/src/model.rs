@@ -202,7 +202,7 @@ pub(crate) fn load_backbone(view: &ArtifactView, job: &Job) -> Result<LoadedBack
         let found = PeftConfig::open(view.file("adapter_config.json")?)?;
         let name = found.weights_file();
         let weights = Weights::open_files(&[(name.to_owned(), view.file(name)?.clone())])?;
-        ml::adapter::attach_to(model.linears_mut(), &found, &weights, &mut params)?;
+        ml::adapter::attach_to(model.all_linears_mut(), &found, &weights, &mut params)?;
         adapter = Some(found);
     }
     params.train(|_| false);

@@ -1,6 +1,6 @@
 //! `quantize`: reads and writes one tensor at a time, without libtorch; with rows it loads both models to say what that did.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
 use std::os::unix::fs::FileExt as _;
@@ -11,7 +11,8 @@ use engine::artifact::ArtifactType;
 use engine::event::{Level, What};
 use engine::job::{Draft, Drafts, Job, Reference, Reporter};
 use formats::quantized::{self, Scheme, State};
-use formats::{Dtype, LlamaConfig, Weights, nf4};
+use formats::{Dtype, ModelConfig, ModelTensor, Weights, nf4};
+use kinds::known::unmeasured;
 use kinds::model::ModelParts;
 use kinds::quantize::Quantize;
 use serde::Serialize;
@@ -19,9 +20,6 @@ use serde_json::{Value, json};
 
 use crate::compared::{After, measure, tell};
 use crate::model::load;
-
-/// The head for words, which stays as it is.
-const HEAD: &str = "lm_head";
 
 /// What the report says of a tensor.
 #[derive(Serialize)]
@@ -64,22 +62,28 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let config_path = parts.base.file("config.json")?;
     let text = std::fs::read_to_string(config_path)
         .with_context(|| format!("{} can't be read", config_path.display()))?;
-    let config = LlamaConfig::from_json(&text, config_path)?;
+    let config = ModelConfig::from_json(&text, config_path)?;
+    let measured = job.inputs.contains_key("tokens");
+    if let (true, ModelConfig::Bert(_)) = (measured, &config) {
+        bail!(unmeasured("model"));
+    }
     let weights = Weights::open_files(parts.base_files())?;
     let scheme = match params.scheme.as_str() {
         "nf4" => Scheme::Nf4,
         _ => Scheme::Int8,
     };
-    let linears = config.linear_shapes();
-    for (module, out, input) in &linears {
-        let name = format!("{module}.weight");
-        if quantized::linear(&weights, &name, [*out, *input])? != quantized::Linear::Dense {
-            bail!(
-                "`{name}` is quantized already; take the model it was made of, in full precision"
-            );
-        }
+    let tensors = config.tensors_in(&weights);
+    for tensor in &tensors {
+        ensure!(
+            tensor.storage(&weights)? == quantized::Linear::Dense,
+            "`{}` is quantized already; take the model it was made of, in full precision",
+            tensor.stored
+        );
     }
+    let linears = config.linear_shapes();
     let skipped = quantized::skipped(&params.skip.patterns(), &linears).context("`skip`")?;
+    let chosen = linears.iter().filter(|(name, ..)| !skipped.contains(name));
+    let chosen = chosen.map(|(module, ..)| format!("{module}.weight"));
     let mut packer = Packer {
         job,
         params: &params,
@@ -92,12 +96,11 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         rows: Vec::new(),
         square: (0.0, 0.0),
     };
-    packer.pack(&config, &skipped, cx)?;
+    packer.pack(tensors, &chosen.collect(), cx)?;
     let weights_path = job.out.join("model.safetensors");
     packer.write(&weights_path, cx)?;
 
-    let mut listed: Vec<String> = skipped;
-    listed.push(HEAD.to_owned());
+    let listed = quantized::unconverted(&config, &skipped);
     let nested = scheme == Scheme::Nf4 && params.double_quant();
     let quantization = quantized::config(scheme, nested, dtype, &listed);
     let config_out = job.out.join("config.json");
@@ -112,17 +115,17 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     }
     summary.insert("stored".to_owned(), json!(stored));
     packer.say(cx);
-    let divergence = match job.inputs.contains_key("tokens") {
-        true => {
-            let before = load(model, job)?;
+    let divergence = match &config {
+        ModelConfig::Llama(config) if measured => {
+            let before = load(model, job)?.model;
             let after = After {
-                config: &config,
-                place: before.model.place,
+                config,
+                place: before.place,
                 path: &weights_path,
             };
             Some(measure(job, params.micro_batch, &before, &after, cx)?)
         }
-        false => None,
+        _ => None,
     };
     ml::torch::release_memory();
     let more = divergence.map_or_else(Vec::new, |found| tell(&found, cx));
@@ -160,27 +163,27 @@ struct Packer<'a> {
 }
 
 impl Packer<'_> {
-    /// Quantizes what is to be, tensor after tensor.
-    fn pack(&mut self, config: &LlamaConfig, skipped: &[String], cx: &dyn Reporter) -> Result<()> {
-        let linears: BTreeMap<String, [usize; 2]> = (config.linear_shapes().into_iter())
-            .filter(|(module, ..)| !skipped.contains(module))
-            .map(|(module, out, input)| (format!("{module}.weight"), [out, input]))
-            .collect();
-        let all = config.tensor_shapes();
-        let total: u64 = linears
-            .values()
-            .map(|[out, input]| (out * input) as u64)
-            .sum();
+    /// Quantizes the chosen ones of all tensors, one after the other, under the names that the file has.
+    fn pack(
+        &mut self,
+        all: Vec<ModelTensor>,
+        chosen: &BTreeSet<String>,
+        cx: &dyn Reporter,
+    ) -> Result<()> {
+        let count = |tensor: &ModelTensor| tensor.shape.iter().product::<usize>();
+        let packed = all.iter().filter(|tensor| chosen.contains(&tensor.name));
+        let total: u64 = packed.map(|tensor| count(tensor) as u64).sum();
         let mut done = 0;
         let start = std::time::Instant::now();
         let file = File::create(&self.codes_path)
             .with_context(|| format!("{} can't be written", self.codes_path.display()))?;
         let mut codes = BufWriter::new(file);
-        for (name, shape) in all {
+        for tensor in all {
             cx.check()?;
-            let count: usize = shape.iter().product();
-            if let Some(shape) = linears.get(&name) {
-                self.linear(&name, *shape, &mut codes)?;
+            let count = count(&tensor);
+            let (name, shape) = (tensor.stored, tensor.shape);
+            if let ([out, input], true) = (&shape[..], chosen.contains(&tensor.name)) {
+                self.linear(&name, [*out, *input], &mut codes)?;
                 done += count as u64;
                 let speed = done as f64 / start.elapsed().as_secs_f64().max(1e-9);
                 cx.emit(What::Progress {

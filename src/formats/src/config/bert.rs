@@ -4,12 +4,13 @@
 
 mod check;
 
-pub use check::stored_name;
+pub use check::{bare_name, stored_name};
 
 use super::check_extents;
 use super::from_json::Fields;
 use crate::json;
-use anyhow::{Result, anyhow, bail, ensure};
+use crate::quantized::check_config;
+use anyhow::{Result, anyhow, ensure};
 use serde_json::{Map, Value};
 use std::path::Path;
 
@@ -49,6 +50,9 @@ pub struct BertParts {
 pub const MASKED_HEAD: &str = "cls.predictions";
 /// What the names of the pooler's parameters begin with.
 pub const POOLER: &str = "bert.pooler.";
+/// The linears outside of the layers, the pooler's and that of the head for masked tokens: `quantize` and the adapters made here leave them
+/// alone, transformers and PEFT do not always.
+pub const OUTSIDE: [&str; 2] = ["bert.pooler.dense", "cls.predictions.transform.dense"];
 
 impl BertConfig {
     /// Reads the text of a config.json, which messages call `path`. What would change the model's function and is not known here is
@@ -83,6 +87,15 @@ impl BertConfig {
             .collect()
     }
 
+    /// The linears outside of the layers that a file with these parts has.
+    pub fn outside_shapes(&self, parts: BertParts) -> Vec<(String, usize, usize)> {
+        let there = OUTSIDE.into_iter().zip([parts.pooler, parts.head]);
+        let there = there.filter(|(_, there)| *there);
+        there
+            .map(|(name, _)| (name.to_owned(), self.hidden_size, self.hidden_size))
+            .collect()
+    }
+
     /// The tensors of a file with these parts: names and row-major shapes. The decoder of the head is the word embedding.
     pub fn tensor_shapes(&self, parts: BertParts) -> Vec<(String, Vec<usize>)> {
         let hidden = self.hidden_size;
@@ -102,13 +115,9 @@ impl BertConfig {
             }
         }
         let mut linears = self.linear_shapes();
-        if parts.pooler {
-            linears.push(("bert.pooler.dense".to_owned(), hidden, hidden));
-        }
+        linears.extend(self.outside_shapes(parts));
         if parts.head {
-            let transform = format!("{MASKED_HEAD}.transform");
-            linears.push((format!("{transform}.dense"), hidden, hidden));
-            norms.push(format!("{transform}.LayerNorm"));
+            norms.push(format!("{MASKED_HEAD}.transform.LayerNorm"));
             shapes.push((format!("{MASKED_HEAD}.bias"), vec![self.vocab_size]));
         }
         for norm in norms {
@@ -209,8 +218,8 @@ fn refuse_unsupported(fields: &Fields) -> Result<()> {
             "pruned_heads is {pruned}; models with pruned heads are not supported"
         );
     }
-    if fields.get("quantization_config").is_some() {
-        bail!("quantization_config is set; take the encoder that was quantized");
+    if let Some(quantization) = fields.get("quantization_config") {
+        check_config(quantization)?;
     }
     Ok(())
 }

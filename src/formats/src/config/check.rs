@@ -1,6 +1,7 @@
 //! What tensors a Llama configuration asks for, and whether a model file has them.
 
 use super::LlamaConfig;
+use super::stored::{ModelTensor, named};
 use crate::quantized;
 use crate::tensors::{Stored, Weights};
 use anyhow::{Result, bail};
@@ -112,73 +113,90 @@ impl LlamaConfig {
     }
 
     fn compare(&self, weights: &Weights, shapes: Vec<(String, Vec<usize>)>) -> Result<()> {
-        let mut problems = Vec::new();
-        let mut damaged = false;
-        let mut known = HashSet::new();
-        let linears: HashSet<String> = (self.linear_shapes().into_iter())
-            .map(|(module, ..)| format!("{module}.weight"))
-            .collect();
-        for (name, shape) in shapes {
-            if linears.contains(&name) && weights.get(&name).is_some() {
-                match quantized::sound_linear(weights, &name, [shape[0], shape[1]]) {
-                    Ok(quantized::Linear::Dense) => {}
-                    Ok(stored) => {
-                        known.extend(quantized::own_parts(&name, &stored));
-                        known.insert(name);
-                        continue;
-                    }
-                    Err(error) => {
-                        damaged = true;
-                        // The outermost part names file and weight, which this error does itself.
-                        let why = error.chain().skip(1).map(ToString::to_string);
-                        let why: Vec<String> = why.collect();
-                        problems.push(format!("{name}: {}", why.join(": ")));
-                        known.extend(quantized::parts(&name));
-                        known.insert(name);
-                        continue;
-                    }
-                }
-            }
-            match weights.get(&name) {
-                None => problems.push(format!("{name} is missing")),
-                Some(info) if info.shape != shape => problems.push(format!(
-                    "{name} has the shape {:?}, expected {shape:?}",
-                    info.shape
-                )),
-                Some(info) => {
-                    if let Stored::Plain(dtype) = info.stored
-                        && !dtype.is_float()
-                    {
-                        problems.push(format!("{name} holds {dtype}, not numbers of a weight"));
-                    }
-                }
-            }
-            known.insert(name);
-        }
-        for info in weights.infos() {
-            let name = &info.name;
-            // Old files store the rotary frequencies, and some the tied head a second time: both are
-            // computed from the rest, so they carry nothing.
-            let redundant = name.ends_with(".self_attn.rotary_emb.inv_freq")
+        // Old files store the rotary frequencies, and some the tied head a second time: both are computed from the rest, so they carry
+        // nothing.
+        let redundant = |name: &str, shape: &[usize]| {
+            name.ends_with(".self_attn.rotary_emb.inv_freq")
                 || (name == WORD_HEAD
                     && self.tie_word_embeddings
-                    && info.shape == [self.vocab_size, self.hidden_size]);
-            if !known.contains(name) && !redundant {
-                problems.push(format!("{name} of shape {:?} is not expected", info.shape));
-            }
-        }
-        let way_out = match damaged {
-            true => {
-                "Take the config and the weights of the same model; if they are, fetch the files again, or quantize the model again."
-            }
-            false => "Take the config and the weights of the same model.",
+                    && shape == [self.vocab_size, self.hidden_size])
         };
-        report(weights, problems, way_out)
+        let way_out = "Take the config and the weights of the same model.";
+        compare(weights, &self.tensors_from(shapes), &redundant, way_out)
+    }
+
+    /// Tensors of these shapes under their own names.
+    pub(super) fn tensors_from(&self, shapes: Vec<(String, Vec<usize>)>) -> Vec<ModelTensor> {
+        named(shapes, &self.linear_shapes(), |_| None)
     }
 }
 
+/// Compares the tensors of a model with its file: all are there, in their shapes and as numbers of weights or soundly quantized, and no
+/// others but those that are `redundant` (name, shape). One error names all problems, with a way out where nothing is damaged.
+pub(super) fn compare(
+    weights: &Weights,
+    tensors: &[ModelTensor],
+    redundant: &dyn Fn(&str, &[usize]) -> bool,
+    way_out: &str,
+) -> Result<()> {
+    let mut problems = Vec::new();
+    let mut damaged = false;
+    let mut known = HashSet::new();
+    for tensor in tensors {
+        let (name, shape) = (&tensor.stored, &tensor.shape);
+        known.insert(name.clone());
+        let Some(info) = weights.get(name) else {
+            problems.push(format!("{name} is missing"));
+            continue;
+        };
+        if let ([out, input], true) = (&shape[..], tensor.linear) {
+            match quantized::sound_linear(weights, name, [*out, *input]) {
+                Ok(quantized::Linear::Dense) => {}
+                Ok(stored) => {
+                    known.extend(quantized::own_parts(name, &stored));
+                    continue;
+                }
+                Err(error) => {
+                    damaged = true;
+                    // The outermost part names file and weight, which this error does itself.
+                    let why = error.chain().skip(1).map(ToString::to_string);
+                    let why: Vec<String> = why.collect();
+                    problems.push(format!("{name}: {}", why.join(": ")));
+                    known.extend(quantized::parts(name));
+                    continue;
+                }
+            }
+        }
+        if info.shape != *shape {
+            problems.push(format!(
+                "{name} has the shape {:?}, expected {shape:?}",
+                info.shape
+            ));
+        } else if let Stored::Plain(dtype) = info.stored
+            && !dtype.is_float()
+        {
+            problems.push(format!("{name} holds {dtype}, not numbers of a weight"));
+        }
+    }
+    for info in weights.infos() {
+        if !known.contains(&info.name) && !redundant(&info.name, &info.shape) {
+            problems.push(format!(
+                "{} of shape {:?} is not expected",
+                info.name, info.shape
+            ));
+        }
+    }
+    let way_out = match damaged {
+        true => {
+            "Take the config and the weights of the same model; if they are, fetch the files again, or quantize the model again."
+        }
+        false => way_out,
+    };
+    report(weights, problems, way_out)
+}
+
 /// One error of all problems, if there are any; more than a dozen are counted.
-pub(super) fn report(weights: &Weights, mut problems: Vec<String>, way_out: &str) -> Result<()> {
+fn report(weights: &Weights, mut problems: Vec<String>, way_out: &str) -> Result<()> {
     if problems.is_empty() {
         return Ok(());
     }

@@ -2,9 +2,9 @@
 
 use super::{
     AdapterConfig, BottleneckConfig, CONFIG_FILE, Ia3Config, PREFIX, PROMPT_EMBEDDINGS, PeftConfig,
-    SoftConfig, match_targets, tensor_key,
+    SoftConfig, concerns, match_targets, stored_key,
 };
-use crate::config::LlamaConfig;
+use crate::config::{LlamaConfig, ModelConfig};
 use crate::tensors::{Stored, Weights};
 use anyhow::{Result, bail, ensure};
 use std::collections::HashSet;
@@ -13,15 +13,25 @@ use std::collections::HashSet;
 const SHOWN: usize = 12;
 
 impl PeftConfig {
-    /// Compares an adapter's file with these settings and the shape of a base: all tensors are there, in their shapes and as numbers of
-    /// weights, and no others. Gives the adapted modules in the order of the layers; all problems are named in one error.
-    pub fn check(&self, weights: &Weights, base: &LlamaConfig) -> Result<Vec<String>> {
-        let linears = base.linear_shapes();
-        match self {
-            PeftConfig::Lora(config) => config.check(weights, &linears),
-            PeftConfig::Ia3(config) => config.check(weights, &linears),
-            PeftConfig::Bottleneck(config) => config.check(weights, base),
-            PeftConfig::Soft(config) => config.check(weights, base),
+    /// Compares an adapter's file with these settings and the shape of a base, whose linears (path, outputs, inputs) `linears_in` gives: all
+    /// tensors are there, in their shapes and as numbers of weights, and no others. Gives the adapted modules in the order of the layers; all
+    /// problems are named in one error.
+    pub fn check(
+        &self,
+        weights: &Weights,
+        base: &ModelConfig,
+        linears: &[(String, usize, usize)],
+    ) -> Result<Vec<String>> {
+        match (self, base) {
+            (PeftConfig::Lora(config), _) => config.check(weights, linears),
+            (PeftConfig::Ia3(config), _) => config.check(weights, linears),
+            (PeftConfig::Bottleneck(config), ModelConfig::Llama(base)) => {
+                config.check(weights, base)
+            }
+            (PeftConfig::Soft(config), ModelConfig::Llama(base)) => config.check(weights, base),
+            (_, ModelConfig::Bert(_)) => bail!(
+                "adapters of this kind are for language models (Llama), and the base is an encoder; LoRA and (IA)³ go on both"
+            ),
         }
     }
 
@@ -66,14 +76,15 @@ impl AdapterConfig {
         weights: &Weights,
         linears: &[(String, usize, usize)],
     ) -> Result<Vec<String>> {
-        let names: Vec<&str> = linears.iter().map(|linear| linear.0.as_str()).collect();
+        let names = concerned(weights, linears);
         let targets = match_targets(&self.target_modules, &names)?;
+        let key = |module: &str, part: &str| stored_key(weights, module, part);
         let mut expected = Vec::new();
         for (module, out, input) in linears.iter().filter(|linear| targets.contains(&linear.0)) {
-            expected.push((tensor_key(module, "lora_A"), vec![self.r, *input]));
-            expected.push((tensor_key(module, "lora_B"), vec![*out, self.r]));
+            expected.push((key(module, "lora_A"), vec![self.r, *input]));
+            expected.push((key(module, "lora_B"), vec![*out, self.r]));
             if self.use_dora {
-                expected.push((tensor_key(module, "lora_magnitude_vector"), vec![*out]));
+                expected.push((key(module, "lora_magnitude_vector"), vec![*out]));
             }
         }
         compare(weights, &expected, &self.modules_to_save)?;
@@ -88,7 +99,7 @@ impl Ia3Config {
         weights: &Weights,
         linears: &[(String, usize, usize)],
     ) -> Result<Vec<String>> {
-        let names: Vec<&str> = linears.iter().map(|linear| linear.0.as_str()).collect();
+        let names = concerned(weights, linears);
         let modules = self.modules(&names)?;
         let mut expected = Vec::new();
         for (module, out, input) in linears {
@@ -99,7 +110,7 @@ impl Ia3Config {
                 true => vec![1, *input],
                 false => vec![*out, 1],
             };
-            expected.push((tensor_key(module, "ia3_l"), shape));
+            expected.push((stored_key(weights, module, "ia3_l"), shape));
         }
         compare(weights, &expected, &self.modules_to_save)?;
         Ok(modules.into_iter().map(|(module, _)| module).collect())
@@ -132,6 +143,12 @@ impl SoftConfig {
         compare(weights, &expected, &self.modules_to_save)?;
         Ok(self.modules(base))
     }
+}
+
+/// The paths of the linears that the file may be about.
+fn concerned<'a>(weights: &Weights, linears: &'a [(String, usize, usize)]) -> Vec<&'a str> {
+    let names = linears.iter().map(|linear| linear.0.as_str());
+    names.filter(|name| concerns(weights, name)).collect()
 }
 
 /// The tensors of an adapter's file against those that are expected; tensors of the modules in `saved` may be there besides.
@@ -196,18 +213,19 @@ fn compare(weights: &Weights, expected: &[(String, Vec<usize>)], saved: &[String
 
 #[cfg(test)]
 mod tests {
+    use super::super::tensor_key;
     use super::*;
     use crate::Dtype;
     use serde_json::json;
     use std::path::Path;
 
     /// A base of one layer, 8 wide, with 6 inside its MLP and 4 outputs of keys and values.
-    fn base() -> LlamaConfig {
+    fn base() -> ModelConfig {
         let settings = json!({
             "model_type": "llama", "vocab_size": 16, "hidden_size": 8, "intermediate_size": 6, "num_hidden_layers": 1,
             "num_attention_heads": 2, "num_key_value_heads": 1, "hidden_act": "silu",
         });
-        LlamaConfig::from_json(&settings.to_string(), Path::new("base")).unwrap()
+        ModelConfig::from_json(&settings.to_string(), Path::new("base")).unwrap()
     }
 
     /// What the check says of a file of zeros under these names, types and shapes.
@@ -224,7 +242,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("adapter_model.safetensors");
         crate::safetensors::write_file(&path, &tensors, &[("format", "pt")]).unwrap();
-        config.check(&Weights::open(&path).unwrap(), &base())
+        let base = base();
+        config.check(&Weights::open(&path).unwrap(), &base, &base.linear_shapes())
     }
 
     fn said(config: &PeftConfig, tensors: &[(&str, Dtype, &[usize])]) -> String {

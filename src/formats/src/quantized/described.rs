@@ -1,6 +1,8 @@
 //! What config.json says of quantized weights.
 
-use super::{Linear, Scheme, linear, torch_name};
+use super::{Linear, Scheme, torch_name};
+use crate::config::ModelConfig;
+use crate::config::bert::bare_name;
 use crate::tensors::Weights;
 use crate::{Dtype, json};
 use anyhow::{Result, ensure};
@@ -31,6 +33,26 @@ pub fn config(scheme: Scheme, nested: bool, dtype: Dtype, skipped: &[String]) ->
     })
 }
 
+/// Linears of a language model outside of its layers.
+const OF_LANGUAGE_MODELS: [&str; 1] = ["lm_head"];
+/// The same of an encoder under each of transformers' classes: the pooler, the heads of pre-training, and that of a classifier.
+const OF_ENCODERS: [&str; 3] = ["pooler.dense", "cls", "classifier"];
+
+/// The modules that transformers must not take for quantized: the linears in `skipped`, and those outside of the layers. transformers
+/// compares a module's path with the beginning and with the end of each, and in its class for an encoder alone no path begins with
+/// `bert.`: names without it fit every class.
+pub fn unconverted(model: &ModelConfig, skipped: &[String]) -> Vec<String> {
+    let outside: &[&str] = match model {
+        ModelConfig::Llama(_) => &OF_LANGUAGE_MODELS,
+        ModelConfig::Bert(_) => &OF_ENCODERS,
+    };
+    let linears = skipped.iter().map(|module| bare_name(module));
+    linears
+        .chain(outside.iter().copied())
+        .map(str::to_owned)
+        .collect()
+}
+
 /// Refuses a `quantization_config` of another kind than those that are read here.
 pub(crate) fn check_config(value: &Value) -> Result<()> {
     // transformers leaves the first in models that it loaded from GGUF; their tensors are plain.
@@ -57,13 +79,13 @@ pub(crate) fn check_config(value: &Value) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a config.json, which messages call `path`, whose `quantization_config` says something else than the weights of the linears
-/// (path, outputs, inputs) show.
+/// Refuses a config.json, which messages call `path`, whose `quantization_config` says something else than the weights of the model's
+/// linears show.
 pub fn check_described(
     text: &str,
     path: &Path,
     weights: &Weights,
-    linears: &[(String, usize, usize)],
+    model: &ModelConfig,
 ) -> Result<()> {
     let object = json::parse_object(text, path)?;
     let said = object.get("quantization_config").unwrap_or(&Value::Null);
@@ -74,9 +96,9 @@ pub fn check_described(
         _ => return Ok(()),
     };
     let (mut packed, mut types) = (false, None);
-    for (module, out, input) in linears {
-        let name = format!("{module}.weight");
-        let found = match linear(weights, &name, [*out, *input])? {
+    for tensor in model.tensors_in(weights) {
+        let name = &tensor.stored;
+        let found = match tensor.storage(weights)? {
             Linear::Dense => continue,
             Linear::Nf4(state) => {
                 let nested = state.nested.is_some();

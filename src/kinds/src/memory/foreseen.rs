@@ -4,12 +4,24 @@ use engine::contract::Summary;
 use serde_json::{Map, Value, json};
 
 use super::model::{BOTTLENECK, F32, Linear, Model};
-use super::{ADAPTER, QUANTIZED, input};
+use super::{ADAPTER, MASKED_HEAD, QUANTIZED, input};
 use crate::bottleneck::HOULSBY;
 
 /// A model that is a stage's own with other numbers: what is known stays.
 pub(crate) fn same(_: &Map<String, Value>, inputs: &[(&str, &Summary)]) -> Option<Summary> {
     input(inputs, "model").cloned()
+}
+
+/// What `masked_lm` will make: the encoder with other numbers, and with a head for masked tokens if it had none.
+pub(crate) fn masked(_: &Map<String, Value>, inputs: &[(&str, &Summary)]) -> Option<Summary> {
+    let mut known = input(inputs, "model")?.clone();
+    let headless = known.insert(MASKED_HEAD.to_owned(), true.into()) == Some(false.into());
+    if headless {
+        for name in ["bytes", "parameters", "stored"] {
+            known.remove(name);
+        }
+    }
+    Some(known)
 }
 
 /// What can be told of a model whose files are not looked at: it has no adapter.

@@ -92,7 +92,7 @@ fn adapter(
     about: &About,
     head: &[(String, Tensor)],
 ) -> Result<(Files, Draft)> {
-    let own = loaded.backbone.adapter_tensors();
+    let own = loaded.backbone.adapter_tensors(false);
     let settings = view.file(ADAPTER_CONFIG)?.clone();
     let config = PeftConfig::open(&settings)?;
     let name = config.weights_file();
@@ -110,9 +110,7 @@ fn adapter(
         ];
         return Ok((files, inner));
     };
-    let own = own
-        .iter()
-        .map(|(key, tensor)| (key.clone(), tensor.shallow_clone()));
+    let own = loaded.backbone.adapter_tensors(true).into_iter();
     let of_head = head.iter();
     let of_head = of_head.map(|(name, tensor)| (config.saved_key(name), tensor.shallow_clone()));
     let tensors: Vec<(String, Tensor)> = own.chain(of_head).collect();

@@ -1,13 +1,18 @@
 //! Whether a model file has the tensors of a BERT encoder, and under which of the names that files have had.
 
 use super::{BertConfig, BertParts, MASKED_HEAD};
-use crate::config::check::report;
-use crate::tensors::{Stored, Weights};
+use crate::config::check::compare;
+use crate::config::stored::{ModelTensor, named};
+use crate::tensors::Weights;
 use anyhow::Result;
-use std::collections::HashSet;
 
 /// What every name of the encoder begins with, unless a file was saved from the encoder alone.
 const PREFIX: &str = "bert.";
+
+/// The path of a module of an encoder, or the name of a tensor, as it is in the encoder alone; others are as they are.
+pub fn bare_name(name: &str) -> &str {
+    name.strip_prefix(PREFIX).unwrap_or(name)
+}
 
 /// The name under which a file has the tensor of this name: the same, or that of an encoder saved alone (without `bert.`), with
 /// `gamma` and `beta` as in the first checkpoints, or the bias of a head as its decoder's. A Llama's names have only one form.
@@ -34,10 +39,7 @@ impl BertParts {
     pub fn of(weights: &Weights) -> BertParts {
         let has = |start: &str| {
             let mut infos = weights.infos();
-            infos.any(|info| {
-                let name = info.name.strip_prefix(PREFIX).unwrap_or(&info.name);
-                name.starts_with(start)
-            })
+            infos.any(|info| bare_name(&info.name).starts_with(start))
         };
         BertParts {
             pooler: has("pooler."),
@@ -47,49 +49,39 @@ impl BertParts {
 }
 
 impl BertConfig {
-    /// Compares with a model file: every expected tensor is there with its shape, and nothing else is but what follows from the
-    /// rest or belongs to the prediction of the next sentence. Gives what the file has beside the encoder; all problems are named
-    /// in one error.
+    /// Compares with a model file: every expected tensor is there with its shape, weights of linears perhaps quantized, and nothing
+    /// else is but what follows from the rest or belongs to the prediction of the next sentence. Gives what the file has beside the
+    /// encoder; all problems are named in one error.
     pub fn check(&self, weights: &Weights) -> Result<BertParts> {
         let parts = BertParts::of(weights);
-        let mut problems = Vec::new();
-        let mut known = HashSet::new();
-        for (name, shape) in self.tensor_shapes(parts) {
-            let Some(stored) = stored_name(weights, &name) else {
-                problems.push(format!("{name} is missing"));
-                continue;
-            };
-            if let Some(info) = weights.get(&stored) {
-                if info.shape != shape {
-                    problems.push(format!(
-                        "{stored} has the shape {:?}, expected {shape:?}",
-                        info.shape
-                    ));
-                } else if let Stored::Plain(dtype) = info.stored
-                    && !dtype.is_float()
-                {
-                    problems.push(format!("{stored} holds {dtype}, not numbers of a weight"));
-                }
-            }
-            known.insert(stored);
-        }
-        for info in weights.infos() {
-            if !known.contains(&info.name) && !self.is_redundant(&info.name, &info.shape) {
-                problems.push(format!(
-                    "{} of shape {:?} is not expected",
-                    info.name, info.shape
-                ));
-            }
-        }
         let way_out = "Take the config and the weights of the same model; a head for another task than masked words is not read.";
-        report(weights, problems, way_out)?;
+        let redundant = |name: &str, shape: &[usize]| self.is_redundant(name, shape);
+        compare(
+            weights,
+            &self.tensors_in(weights, parts),
+            &redundant,
+            way_out,
+        )?;
         Ok(parts)
+    }
+
+    /// The tensors of a file with these parts, under whichever names it has.
+    pub(in crate::config) fn tensors_in(
+        &self,
+        weights: &Weights,
+        parts: BertParts,
+    ) -> Vec<ModelTensor> {
+        let mut linears = self.linear_shapes();
+        linears.extend(self.outside_shapes(parts));
+        named(self.tensor_shapes(parts), &linears, |name| {
+            stored_name(weights, name)
+        })
     }
 
     /// What carries nothing: the numbers of positions, the tied decoder stored a second time, and the head for the next sentence, which
     /// nothing here trains.
     fn is_redundant(&self, name: &str, shape: &[usize]) -> bool {
-        match name.strip_prefix(PREFIX).unwrap_or(name) {
+        match bare_name(name) {
             "embeddings.position_ids" | "embeddings.token_type_ids" => true,
             "cls.predictions.decoder.weight" => shape == [self.vocab_size, self.hidden_size],
             "cls.predictions.decoder.bias" => shape == [self.vocab_size],
