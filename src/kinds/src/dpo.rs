@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use crate::known::trains;
 use crate::lists::fields;
 use crate::memory;
+use crate::rollout::REFERENCE;
 use crate::training::{self, COMPLETIONS, POLICY, RUNNING, TRAINED, Training, learning};
 use crate::words::{MAX_LENGTH, POSITIVE, TRUNCATION, field};
 
@@ -379,13 +380,7 @@ only the adapter changes. Logged: rewards β c and β r, their difference, and h
     ports: &[
         POLICY,
         Port { name: "data", accepts: &[ArtifactType::Dataset], arity: Arity::One, layouts: &["preference", "ranking"], doc: "Comparisons." },
-        Port {
-            name: "reference",
-            accepts: &[ArtifactType::Model],
-            arity: Arity::Optional,
-            layouts: &[],
-            doc: "What the policy is held to; `model` as it comes in unless given.",
-        },
+        REFERENCE,
     ],
     outputs: &TRAINED,
     preparations: &[

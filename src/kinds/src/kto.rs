@@ -10,6 +10,7 @@ use serde::Deserialize;
 use crate::known::trains;
 use crate::lists::fields;
 use crate::memory;
+use crate::rollout::REFERENCE;
 use crate::training::{COMPLETIONS, POLICY, RUNNING, TRAINED, Training, fits, learning};
 use crate::words::{MAX_LENGTH, POSITIVE, TRUNCATION, field};
 
@@ -94,13 +95,7 @@ several follow each other. Logged: β times the mean x of the desirable and of t
             layouts: &["unpaired"],
             doc: "Completions that are desirable or not.",
         },
-        Port {
-            name: "reference",
-            accepts: &[ArtifactType::Model],
-            arity: Arity::Optional,
-            layouts: &[],
-            doc: "What the policy is held to; `model` as it comes in unless given.",
-        },
+        REFERENCE,
     ],
     outputs: &TRAINED,
     preparations: &[
