@@ -9,13 +9,9 @@ use serde_json::{Map, Value};
 
 use crate::features::POOLING;
 use crate::head::{ACTIVATION, DROPOUT, HIDDEN, TASK, fits_head, names};
+use crate::lists::fields;
 use crate::tokenize_labelled::{FIELDS, MAX_LENGTH, TEXTS, TRUNCATION, labelled};
-use crate::training::{
-    BATCH, BETA1, BETA2, CHECKPOINTING, EPOCHS, EPSILON, LAYER_DECAY, LEARNING_RATES,
-    MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, OPTIMIZER_STATE, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAIN,
-    Training, UNFREEZE_EVERY, WARMUP, WEIGHT_DECAY, learning_rate,
-};
-use crate::words::MICRO_BATCH;
+use crate::training::{RUNNING, Training, learning};
 use crate::{known, memory};
 
 /// The parameters.
@@ -81,35 +77,11 @@ what the head is, in every case.
     example: "tuned: { kind: classifier, model: base, data: halves.train, test: halves.test, pooling: pooler, learning_rate: 5.0e-5 }",
     pool: Pool::Torch,
     repeatable: Repeatable::Deterministic,
-    fields: &[
-        TASK,
-        POOLING,
-        HIDDEN,
-        ACTIVATION,
-        DROPOUT,
-        learning_rate(5e-5),
-        SCHEDULE,
-        WARMUP,
-        EPOCHS,
-        MAX_STEPS,
-        BATCH,
-        TRAIN,
-        LAYER_DECAY,
-        UNFREEZE_EVERY,
-        LEARNING_RATES,
-        OPTIMIZER,
-        OPTIMIZER_STATE,
-        WEIGHT_DECAY,
-        BETA1,
-        BETA2,
-        EPSILON,
-        MAX_GRAD_NORM,
-        SEED,
-        MAX_LENGTH,
-        TRUNCATION,
-        MICRO_BATCH,
-        CHECKPOINTING,
-        SNAPSHOT_SECONDS,
+    fields: fields![
+        &[TASK, POOLING, HIDDEN, ACTIVATION, DROPOUT],
+        &learning(5e-5),
+        &[MAX_LENGTH, TRUNCATION],
+        &RUNNING,
     ],
     ports: &[
         Port {

@@ -6,14 +6,10 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::known::trains;
+use crate::lists::fields;
 use crate::memory;
-use crate::training::{
-    self, BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, LAYER_DECAY,
-    LEARNING_RATES, MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, OPTIMIZER_STATE, POLICY, SCHEDULE, SEED,
-    SNAPSHOT_SECONDS, TRAIN, TRAINED, Training, UNFREEZE_EVERY, WARMUP, WEIGHT_DECAY,
-    learning_rate,
-};
-use crate::words::{MAX_LENGTH, MICRO_BATCH, NOT_NEGATIVE, NUMBER, POSITIVE, TRUNCATION, field};
+use crate::training::{self, COMPLETIONS, POLICY, RUNNING, TRAINED, Training, learning};
+use crate::words::{MAX_LENGTH, NOT_NEGATIVE, NUMBER, POSITIVE, TRUNCATION, field};
 
 /// The parameters.
 #[derive(Clone, Debug, Deserialize)]
@@ -94,51 +90,34 @@ With p the sum of log π over a completion's tokens and |y| their number:
     example: "tuned: { kind: cpo, model: sft, data: pairs, loss: simpo, beta: 2.0, gamma: 1.0 }",
     pool: Pool::Torch,
     repeatable: Repeatable::Deterministic,
-    fields: &[
-        learning_rate(1e-6),
-        SCHEDULE,
-        WARMUP,
-        EPOCHS,
-        MAX_STEPS,
-        BATCH,
-        TRAIN,
-        LAYER_DECAY,
-        UNFREEZE_EVERY,
-        LEARNING_RATES,
-        OPTIMIZER,
-        OPTIMIZER_STATE,
-        WEIGHT_DECAY,
-        BETA1,
-        BETA2,
-        EPSILON,
-        MAX_GRAD_NORM,
-        SEED,
-        MAX_LENGTH,
-        TRUNCATION,
-        field(
-            "loss",
-            FieldType::Choice(&[
-                Choice { word: "sigmoid", doc: "CPO" },
-                Choice { word: "hinge", doc: "CPO with a hinge" },
-                Choice { word: "ipo", doc: "IPO on averages without a reference" },
-                Choice { word: "simpo", doc: "SimPO" },
-            ]),
-            Need::Default(Literal::Text("sigmoid")),
-            "The loss of a pair.",
-        ),
-        field("beta", POSITIVE, Need::Default(Literal::Number(0.1)), "β; SimPO's paper uses 2 to 2.5."),
-        field(
-            "label_smoothing",
-            FieldType::Number { min: 0.0, max: 0.5, above: false },
-            Need::Default(Literal::Number(0.0)),
-            "ε: the probability that a label is wrong.",
-        ),
-        field("gamma", NOT_NEGATIVE, Need::Default(Literal::Number(GAMMA)), "γ: the margin that `simpo` asks for."),
-        field("alpha", NUMBER, Need::Default(Literal::Number(0.0)), "α of AlphaPO; 0 is off."),
-        field("nll", NOT_NEGATIVE, Need::Optional, "The weight of the chosen completions' cross entropy; 1 unless given, 0 for `simpo`."),
-        MICRO_BATCH,
-        CHECKPOINTING,
-        SNAPSHOT_SECONDS,
+    fields: fields![
+        &learning(1e-6),
+        &[
+            MAX_LENGTH,
+            TRUNCATION,
+            field(
+                "loss",
+                FieldType::Choice(&[
+                    Choice { word: "sigmoid", doc: "CPO" },
+                    Choice { word: "hinge", doc: "CPO with a hinge" },
+                    Choice { word: "ipo", doc: "IPO on averages without a reference" },
+                    Choice { word: "simpo", doc: "SimPO" },
+                ]),
+                Need::Default(Literal::Text("sigmoid")),
+                "The loss of a pair.",
+            ),
+            field("beta", POSITIVE, Need::Default(Literal::Number(0.1)), "β; SimPO's paper uses 2 to 2.5."),
+            field(
+                "label_smoothing",
+                FieldType::Number { min: 0.0, max: 0.5, above: false },
+                Need::Default(Literal::Number(0.0)),
+                "ε: the probability that a label is wrong.",
+            ),
+            field("gamma", NOT_NEGATIVE, Need::Default(Literal::Number(GAMMA)), "γ: the margin that `simpo` asks for."),
+            field("alpha", NUMBER, Need::Default(Literal::Number(0.0)), "α of AlphaPO; 0 is off."),
+            field("nll", NOT_NEGATIVE, Need::Optional, "The weight of the chosen completions' cross entropy; 1 unless given, 0 for `simpo`."),
+        ],
+        &RUNNING,
     ],
     ports: &[
         POLICY,

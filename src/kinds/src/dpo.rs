@@ -9,14 +9,11 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::known::trains;
+use crate::lists::fields;
 use crate::memory;
-use crate::training::{
-    self, BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, LAYER_DECAY,
-    LEARNING_RATES, MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, OPTIMIZER_STATE, POLICY, SCHEDULE, SEED,
-    SNAPSHOT_SECONDS, TRAIN, TRAINED, Training, UNFREEZE_EVERY, WARMUP, WEIGHT_DECAY,
-    learning_rate,
-};
-use crate::words::{MAX_LENGTH, MICRO_BATCH, POSITIVE, TRUNCATION, field};
+use crate::rollout::REFERENCE;
+use crate::training::{self, COMPLETIONS, POLICY, RUNNING, TRAINED, Training, learning};
+use crate::words::{MAX_LENGTH, POSITIVE, TRUNCATION, field};
 
 /// The parameters.
 #[derive(Clone, Debug, Deserialize)]
@@ -339,74 +336,51 @@ only the adapter changes. Logged: rewards β c and β r, their difference, and h
     example: "tuned: { kind: dpo, model: sft, data: pairs, beta: 0.1 }",
     pool: Pool::Torch,
     repeatable: Repeatable::Deterministic,
-    fields: &[
-        learning_rate(1e-6),
-        SCHEDULE,
-        WARMUP,
-        EPOCHS,
-        MAX_STEPS,
-        BATCH,
-        TRAIN,
-        LAYER_DECAY,
-        UNFREEZE_EVERY,
-        LEARNING_RATES,
-        OPTIMIZER,
-        OPTIMIZER_STATE,
-        WEIGHT_DECAY,
-        BETA1,
-        BETA2,
-        EPSILON,
-        MAX_GRAD_NORM,
-        SEED,
-        MAX_LENGTH,
-        TRUNCATION,
-        field("loss", LOSS, Need::Default(Literal::Text("sigmoid")), "The loss of a pair, or a mapping from losses to weights."),
-        number("beta", 0.1, "β: how strongly the reference holds."),
-        field(
-            "label_smoothing",
-            FieldType::Number { min: 0.0, max: 0.999_999, above: false },
-            Need::Default(Literal::Number(0.0)),
-            "ε: the probability that a label is wrong.",
-        ),
-        field(
-            "divergence",
-            FieldType::Choice(&[
-                Choice { word: "reverse_kl", doc: "x" },
-                Choice { word: "forward_kl", doc: "1 − exp(−x)" },
-                Choice { word: "js", doc: "ln 2 + log σ(x)" },
-                Choice { word: "alpha", doc: "(exp((a−1)x) − 1) / (a−1)" },
-            ]),
-            Need::Default(Literal::Text("reverse_kl")),
-            "What the log-ratios are mapped by (f-DPO, arXiv 2309.16240).",
-        ),
-        number("divergence_alpha", DIVERGENCE_ALPHA, "a of the divergence `alpha`."),
-        number("discopop_tau", DISCOPOP_TAU, "τ of `discopop`."),
-        field(
-            "ipo_on",
-            FieldType::Choice(&[
-                Choice { word: "averages", doc: "log-ratios divided by the tokens of their completion, as IPO's authors do" },
-                Choice { word: "sums", doc: "log-ratios of whole completions, as the paper writes them" },
-            ]),
-            Need::Default(Literal::Text("averages")),
-            "What `ipo` compares.",
-        ),
-        field("ld_alpha", FieldType::Number { min: 0.0, max: 1.0, above: false }, Need::Optional, "LD-DPO: the weight of tokens beyond the shorter completion."),
-        field("weighted", FieldType::Bool, Need::Default(Literal::Bool(false)), "WPO: weigh pairs by how likely the policy finds them."),
-        field("soft_labels", FieldType::Bool, Need::Default(Literal::Bool(false)), "Labels are σ(margin) of the rows' margins."),
-        MICRO_BATCH,
-        CHECKPOINTING,
-        SNAPSHOT_SECONDS,
+    fields: fields![
+        &learning(1e-6),
+        &[
+            MAX_LENGTH,
+            TRUNCATION,
+            field("loss", LOSS, Need::Default(Literal::Text("sigmoid")), "The loss of a pair, or a mapping from losses to weights."),
+            number("beta", 0.1, "β: how strongly the reference holds."),
+            field(
+                "label_smoothing",
+                FieldType::Number { min: 0.0, max: 0.999_999, above: false },
+                Need::Default(Literal::Number(0.0)),
+                "ε: the probability that a label is wrong.",
+            ),
+            field(
+                "divergence",
+                FieldType::Choice(&[
+                    Choice { word: "reverse_kl", doc: "x" },
+                    Choice { word: "forward_kl", doc: "1 − exp(−x)" },
+                    Choice { word: "js", doc: "ln 2 + log σ(x)" },
+                    Choice { word: "alpha", doc: "(exp((a−1)x) − 1) / (a−1)" },
+                ]),
+                Need::Default(Literal::Text("reverse_kl")),
+                "What the log-ratios are mapped by (f-DPO, arXiv 2309.16240).",
+            ),
+            number("divergence_alpha", DIVERGENCE_ALPHA, "a of the divergence `alpha`."),
+            number("discopop_tau", DISCOPOP_TAU, "τ of `discopop`."),
+            field(
+                "ipo_on",
+                FieldType::Choice(&[
+                    Choice { word: "averages", doc: "log-ratios divided by the tokens of their completion, as IPO's authors do" },
+                    Choice { word: "sums", doc: "log-ratios of whole completions, as the paper writes them" },
+                ]),
+                Need::Default(Literal::Text("averages")),
+                "What `ipo` compares.",
+            ),
+            field("ld_alpha", FieldType::Number { min: 0.0, max: 1.0, above: false }, Need::Optional, "LD-DPO: the weight of tokens beyond the shorter completion."),
+            field("weighted", FieldType::Bool, Need::Default(Literal::Bool(false)), "WPO: weigh pairs by how likely the policy finds them."),
+            field("soft_labels", FieldType::Bool, Need::Default(Literal::Bool(false)), "Labels are σ(margin) of the rows' margins."),
+        ],
+        &RUNNING,
     ],
     ports: &[
         POLICY,
         Port { name: "data", accepts: &[ArtifactType::Dataset], arity: Arity::One, layouts: &["preference", "ranking"], doc: "Comparisons." },
-        Port {
-            name: "reference",
-            accepts: &[ArtifactType::Model],
-            arity: Arity::Optional,
-            layouts: &[],
-            doc: "What the policy is held to; `model` as it comes in unless given.",
-        },
+        REFERENCE,
     ],
     outputs: &TRAINED,
     preparations: &[

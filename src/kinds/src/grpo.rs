@@ -3,15 +3,13 @@
 use engine::contract::{Choice, Contract, FieldType, Literal, Need, Pool, Repeatable};
 use serde::Deserialize;
 
+use crate::lists::fields;
 use crate::rollout::{
     CLIP, CLIP_HIGH, Groups, MASK_TRUNCATED, MINIBATCHES, MISSING_EOS_PENALTY, PROMPTS, REFERENCE,
-    REWARD, REWARD_CLIP, ROLLOUT_BATCH, ROLLOUT_MICRO_BATCH, Rollout, TRAINED, UPDATES, WEIGHTS,
-    group, sampling_temperature, unknown_rewards, update_epochs, whole_groups,
+    REWARD, REWARD_CLIP, ROLLOUT_BATCH, Rollout, STEPPING, TRAINED, UPDATES, WEIGHTS, group,
+    sampling_temperature, unknown_rewards, update_epochs, whole_groups,
 };
-use crate::training::{
-    BETA1, BETA2, EPSILON, MAX_GRAD_NORM, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, WARMUP,
-    WEIGHT_DECAY, learning_rate,
-};
+use crate::training::{POLICY, learning_rate};
 use crate::words::{MAX_NEW_TOKENS, NOT_NEGATIVE, field};
 
 /// The parameters.
@@ -56,63 +54,56 @@ probability. A group with equal rewards teaches nothing; how many there are is l
     example: "tuned: { kind: grpo, model: sft, reward: judge, prompts: prompts.train, group: 8 }",
     pool: Pool::Torch,
     repeatable: Repeatable::Deterministic,
-    fields: &[
-        UPDATES,
-        ROLLOUT_BATCH,
-        group(8),
-        MINIBATCHES,
-        update_epochs(1),
-        MAX_NEW_TOKENS,
-        sampling_temperature(1.0),
-        field(
-            "loss",
-            FieldType::Choice(&[
-                Choice { word: "dapo", doc: "by the tokens of the batch" },
-                Choice { word: "grpo", doc: "by each completion's length" },
-                Choice { word: "bnpo", doc: "by the tokens of the minibatch" },
-                Choice { word: "dr_grpo", doc: "by the longest length" },
-            ]),
-            Need::Default(Literal::Text("dapo")),
-            "What the sum over tokens is divided by.",
-        ),
-        field(
-            "scale",
-            FieldType::Choice(&[
-                Choice { word: "group", doc: "the deviation of the group" },
-                Choice { word: "batch", doc: "the deviation of the batch" },
-                Choice { word: "none", doc: "nothing" },
-            ]),
-            Need::Default(Literal::Text("group")),
-            "What advantages are divided by.",
-        ),
-        field(
-            "ratio",
-            FieldType::Choice(&[
-                Choice { word: "token", doc: "of each token" },
-                Choice { word: "sequence", doc: "the geometric mean over the completion" },
-            ]),
-            Need::Default(Literal::Text("token")),
-            "What the ratio is of.",
-        ),
-        field("beta", NOT_NEGATIVE, Need::Default(Literal::Number(0.0)), "β: the weight of the KL from the reference in the loss."),
-        field("corrected_kl", FieldType::Bool, Need::Default(Literal::Bool(true)), "Multiply the KL by the ratio, which makes its gradient right off the policy."),
-        CLIP,
-        CLIP_HIGH,
-        MISSING_EOS_PENALTY,
-        MASK_TRUNCATED,
-        REWARD_CLIP,
-        WEIGHTS,
-        learning_rate(1e-6),
-        SCHEDULE,
-        WARMUP,
-        WEIGHT_DECAY,
-        BETA1,
-        BETA2,
-        EPSILON,
-        MAX_GRAD_NORM,
-        SEED,
-        ROLLOUT_MICRO_BATCH,
-        SNAPSHOT_SECONDS,
+    fields: fields![
+        &[
+            UPDATES,
+            ROLLOUT_BATCH,
+            group(8),
+            MINIBATCHES,
+            update_epochs(1),
+            MAX_NEW_TOKENS,
+            sampling_temperature(1.0),
+            field(
+                "loss",
+                FieldType::Choice(&[
+                    Choice { word: "dapo", doc: "by the tokens of the batch" },
+                    Choice { word: "grpo", doc: "by each completion's length" },
+                    Choice { word: "bnpo", doc: "by the tokens of the minibatch" },
+                    Choice { word: "dr_grpo", doc: "by the longest length" },
+                ]),
+                Need::Default(Literal::Text("dapo")),
+                "What the sum over tokens is divided by.",
+            ),
+            field(
+                "scale",
+                FieldType::Choice(&[
+                    Choice { word: "group", doc: "the deviation of the group" },
+                    Choice { word: "batch", doc: "the deviation of the batch" },
+                    Choice { word: "none", doc: "nothing" },
+                ]),
+                Need::Default(Literal::Text("group")),
+                "What advantages are divided by.",
+            ),
+            field(
+                "ratio",
+                FieldType::Choice(&[
+                    Choice { word: "token", doc: "of each token" },
+                    Choice { word: "sequence", doc: "the geometric mean over the completion" },
+                ]),
+                Need::Default(Literal::Text("token")),
+                "What the ratio is of.",
+            ),
+            field("beta", NOT_NEGATIVE, Need::Default(Literal::Number(0.0)), "β: the weight of the KL from the reference in the loss."),
+            field("corrected_kl", FieldType::Bool, Need::Default(Literal::Bool(true)), "Multiply the KL by the ratio, which makes its gradient right off the policy."),
+            CLIP,
+            CLIP_HIGH,
+            MISSING_EOS_PENALTY,
+            MASK_TRUNCATED,
+            REWARD_CLIP,
+            WEIGHTS,
+            learning_rate(1e-6),
+        ],
+        &STEPPING,
     ],
     ports: &[POLICY, REWARD, PROMPTS, REFERENCE],
     outputs: &TRAINED,

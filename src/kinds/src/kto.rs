@@ -8,13 +8,11 @@ use engine::contract::{
 use serde::Deserialize;
 
 use crate::known::trains;
+use crate::lists::fields;
 use crate::memory;
-use crate::training::{
-    BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, LAYER_DECAY, LEARNING_RATES,
-    MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, OPTIMIZER_STATE, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS,
-    TRAIN, TRAINED, Training, UNFREEZE_EVERY, WARMUP, WEIGHT_DECAY, fits, learning_rate,
-};
-use crate::words::{MAX_LENGTH, MICRO_BATCH, POSITIVE, TRUNCATION, field};
+use crate::rollout::REFERENCE;
+use crate::training::{COMPLETIONS, POLICY, RUNNING, TRAINED, Training, fits, learning};
+use crate::words::{MAX_LENGTH, POSITIVE, TRUNCATION, field};
 
 /// The parameters.
 #[derive(Clone, Debug, Deserialize)]
@@ -76,34 +74,17 @@ several follow each other. Logged: β times the mean x of the desirable and of t
     example: "tuned: { kind: kto, model: sft, data: labels, beta: 0.1 }",
     pool: Pool::Torch,
     repeatable: Repeatable::Deterministic,
-    fields: &[
-        learning_rate(1e-6),
-        SCHEDULE,
-        WARMUP,
-        EPOCHS,
-        MAX_STEPS,
-        BATCH,
-        TRAIN,
-        LAYER_DECAY,
-        UNFREEZE_EVERY,
-        LEARNING_RATES,
-        OPTIMIZER,
-        OPTIMIZER_STATE,
-        WEIGHT_DECAY,
-        BETA1,
-        BETA2,
-        EPSILON,
-        MAX_GRAD_NORM,
-        SEED,
-        MAX_LENGTH,
-        TRUNCATION,
-        LOSS,
-        field("beta", POSITIVE, Need::Default(Literal::Number(0.1)), "β: how strongly the reference holds."),
-        field("desirable_weight", POSITIVE, Need::Default(Literal::Number(1.0)), "λ_D: the weight of desirable rows."),
-        field("undesirable_weight", POSITIVE, Need::Default(Literal::Number(1.0)), "λ_U: the weight of undesirable rows."),
-        MICRO_BATCH,
-        CHECKPOINTING,
-        SNAPSHOT_SECONDS,
+    fields: fields![
+        &learning(1e-6),
+        &[
+            MAX_LENGTH,
+            TRUNCATION,
+            LOSS,
+            field("beta", POSITIVE, Need::Default(Literal::Number(0.1)), "β: how strongly the reference holds."),
+            field("desirable_weight", POSITIVE, Need::Default(Literal::Number(1.0)), "λ_D: the weight of desirable rows."),
+            field("undesirable_weight", POSITIVE, Need::Default(Literal::Number(1.0)), "λ_U: the weight of undesirable rows."),
+        ],
+        &RUNNING,
     ],
     ports: &[
         POLICY,
@@ -114,13 +95,7 @@ several follow each other. Logged: β times the mean x of the desirable and of t
             layouts: &["unpaired"],
             doc: "Completions that are desirable or not.",
         },
-        Port {
-            name: "reference",
-            accepts: &[ArtifactType::Model],
-            arity: Arity::Optional,
-            layouts: &[],
-            doc: "What the policy is held to; `model` as it comes in unless given.",
-        },
+        REFERENCE,
     ],
     outputs: &TRAINED,
     preparations: &[

@@ -57,6 +57,7 @@ pub mod tokenize_labelled;
 pub mod tokenize_pieces;
 pub mod training;
 
+mod lists;
 mod settings;
 mod words;
 

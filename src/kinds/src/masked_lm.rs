@@ -5,13 +5,10 @@ use engine::contract::{Arity, Contract, From, Output, Pool, Port, Preparation, R
 use serde::Deserialize;
 
 use crate::known::trains;
+use crate::lists::fields;
 use crate::memory;
-use crate::training::{
-    BATCH, BETA1, BETA2, CHECKPOINTING, EPOCHS, EPSILON, LAYER_DECAY, LEARNING_RATES,
-    MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, OPTIMIZER_STATE, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAIN,
-    Training, UNFREEZE_EVERY, WARMUP, WEIGHT_DECAY, fits, learning_rate,
-};
-use crate::words::{MASK_PROBABILITY, MICRO_BATCH, PIECE_FIELDS, PIECE_LENGTH, words};
+use crate::training::{RUNNING, Training, fits, learning};
+use crate::words::{MASK_PROBABILITY, PIECE_FIELDS, PIECE_LENGTH, words};
 
 /// The parameters.
 #[derive(Clone, Debug, Deserialize)]
@@ -53,30 +50,10 @@ Sources: Devlin et al., *BERT*, arXiv 1810.04805; task-adaptive pre-training: Gu
     example: "adapted: { kind: masked_lm, model: headed, data: reviews, learning_rate: 1.0e-4, epochs: 3 }",
     pool: Pool::Torch,
     repeatable: Repeatable::Deterministic,
-    fields: &[
-        learning_rate(5e-5),
-        SCHEDULE,
-        WARMUP,
-        EPOCHS,
-        MAX_STEPS,
-        BATCH,
-        TRAIN,
-        LAYER_DECAY,
-        UNFREEZE_EVERY,
-        LEARNING_RATES,
-        OPTIMIZER,
-        OPTIMIZER_STATE,
-        WEIGHT_DECAY,
-        BETA1,
-        BETA2,
-        EPSILON,
-        MAX_GRAD_NORM,
-        SEED,
-        MASK_PROBABILITY,
-        PIECE_LENGTH,
-        MICRO_BATCH,
-        CHECKPOINTING,
-        SNAPSHOT_SECONDS,
+    fields: fields![
+        &learning(5e-5),
+        &[MASK_PROBABILITY, PIECE_LENGTH],
+        &RUNNING,
     ],
     ports: &[
         Port {

@@ -5,13 +5,10 @@ use engine::contract::{Arity, Contract, Literal, Need, Pool, Port, Repeatable};
 use serde::Deserialize;
 
 use crate::known::trains;
+use crate::lists::fields;
 use crate::memory;
-use crate::training::{
-    BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, LAYER_DECAY, LEARNING_RATES,
-    MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, OPTIMIZER_STATE, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS,
-    TRAIN, TRAINED, Training, UNFREEZE_EVERY, WARMUP, WEIGHT_DECAY, fits, learning_rate,
-};
-use crate::words::{MAX_LENGTH, MICRO_BATCH, POSITIVE, TRUNCATION, field};
+use crate::training::{COMPLETIONS, POLICY, RUNNING, TRAINED, Training, fits, learning};
+use crate::words::{MAX_LENGTH, POSITIVE, TRUNCATION, field};
 
 /// The parameters.
 #[derive(Clone, Debug, Deserialize)]
@@ -39,31 +36,14 @@ arXiv 2403.07691.",
     example: "tuned: { kind: orpo, model: base, data: pairs, beta: 0.1 }",
     pool: Pool::Torch,
     repeatable: Repeatable::Deterministic,
-    fields: &[
-        learning_rate(8e-6),
-        SCHEDULE,
-        WARMUP,
-        EPOCHS,
-        MAX_STEPS,
-        BATCH,
-        TRAIN,
-        LAYER_DECAY,
-        UNFREEZE_EVERY,
-        LEARNING_RATES,
-        OPTIMIZER,
-        OPTIMIZER_STATE,
-        WEIGHT_DECAY,
-        BETA1,
-        BETA2,
-        EPSILON,
-        MAX_GRAD_NORM,
-        SEED,
-        MAX_LENGTH,
-        TRUNCATION,
-        field("beta", POSITIVE, Need::Default(Literal::Number(0.1)), "β: the weight of the odds ratio."),
-        MICRO_BATCH,
-        CHECKPOINTING,
-        SNAPSHOT_SECONDS,
+    fields: fields![
+        &learning(8e-6),
+        &[
+            MAX_LENGTH,
+            TRUNCATION,
+            field("beta", POSITIVE, Need::Default(Literal::Number(0.1)), "β: the weight of the odds ratio."),
+        ],
+        &RUNNING,
     ],
     ports: &[
         POLICY,

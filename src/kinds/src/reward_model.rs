@@ -9,15 +9,10 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::known::trains;
+use crate::lists::fields;
 use crate::memory;
-use crate::training::{
-    BATCH, BETA1, BETA2, CHECKPOINTING, COMPLETIONS, EPOCHS, EPSILON, LAYER_DECAY, LEARNING_RATES,
-    MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, OPTIMIZER_STATE, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAIN,
-    Training, UNFREEZE_EVERY, WARMUP, WEIGHT_DECAY, fits_with_head, learning_rate,
-};
-use crate::words::{
-    COMPLETION_FIELDS, MAX_LENGTH, MICRO_BATCH, NOT_NEGATIVE, TRUNCATION, field, words,
-};
+use crate::training::{COMPLETIONS, RUNNING, Training, fits_with_head, learning};
+use crate::words::{COMPLETION_FIELDS, MAX_LENGTH, NOT_NEGATIVE, TRUNCATION, field, words};
 
 /// The parameters.
 #[derive(Clone, Debug, Deserialize)]
@@ -88,41 +83,24 @@ another tokenizer.",
     example: "judge: { kind: reward_model, model: tuned, data: pairs.train, test: pairs.test, learning_rate: 1.0e-4 }",
     pool: Pool::Torch,
     repeatable: Repeatable::Deterministic,
-    fields: &[
-        learning_rate(1e-4),
-        SCHEDULE,
-        WARMUP,
-        EPOCHS,
-        MAX_STEPS,
-        BATCH,
-        TRAIN,
-        LAYER_DECAY,
-        UNFREEZE_EVERY,
-        LEARNING_RATES,
-        OPTIMIZER,
-        OPTIMIZER_STATE,
-        WEIGHT_DECAY,
-        BETA1,
-        BETA2,
-        EPSILON,
-        MAX_GRAD_NORM,
-        SEED,
-        MAX_LENGTH,
-        TRUNCATION,
-        field(
-            "ranking",
-            FieldType::Choice(&[
-                Choice { word: "all_pairs", doc: "the mean over all pairs of a ranking" },
-                Choice { word: "plackett_luce", doc: "the probability of the whole ranking" },
-            ]),
-            Need::Default(Literal::Text("all_pairs")),
-            "What is minimised on rankings.",
-        ),
-        field("margins", FieldType::Bool, Need::Default(Literal::Bool(false)), "Subtract the margins of preference rows, which must have them."),
-        field("centering", NOT_NEGATIVE, Need::Default(Literal::Number(0.0)), "c: keeps rewards of pairs around 0; 0.01 is usual, 0 is off."),
-        MICRO_BATCH,
-        CHECKPOINTING,
-        SNAPSHOT_SECONDS,
+    fields: fields![
+        &learning(1e-4),
+        &[
+            MAX_LENGTH,
+            TRUNCATION,
+            field(
+                "ranking",
+                FieldType::Choice(&[
+                    Choice { word: "all_pairs", doc: "the mean over all pairs of a ranking" },
+                    Choice { word: "plackett_luce", doc: "the probability of the whole ranking" },
+                ]),
+                Need::Default(Literal::Text("all_pairs")),
+                "What is minimised on rankings.",
+            ),
+            field("margins", FieldType::Bool, Need::Default(Literal::Bool(false)), "Subtract the margins of preference rows, which must have them."),
+            field("centering", NOT_NEGATIVE, Need::Default(Literal::Number(0.0)), "c: keeps rewards of pairs around 0; 0.01 is usual, 0 is off."),
+        ],
+        &RUNNING,
     ],
     ports: &[
         Port { name: "model", accepts: &[ArtifactType::Model], arity: Arity::One, layouts: &[], doc: "The model that gets the head." },

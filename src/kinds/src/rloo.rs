@@ -3,15 +3,13 @@
 use engine::contract::{Contract, FieldType, Literal, Need, Pool, Repeatable};
 use serde::Deserialize;
 
+use crate::lists::fields;
 use crate::rollout::{
     CLIP, CLIP_HIGH, Groups, MASK_TRUNCATED, MINIBATCHES, MISSING_EOS_PENALTY, PROMPTS, REFERENCE,
-    REWARD, REWARD_CLIP, ROLLOUT_BATCH, ROLLOUT_MICRO_BATCH, Rollout, TRAINED, UPDATES, WEIGHTS,
-    group, sampling_temperature, unknown_rewards, update_epochs, whole_groups,
+    REWARD, REWARD_CLIP, ROLLOUT_BATCH, Rollout, STEPPING, TRAINED, UPDATES, WEIGHTS, group,
+    sampling_temperature, unknown_rewards, update_epochs, whole_groups,
 };
-use crate::training::{
-    BETA1, BETA2, EPSILON, MAX_GRAD_NORM, POLICY, SCHEDULE, SEED, SNAPSHOT_SECONDS, WARMUP,
-    WEIGHT_DECAY, learning_rate,
-};
+use crate::training::{POLICY, learning_rate};
 use crate::words::{MAX_NEW_TOKENS, NOT_NEGATIVE, field};
 
 /// The parameters.
@@ -42,33 +40,26 @@ are TRL's.",
     example: "tuned: { kind: rloo, model: sft, reward: judge, prompts: prompts.train, group: 4 }",
     pool: Pool::Torch,
     repeatable: Repeatable::Deterministic,
-    fields: &[
-        UPDATES,
-        ROLLOUT_BATCH,
-        group(2),
-        MINIBATCHES,
-        update_epochs(1),
-        MAX_NEW_TOKENS,
-        sampling_temperature(1.0),
-        field("beta", NOT_NEGATIVE, Need::Default(Literal::Number(0.05)), "β: the weight of the KL from the reference in the reward."),
-        field("normalize", FieldType::Bool, Need::Default(Literal::Bool(false)), "Centre advantages over the batch and divide them by their deviation."),
-        CLIP,
-        CLIP_HIGH,
-        MISSING_EOS_PENALTY,
-        MASK_TRUNCATED,
-        REWARD_CLIP,
-        WEIGHTS,
-        learning_rate(1e-6),
-        SCHEDULE,
-        WARMUP,
-        WEIGHT_DECAY,
-        BETA1,
-        BETA2,
-        EPSILON,
-        MAX_GRAD_NORM,
-        SEED,
-        ROLLOUT_MICRO_BATCH,
-        SNAPSHOT_SECONDS,
+    fields: fields![
+        &[
+            UPDATES,
+            ROLLOUT_BATCH,
+            group(2),
+            MINIBATCHES,
+            update_epochs(1),
+            MAX_NEW_TOKENS,
+            sampling_temperature(1.0),
+            field("beta", NOT_NEGATIVE, Need::Default(Literal::Number(0.05)), "β: the weight of the KL from the reference in the reward."),
+            field("normalize", FieldType::Bool, Need::Default(Literal::Bool(false)), "Centre advantages over the batch and divide them by their deviation."),
+            CLIP,
+            CLIP_HIGH,
+            MISSING_EOS_PENALTY,
+            MASK_TRUNCATED,
+            REWARD_CLIP,
+            WEIGHTS,
+            learning_rate(1e-6),
+        ],
+        &STEPPING,
     ],
     ports: &[POLICY, REWARD, PROMPTS, REFERENCE],
     outputs: &TRAINED,

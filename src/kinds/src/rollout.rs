@@ -7,6 +7,9 @@ use serde_json::{Map, Value};
 
 use crate::known::trains;
 use crate::memory;
+use crate::training::{
+    BETA1, BETA2, EPSILON, MAX_GRAD_NORM, SCHEDULE, SEED, SNAPSHOT_SECONDS, WARMUP, WEIGHT_DECAY,
+};
 use crate::words::{NOT_NEGATIVE, NUMBER, POSITIVE, count, field, numeric, words};
 
 /// The parameters.
@@ -157,12 +160,26 @@ pub(crate) const fn update_epochs(default: i64) -> Field {
 }
 
 /// Completions at once.
-pub(crate) const ROLLOUT_MICRO_BATCH: Field = numeric(
+const MICRO_BATCH: Field = numeric(
     "micro_batch",
     FieldType::Integer { min: 1, max: 65536 },
     Need::Default(Literal::Integer(16)),
     "Completions that go through the model at once: less needs less memory, and changes the last bits only.",
 );
+
+/// The last fields of all three: how a step of the optimizer is taken at the learning rate, the seed, and how it runs.
+pub(crate) const STEPPING: [Field; 10] = [
+    SCHEDULE,
+    WARMUP,
+    WEIGHT_DECAY,
+    BETA1,
+    BETA2,
+    EPSILON,
+    MAX_GRAD_NORM,
+    SEED,
+    MICRO_BATCH,
+    SNAPSHOT_SECONDS,
+];
 
 /// Temperature of sampling.
 pub(crate) const fn sampling_temperature(default: f64) -> Field {

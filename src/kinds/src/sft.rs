@@ -5,13 +5,10 @@ use engine::contract::{Arity, Contract, From, Output, Pool, Port, Preparation, R
 use serde::Deserialize;
 
 use crate::known::trains;
+use crate::lists::fields;
 use crate::memory;
-use crate::training::{
-    BATCH, BETA1, BETA2, CHECKPOINTING, EPOCHS, EPSILON, LAYER_DECAY, LEARNING_RATES,
-    MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, OPTIMIZER_STATE, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAIN,
-    Training, UNFREEZE_EVERY, WARMUP, WEIGHT_DECAY, fits, learning_rate,
-};
-use crate::words::{LOSS_ON, MAX_LENGTH, MICRO_BATCH, TOKENIZE_FIELDS, TRUNCATION, words};
+use crate::training::{RUNNING, Training, fits, learning};
+use crate::words::{LOSS_ON, MAX_LENGTH, TOKENIZE_FIELDS, TRUNCATION, words};
 
 /// The parameters.
 #[derive(Clone, Debug, Deserialize)]
@@ -68,31 +65,10 @@ A killed or stopped training goes on from its last snapshot, and ends with the s
     example: "tuned: { kind: sft, model: thin, data: halves.train, learning_rate: 2.0e-4, epochs: 1 }",
     pool: Pool::Torch,
     repeatable: Repeatable::Deterministic,
-    fields: &[
-        learning_rate(2e-4),
-        SCHEDULE,
-        WARMUP,
-        EPOCHS,
-        MAX_STEPS,
-        BATCH,
-        TRAIN,
-        LAYER_DECAY,
-        UNFREEZE_EVERY,
-        LEARNING_RATES,
-        OPTIMIZER,
-        OPTIMIZER_STATE,
-        WEIGHT_DECAY,
-        BETA1,
-        BETA2,
-        EPSILON,
-        MAX_GRAD_NORM,
-        SEED,
-        MAX_LENGTH,
-        TRUNCATION,
-        LOSS_ON,
-        MICRO_BATCH,
-        CHECKPOINTING,
-        SNAPSHOT_SECONDS,
+    fields: fields![
+        &learning(2e-4),
+        &[MAX_LENGTH, TRUNCATION, LOSS_ON],
+        &RUNNING,
     ],
     ports: &[
         Port { name: "model", accepts: &[ArtifactType::Model], arity: Arity::One, layouts: &[], doc: "The model to train." },

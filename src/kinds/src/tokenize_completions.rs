@@ -5,7 +5,7 @@ use engine::artifact::ArtifactType;
 use engine::contract::{Arity, Contract, Output, Pool, Port, Repeatable, no_check};
 use serde::Deserialize;
 
-use crate::words::{MAX_LENGTH, TRUNCATION};
+use crate::words::{MAX_LENGTH, TOKENIZER, TRUNCATION};
 
 /// The parameters.
 #[derive(Clone, Debug, Deserialize)]
@@ -34,13 +34,7 @@ error.",
     repeatable: Repeatable::Deterministic,
     fields: &[MAX_LENGTH, TRUNCATION],
     ports: &[
-        Port {
-            name: "tokenizer",
-            accepts: &[ArtifactType::Tokenizer],
-            arity: Arity::One,
-            layouts: &[],
-            doc: "The tokenizer.",
-        },
+        TOKENIZER,
         Port {
             name: "data",
             accepts: &[ArtifactType::Dataset],

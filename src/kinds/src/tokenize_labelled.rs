@@ -7,7 +7,7 @@ use engine::contract::{
 };
 use serde::Deserialize;
 
-use crate::words::field;
+use crate::words::{TOKENIZER, field};
 
 /// The parameters.
 #[derive(Clone, Debug, Deserialize)]
@@ -86,13 +86,7 @@ A text gets what the tokenizer itself puts before and after one, and no end toke
     repeatable: Repeatable::Deterministic,
     fields: &[MAX_LENGTH, TRUNCATION],
     ports: &[
-        Port {
-            name: "tokenizer",
-            accepts: &[ArtifactType::Tokenizer],
-            arity: Arity::One,
-            layouts: &[],
-            doc: "The tokenizer.",
-        },
+        TOKENIZER,
         labelled("data", Arity::One, "The texts."),
     ],
     outputs: &[Output::new(

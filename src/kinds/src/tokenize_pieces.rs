@@ -5,7 +5,7 @@ use engine::artifact::ArtifactType;
 use engine::contract::{Arity, Contract, Output, Pool, Port, Repeatable, no_check};
 use serde::Deserialize;
 
-use crate::words::PIECE_LENGTH;
+use crate::words::{PIECE_LENGTH, TOKENIZER};
 
 /// The parameters.
 #[derive(Clone, Debug, Deserialize)]
@@ -27,13 +27,7 @@ pub const CONTRACT: Contract = Contract {
     repeatable: Repeatable::Deterministic,
     fields: &[PIECE_LENGTH],
     ports: &[
-        Port {
-            name: "tokenizer",
-            accepts: &[ArtifactType::Tokenizer],
-            arity: Arity::One,
-            layouts: &[],
-            doc: "The tokenizer.",
-        },
+        TOKENIZER,
         Port {
             name: "data",
             accepts: &[ArtifactType::Dataset],

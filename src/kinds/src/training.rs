@@ -11,8 +11,8 @@ use serde::Deserialize;
 use crate::memory;
 pub(crate) use crate::settings::{fits, fits_with_head};
 use crate::words::{
-    COMPLETION_FIELDS, FRACTION, NOT_NEGATIVE, POSITIVE, RATE, added, count, execution, field,
-    words,
+    COMPLETION_FIELDS, FRACTION, MICRO_BATCH, NOT_NEGATIVE, POSITIVE, RATE, added, count,
+    execution, field, words,
 };
 
 /// The parameters.
@@ -199,7 +199,7 @@ pub(crate) const WARMUP: Field = field(
 );
 
 /// Passes over the rows.
-pub(crate) const EPOCHS: Field = field(
+const EPOCHS: Field = field(
     "epochs",
     POSITIVE,
     Need::Default(Literal::Number(1.0)),
@@ -215,7 +215,7 @@ pub(crate) const MAX_STEPS: Field = field(
 );
 
 /// Rows of an update.
-pub(crate) const BATCH: Field = field(
+const BATCH: Field = field(
     "batch",
     FieldType::Integer {
         min: 1,
@@ -226,7 +226,7 @@ pub(crate) const BATCH: Field = field(
 );
 
 /// Which parameters are trained.
-pub(crate) const TRAIN: Field = added(
+const TRAIN: Field = added(
     "train",
     FieldType::Either(&[
         FieldType::Choice(TRAINED_BY_WORD),
@@ -245,7 +245,7 @@ pub(crate) const TRAIN: Field = added(
 );
 
 /// Lower layers learn slower.
-pub(crate) const LAYER_DECAY: Field = added(
+const LAYER_DECAY: Field = added(
     "layer_decay",
     FieldType::Number {
         min: 0.0,
@@ -258,7 +258,7 @@ pub(crate) const LAYER_DECAY: Field = added(
 );
 
 /// Lower layers begin later.
-pub(crate) const UNFREEZE_EVERY: Field = field(
+const UNFREEZE_EVERY: Field = field(
     "unfreeze_every",
     count(1),
     Need::Optional,
@@ -267,7 +267,7 @@ pub(crate) const UNFREEZE_EVERY: Field = field(
 );
 
 /// Some parameters learn at rates of their own.
-pub(crate) const LEARNING_RATES: Field = added(
+const LEARNING_RATES: Field = added(
     "learning_rates",
     FieldType::Map {
         of: &RATE,
@@ -287,7 +287,7 @@ pub(crate) const OPTIMIZER: Field = added(
 );
 
 /// Where moments and masters lie.
-pub(crate) const OPTIMIZER_STATE: Field = execution(
+const OPTIMIZER_STATE: Field = execution(
     "optimizer_state",
     FieldType::Choice(STATES),
     Need::Default(Literal::Text("device")),
@@ -343,7 +343,7 @@ pub(crate) const SEED: Field = field(
 );
 
 /// Memory for time.
-pub(crate) const CHECKPOINTING: Field = execution(
+const CHECKPOINTING: Field = execution(
     "checkpointing",
     FieldType::Bool,
     Need::Default(Literal::Bool(false)),
@@ -361,6 +361,33 @@ pub(crate) const SNAPSHOT_SECONDS: Field = execution(
     Need::Default(Literal::Integer(60)),
     "Seconds between snapshots from which a killed training goes on.",
 );
+
+/// The first fields of every training on rows: its rate, with this default, how steps are cut from rows, what learns and how, the seed.
+pub(crate) const fn learning(rate: f64) -> [Field; 18] {
+    [
+        learning_rate(rate),
+        SCHEDULE,
+        WARMUP,
+        EPOCHS,
+        MAX_STEPS,
+        BATCH,
+        TRAIN,
+        LAYER_DECAY,
+        UNFREEZE_EVERY,
+        LEARNING_RATES,
+        OPTIMIZER,
+        OPTIMIZER_STATE,
+        WEIGHT_DECAY,
+        BETA1,
+        BETA2,
+        EPSILON,
+        MAX_GRAD_NORM,
+        SEED,
+    ]
+}
+
+/// The last: how it runs.
+pub(crate) const RUNNING: [Field; 3] = [MICRO_BATCH, CHECKPOINTING, SNAPSHOT_SECONDS];
 
 /// The policy.
 pub(crate) const POLICY: Port = Port {

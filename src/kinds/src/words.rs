@@ -259,6 +259,15 @@ pub(crate) const fn any(name: &'static str, arity: Arity, doc: &'static str) -> 
     }
 }
 
+/// What turns texts into token ids.
+pub(crate) const TOKENIZER: Port = Port {
+    name: "tokenizer",
+    accepts: &[ArtifactType::Tokenizer],
+    arity: Arity::One,
+    layouts: &[],
+    doc: "The tokenizer.",
+};
+
 /// A port that takes metrics; its words are to be given.
 pub(crate) const METRICS: Port = Port {
     name: "metrics",

@@ -5,7 +5,6 @@ use crate::linear::Pass;
 use crate::llama::Llama;
 use crate::params::Params;
 use crate::place::{HOST, Place};
-use crate::random::Stream;
 use crate::reward::HEAD;
 use crate::{tensors, torch};
 use anyhow::{Result, ensure};
@@ -13,9 +12,6 @@ use formats::peft::{BOTTLENECK_PARTS, Behind, BottleneckConfig, NonLinearity};
 use formats::tensors::Weights;
 use std::collections::BTreeSet;
 use tch::{Kind, Tensor};
-
-/// The deviation of fresh weights, that of BERT's.
-const DEVIATION: f64 = 0.02;
 
 /// The adapter behind one part of a layer, in f32 (f64 under a f64 model).
 #[derive(Debug)]
@@ -132,7 +128,9 @@ fn placed(place: Place, tensor: &Tensor) -> Tensor {
     tensor.to_kind(kind).contiguous()
 }
 
-fn attach_with(
+/// Attaches adapters, which are trained and start as `first` says, which gives a tensor by its name and shape. Gives the paths of the adapters.
+/// A model of another width, or one with adapters there already, is an error.
+pub fn attach(
     model: &mut Llama,
     config: &BottleneckConfig,
     params: &mut Params,
@@ -180,27 +178,6 @@ fn attach_with(
     Ok(names)
 }
 
-/// Attaches fresh adapters, which are trained: weights normal with a deviation of 0.02, drawn from the stream `init <parameter>` of the seed,
-/// and biases 0 (`init_weights: bert`). Gives the paths of the adapters.
-pub fn attach(
-    model: &mut Llama,
-    config: &BottleneckConfig,
-    seed: u64,
-    params: &mut Params,
-) -> Result<Vec<String>> {
-    attach_with(model, config, params, |name, shape| {
-        let count = usize::try_from(shape.iter().product::<i64>())?;
-        let mut numbers = vec![0f32; count];
-        if name.ends_with(".weight") {
-            Stream::new(seed, &format!("init {name}")).fill_normal(&mut numbers);
-        }
-        let numbers: Vec<f32> = (numbers.into_iter())
-            .map(|number| (f64::from(number) * DEVIATION) as f32)
-            .collect();
-        Ok(Tensor::from_slice(&numbers).f_view(shape)?)
-    })
-}
-
 /// Attaches stored adapters (the names of the package `adapters`). A tensor that is missing, has another shape or fits no adapter is an error.
 pub fn attach_stored(
     model: &mut Llama,
@@ -209,7 +186,7 @@ pub fn attach_stored(
     params: &mut Params,
 ) -> Result<Vec<String>> {
     let mut known = BTreeSet::new();
-    let names = attach_with(model, config, params, |name, shape| {
+    let names = attach(model, config, params, |name, shape| {
         known.insert(name.to_owned());
         tensors::read(weights, name, shape, Kind::Float, HOST)
     })?;

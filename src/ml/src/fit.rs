@@ -33,6 +33,16 @@ pub trait Objective {
     fn loss(&mut self, pass: Pass, batch: &Self::Batch) -> Result<Loss>;
 }
 
+/// What `read` gives of these rows; an error says of which row it is.
+pub(crate) fn read_rows<T>(
+    rows: &[usize],
+    mut read: impl FnMut(usize) -> Result<T>,
+) -> Result<Vec<T>> {
+    rows.iter()
+        .map(|&row| read(row).with_context(|| format!("row {row} of the data")))
+        .collect()
+}
+
 /// How often and how many at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {

@@ -5,7 +5,7 @@ pub mod free;
 pub mod pair;
 
 use crate::completions::{self, Row};
-use crate::fit::Objective;
+use crate::fit::{Objective, read_rows};
 use crate::linear::Pass;
 use crate::llama::Llama;
 use crate::loss::{Loss, TokenValues};
@@ -132,10 +132,7 @@ impl Objective for Preference<'_> {
     }
 
     fn batch(&mut self, rows: &[usize]) -> Result<Batch> {
-        let groups = rows
-            .iter()
-            .map(|&row| (self.read)(row).with_context(|| format!("row {row} of the data")))
-            .collect::<Result<Vec<_>>>()?;
+        let groups = read_rows(rows, &mut self.read)?;
         for group in &groups {
             let wanted = match self.method {
                 Method::Ranking { .. } => group.rows.len() >= 2,

@@ -1,7 +1,7 @@
 //! A scalar head on a causal model: reward models and critics; the objectives that train reward models.
 
 use crate::completions::{self, Row};
-use crate::fit::Objective;
+use crate::fit::{Objective, read_rows};
 use crate::linear::Pass;
 use crate::llama::Llama;
 use crate::loss::Loss;
@@ -9,7 +9,7 @@ use crate::params::Params;
 use crate::place::{HOST, Place};
 use crate::random::Stream;
 use crate::ranking;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use tch::{Kind, Tensor, no_grad};
 
 /// The name of the head's weight, as `AutoModelForSequenceClassification` has it.
@@ -156,10 +156,7 @@ impl Objective for Reward<'_> {
     }
 
     fn batch(&mut self, rows: &[usize]) -> Result<Batch> {
-        let groups = rows
-            .iter()
-            .map(|&row| (self.read)(row).with_context(|| format!("row {row} of the data")))
-            .collect::<Result<Vec<_>>>()?;
+        let groups = read_rows(rows, &mut self.read)?;
         let all: Vec<Row> = groups.iter().flat_map(|g| g.rows.iter().cloned()).collect();
         let sizes: Vec<usize> = groups.iter().map(|g| g.rows.len()).collect();
         Ok(Batch {

@@ -1,11 +1,11 @@
 //! The objective of supervised fine-tuning: the next token, where the mask trains it; and the same sums for evaluation.
 
-use crate::fit::Objective;
+use crate::fit::{Objective, read_rows};
 use crate::kv_cache::Segments;
 use crate::linear::Pass;
 use crate::llama::{Inputs, Llama};
 use crate::loss::{self, Loss};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use tch::{Tensor, no_grad};
 
 /// One row of tokens.
@@ -130,10 +130,7 @@ impl Objective for Sft<'_> {
     }
 
     fn batch(&mut self, rows: &[usize]) -> Result<Batch> {
-        let rows = rows
-            .iter()
-            .map(|&row| (self.read)(row).with_context(|| format!("row {row} of the data")))
-            .collect::<Result<Vec<_>>>()?;
+        let rows = read_rows(rows, &mut self.read)?;
         Batch::new(self.model, &rows)
     }
 

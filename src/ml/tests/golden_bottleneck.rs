@@ -11,7 +11,7 @@ use ml::{Inputs, Kind, Llama, Params, Pass, Tensor};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use support::{Golden, close, fill, folder, model, tokens, tolerance};
+use support::{Golden, close, folder, model, numbers, tokens, tolerance};
 
 const LENGTHS: [usize; 5] = [13, 1, 7, 2, 24];
 const FORMS: [&str; 2] = ["houlsby", "pfeiffer"];
@@ -54,8 +54,8 @@ fn config(form: &str) -> BottleneckConfig {
 fn adapted(kind: Kind, config: &BottleneckConfig) -> (Llama, Params) {
     let mut params = Params::new();
     let mut model = model(kind, json!({}), &mut params);
-    ml::bottleneck::attach(&mut model, config, 0, &mut params).unwrap();
-    fill(&params, |_| true);
+    let first = |name: &str, shape: &[i64]| Ok(numbers(name, shape, 0.2));
+    ml::bottleneck::attach(&mut model, config, &mut params, first).unwrap();
     (model, params)
 }
 

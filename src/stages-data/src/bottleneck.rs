@@ -25,15 +25,9 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let mut trainable = 0;
     for (name, shape) in config.tensor_shapes(shape.num_hidden_layers) {
         cx.check()?;
-        let mut numbers = vec![0f32; shape.iter().product()];
-        // Each tensor from a stream that is named after it: no other field shifts its draws.
-        if name.ends_with(".weight") {
-            Stream::new(params.seed, &format!("init {name}")).fill_normal(&mut numbers);
-        }
-        let bytes = numbers
-            .iter()
-            .flat_map(|number| ((f64::from(*number) * DEVIATION) as f32).to_le_bytes())
-            .collect();
+        let numbers = fresh(&name, shape.iter().product(), params.seed);
+        let bytes = numbers.iter().flat_map(|number| number.to_le_bytes());
+        let bytes = bytes.collect();
         trainable += numbers.len();
         tensors.push((name, Dtype::F32, shape, bytes));
     }
@@ -53,6 +47,19 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let file = (BOTTLENECK_WEIGHTS_FILE, tensors.as_slice());
     let draft = adapter::draft_as(job, model, file, save, summary.into())?;
     Ok([("model".to_owned(), draft)].into())
+}
+
+/// How a tensor starts: weights normal with that deviation, biases 0 (`init_weights: bert` of the package `adapters`). Each is drawn from a
+/// stream that is named after it: no other field shifts its draws.
+fn fresh(name: &str, count: usize, seed: u64) -> Vec<f32> {
+    let mut numbers = vec![0f32; count];
+    if name.ends_with(".weight") {
+        Stream::new(seed, &format!("init {name}")).fill_normal(&mut numbers);
+    }
+    for number in &mut numbers {
+        *number = (f64::from(*number) * DEVIATION) as f32;
+    }
+    numbers
 }
 
 /// The settings of the package `adapters` that the parameters mean.
@@ -84,6 +91,18 @@ mod tests {
             non_linearity: word.map(str::to_owned),
             seed: 1,
         }
+    }
+
+    #[test]
+    fn fresh_weights_are_small_and_follow_the_seed_and_their_name() {
+        let weight = fresh("layer.adapter_up.weight", 4096, 3);
+        assert_eq!(weight, fresh("layer.adapter_up.weight", 4096, 3));
+        assert_ne!(weight, fresh("layer.adapter_up.weight", 4096, 4));
+        assert_ne!(weight, fresh("layer.adapter_down.0.weight", 4096, 3));
+        let squares: f64 = weight.iter().map(|w| f64::from(*w).powi(2)).sum();
+        let deviation = (squares / 4096.0).sqrt();
+        assert!((deviation / DEVIATION - 1.0).abs() < 0.1, "{deviation}");
+        assert_eq!(fresh("layer.adapter_up.bias", 8, 3), [0.0; 8]);
     }
 
     #[test]

@@ -23,6 +23,17 @@ pub(crate) fn truncation(word: &str) -> Result<Truncation> {
     })
 }
 
+/// The tokenizer of a job. No date: a template that writes one would give other tokens tomorrow.
+pub(crate) fn encoder(job: &Job) -> Result<Encoder> {
+    let files = TokenizerFiles::from_folder_files(&job.input("tokenizer")?.files)?;
+    Encoder::from_files(&files, None)
+}
+
+/// The rows of a job.
+pub(crate) fn dataset(job: &Job) -> Result<Dataset> {
+    Dataset::open(job.input("data")?.file("rows.arrow")?)
+}
+
 pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let params: Tokenize = job.params()?;
     let options = TokenizeOptions {
@@ -36,12 +47,8 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         },
         threads: Some(job.threads),
     };
-    // No date: a template that writes one would give other tokens tomorrow.
-    let encoder = Encoder::from_files(
-        &TokenizerFiles::from_folder_files(&job.input("tokenizer")?.files)?,
-        None,
-    )?;
-    let dataset = Dataset::open(job.input("data")?.file("rows.arrow")?)?;
+    let encoder = encoder(job)?;
+    let dataset = dataset(job)?;
     let path = job.out.join("tokens.arrow");
     let start = Instant::now();
     let report = tokenize(

@@ -4,16 +4,13 @@ use std::time::Instant;
 
 use anyhow::Result;
 use data::completions::CompletionsWriter;
-use data::encode::Encoder;
-use data::store::Dataset;
 use data::tokenize_completions::{CompletionsOptions, tokenize_completions};
 use engine::artifact::ArtifactType;
 use engine::event::Level;
 use engine::job::{Draft, Drafts, Job, Reference, Reporter};
-use formats::TokenizerFiles;
 use kinds::tokenize_completions::TokenizeCompletions;
 
-use crate::tokenize::truncation;
+use crate::tokenize::{dataset, encoder, truncation};
 
 pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let params: TokenizeCompletions = job.params()?;
@@ -22,12 +19,8 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         truncation: truncation(&params.truncation)?,
         threads: Some(job.threads),
     };
-    // No date: a template that writes one would give other tokens tomorrow.
-    let encoder = Encoder::from_files(
-        &TokenizerFiles::from_folder_files(&job.input("tokenizer")?.files)?,
-        None,
-    )?;
-    let dataset = Dataset::open(job.input("data")?.file("rows.arrow")?)?;
+    let encoder = encoder(job)?;
+    let dataset = dataset(job)?;
     let path = job.out.join("completions.arrow");
     let start = Instant::now();
     let report = tokenize_completions(

@@ -3,17 +3,14 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use data::encode::Encoder;
-use data::store::Dataset;
 use data::tokenize_labelled::{LabelledOptions, tokenize_labelled};
 use data::tokens::TokensWriter;
 use engine::artifact::ArtifactType;
 use engine::event::Level;
 use engine::job::{Draft, Drafts, Job, Reference, Reporter};
-use formats::TokenizerFiles;
 use kinds::tokenize_labelled::TokenizeLabelled;
 
-use crate::tokenize::truncation;
+use crate::tokenize::{dataset, encoder, truncation};
 
 pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let params: TokenizeLabelled = job.params()?;
@@ -23,8 +20,8 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         threads: Some(job.threads),
     };
     let tokenizer = job.input("tokenizer")?;
-    let encoder = Encoder::from_files(&TokenizerFiles::from_folder_files(&tokenizer.files)?, None)?;
-    let dataset = Dataset::open(job.input("data")?.file("rows.arrow")?)?;
+    let encoder = encoder(job)?;
+    let dataset = dataset(job)?;
     let path = job.out.join("tokens.arrow");
     let start = Instant::now();
     let report = tokenize_labelled(

@@ -3,23 +3,19 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use data::encode::Encoder;
-use data::store::Dataset;
 use data::tokenize_pieces::tokenize_pieces;
 use data::tokens::TokensWriter;
 use engine::artifact::ArtifactType;
 use engine::event::Level;
 use engine::job::{Draft, Drafts, Job, Reporter};
-use formats::TokenizerFiles;
 use kinds::tokenize_pieces::TokenizePieces;
+
+use crate::tokenize::{dataset, encoder};
 
 pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let params: TokenizePieces = job.params()?;
-    let encoder = Encoder::from_files(
-        &TokenizerFiles::from_folder_files(&job.input("tokenizer")?.files)?,
-        None,
-    )?;
-    let dataset = Dataset::open(job.input("data")?.file("rows.arrow")?)?;
+    let encoder = encoder(job)?;
+    let dataset = dataset(job)?;
     let path = job.out.join("tokens.arrow");
     let start = Instant::now();
     let report = tokenize_pieces(

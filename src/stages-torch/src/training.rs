@@ -1,54 +1,34 @@
 //! What every training stage does around its objective: optimizer and plan from the parameters, snapshots, reports, and the model
 //! that comes of it.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+mod optimizer;
+mod steps;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use engine::artifact::{ArtifactType, ArtifactView};
-use engine::event::{Level, What};
+use engine::event::Level;
 use engine::job::{Cancelled, Draft, Job, Reference, Reporter};
 use kinds::model::adapter_draft;
 use kinds::training::{Train, Training};
 use ml::Params;
-use ml::choice::{self, Choice};
+use ml::choice::Choice;
 use ml::fit::{Next, Objective, Plan, Step, fit};
-use ml::optimizer::{Adafactor, Home, Optimizer, Options, Rule, Schedule, Shape, packs};
-use ml::update::Updater;
-use serde::{Deserialize, Serialize};
-use serde_json::json;
 
 use crate::model::Loaded;
 use crate::snapshot::{Circumstances, Snapshots};
 
+pub(crate) use optimizer::updater;
+pub(crate) use steps::{Counted, metrics};
+
+use optimizer::say_what_does_little;
+use steps::{StepRow, report, save_steps, step_row};
+
 // The estimates of memory count the logits of so many rows.
 const _: () = assert!(kinds::memory::CHUNK as i64 == ml::loss::CHUNK);
-
-/// What the metrics artifact says of a step; no times, so that equal trainings give equal bytes.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct StepRow {
-    pub step: usize,
-    pub epoch: f64,
-    pub loss: f64,
-    pub learning_rate: f64,
-    pub grad_norm: f64,
-    pub tokens: usize,
-    /// What the loss is a mean over: tokens, or rows of comparisons.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub trained_tokens: Option<f64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rows: Option<f64>,
-    #[serde(flatten)]
-    means: BTreeMap<String, f64>,
-}
-
-/// What the weight of a step counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Counted {
-    Tokens,
-    Rows,
-}
 
 /// What a recipe calls by a word, by names or by depth.
 fn chosen(train: &Train) -> Result<Choice> {
@@ -247,189 +227,6 @@ fn plan(params: &Training, rows: usize) -> Plan {
         max_steps: Some(steps),
         shuffle: true,
     }
-}
-
-/// The optimizer of these parameters for a training of `total` steps.
-pub(crate) fn updater(training: &Training, params: &Params, total: usize) -> Result<Updater> {
-    let shape = match training.schedule.as_str() {
-        "constant" => Shape::Constant,
-        "linear" => Shape::Linear,
-        "cosine" => Shape::Cosine,
-        other => bail!("`{other}` is not a schedule"),
-    };
-    let options = Options {
-        beta1: training.beta1,
-        beta2: training.beta2,
-        eps: training.epsilon,
-        weight_decay: training.weight_decay,
-    };
-    let rule = match training.optimizer.as_str() {
-        "adamw" => Rule::AdamW(options),
-        "adamw_8bit" => Rule::AdamW8bit(options),
-        "adafactor" => Rule::Adafactor(Adafactor {
-            weight_decay: training.weight_decay,
-            ..Adafactor::default()
-        }),
-        other => bail!("`{other}` is not an optimizer"),
-    };
-    let mut factors = if training.layer_decay < 1.0 {
-        ensure!(
-            choice::depths(params).len() > 1,
-            "`layer_decay` lowers the rate from layer to layer, and all that is trained is at one depth: leave it out, or give `learning_rate`"
-        );
-        choice::by_depth(params, training.layer_decay)
-    } else {
-        BTreeMap::new()
-    };
-    let own = choice::by_name(params, &training.learning_rates).context("`learning_rates`")?;
-    for (name, rate) in own {
-        *factors.entry(name).or_insert(1.0) *= rate / training.learning_rate;
-    }
-    let undecayed = choice::undecayed(params);
-    let decays = params
-        .trained()
-        .any(|(name, _)| !undecayed.iter().any(|other| other == name));
-    ensure!(
-        decays || training.weight_decay == 0.0,
-        "`weight_decay` does nothing here: norms, biases, the numbers of (IA)³, the lengths of DoRA and virtual tokens do not decay, and nothing else is trained; \
-         leave it out"
-    );
-    let home = match training.optimizer_state.as_str() {
-        "device" => Home::Device,
-        "host" => Home::Host,
-        other => bail!("`{other}` is not where an optimizer keeps its state"),
-    };
-    Ok(Updater {
-        optimizer: Optimizer::new(rule, undecayed)
-            .with_factors(factors)
-            .with_home(home)
-            .with_turns(turns(training, params)?),
-        schedule: Schedule {
-            shape,
-            peak: training.learning_rate,
-            warmup: (total as f64 * training.warmup).ceil() as usize,
-            total,
-        },
-        clip: (training.max_grad_norm > 0.0).then_some(training.max_grad_norm),
-    })
-}
-
-/// When each trained parameter begins, where not all begin at once.
-fn turns(training: &Training, params: &Params) -> Result<BTreeMap<String, usize>> {
-    match training.unfreeze_every {
-        Some(every) => {
-            let every = usize::try_from(every)?;
-            choice::turns(params, every).context("`unfreeze_every`")
-        }
-        None => Ok(BTreeMap::new()),
-    }
-}
-
-/// Says what is allowed and does less than it seems: states that are not packed, layers whose turn does not come.
-fn say_what_does_little(
-    training: &Training,
-    params: &Params,
-    total: usize,
-    cx: &dyn Reporter,
-) -> Result<()> {
-    if training.optimizer == "adamw_8bit" && !params.trained().any(|(_, tensor)| packs(tensor)) {
-        let text = "`optimizer: adamw_8bit` is `adamw` here: tensors of fewer than 4096 values keep their moments in f32, and no trained one has more";
-        cx.note(Level::Warning, text);
-    }
-    let turns = turns(training, params)?;
-    let late = turns.values().filter(|turn| **turn >= total).count();
-    if let Some(last) = turns.values().max() {
-        let text = format!(
-            "{total} steps; the last parameters begin in step {}",
-            last.saturating_add(1)
-        );
-        match late {
-            0 => cx.note(Level::Info, &text),
-            _ => cx.note(
-                Level::Warning,
-                &format!(
-                    "{text}: {late} of {} parameter tensors are never trained",
-                    turns.len()
-                ),
-            ),
-        }
-    }
-    Ok(())
-}
-
-fn report(cx: &dyn Reporter, step: &Step) {
-    let mut values: BTreeMap<String, f64> = step
-        .means
-        .iter()
-        .map(|(n, v)| ((*n).to_owned(), *v))
-        .collect();
-    let speed = step.tokens as f64 / step.seconds.max(1e-9);
-    values.extend([
-        ("loss".to_owned(), step.loss),
-        ("learning_rate".to_owned(), step.lr),
-        ("grad_norm".to_owned(), step.grad_norm),
-        ("tokens_per_second".to_owned(), speed),
-        ("epoch".to_owned(), step.epoch),
-    ]);
-    cx.emit(What::Metrics {
-        step: step.index as u64,
-        values,
-    });
-    let rate = Some((speed, "tokens/s".to_owned()));
-    cx.emit(What::Progress {
-        done: step.index as u64,
-        total: step.of as u64,
-        unit: "steps".to_owned(),
-        rate,
-    });
-}
-
-fn step_row(step: &Step, counted: Counted) -> StepRow {
-    StepRow {
-        step: step.index,
-        epoch: step.epoch,
-        loss: step.loss,
-        learning_rate: step.lr,
-        grad_norm: step.grad_norm,
-        tokens: step.tokens,
-        trained_tokens: (counted == Counted::Tokens).then_some(step.weight),
-        rows: (counted == Counted::Rows).then_some(step.weight),
-        means: step
-            .means
-            .iter()
-            .map(|(n, v)| ((*n).to_owned(), *v))
-            .collect(),
-    }
-}
-
-fn save_steps(folder: &Path, rows: &[StepRow]) -> Result<()> {
-    std::fs::write(folder.join("steps.json"), serde_json::to_vec(rows)?)
-        .with_context(|| format!("{} can't be written", folder.display()))
-}
-
-/// The metrics of a training: every step, and in the summary the first and the last.
-pub(crate) fn metrics(job: &Job, rows: &[StepRow]) -> Result<Draft> {
-    let path = job.out.join("metrics.json");
-    std::fs::write(&path, serde_json::to_vec_pretty(&json!({ "steps": rows }))?)?;
-    let (first, last) = (
-        rows.first().context("no step was taken")?,
-        rows.last().context("no step was taken")?,
-    );
-    Ok(Draft {
-        artifact: ArtifactType::Metrics,
-        files: vec![("metrics.json".to_owned(), path)],
-        refs: BTreeMap::new(),
-        summary: [
-            ("steps".to_owned(), json!(rows.len())),
-            ("first_loss".to_owned(), json!(first.loss)),
-            ("last_loss".to_owned(), json!(last.loss)),
-            (
-                "tokens".to_owned(),
-                json!(rows.iter().map(|r| r.tokens).sum::<usize>()),
-            ),
-        ]
-        .into(),
-    })
 }
 
 /// Rows of a port must fit the model's positions: said before the first step, not when such a row's turn comes.
