@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::checks::Foresight;
 use crate::artifact::ArtifactType;
 
 /// An input.
