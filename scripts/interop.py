@@ -3,16 +3,19 @@
 
     interop.py             all scripts whose names do not begin with `_`
     interop.py NAME ...    these only (without .py)
-    interop.py --prepare   make the environment and stop
+    interop.py --prepare   fetch the packages and stop
 
 Each script gets the paths of our programs as LEVAIN and LEVAIN_WORKER, runs at the top of the checkout, and passes by
-exit code 0. The environment is kept in the cache directory under the digest of tests/interop/requirements.txt.
-LEVAIN_INTEROP_VENV names an environment to use as it is instead. Exit codes: as setup.py; 1 also if no script ran.
+exit code 0. The environment is kept in the cache directory under the digest of tests/interop/requirements.txt. A script
+NAME.py that needs some packages in other versions lists them in NAME-requirements.txt: they are kept in a folder of their
+own, likewise, which goes before the environment on PYTHONPATH for this script. LEVAIN_INTEROP_VENV names an environment
+to use as it is instead, LEVAIN_INTEROP_OVERLAY such a folder. Exit codes: as setup.py; 1 also if no script ran.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import subprocess
 import sys
@@ -20,7 +23,7 @@ import time
 from pathlib import Path
 
 from levain_setup import places, programs
-from levain_setup.environment import Environment
+from levain_setup.environment import Environment, Overlay
 from levain_setup.say import FAILED, INTERRUPTED, USAGE, Problem, duration, say, stop
 
 FOLDER = places.CHECKOUT / "tests" / "interop"
@@ -31,6 +34,28 @@ ENVIRONMENT = Environment(
     cost="with torch: about 3 GB to fetch, 6 GB on disk, minutes",
     disk=9_000_000_000,
 )
+
+
+def overlay(script: Path) -> Overlay | None:
+    """The packages that a script needs in other versions, if any."""
+    requirements = script.with_name(f"{script.stem}-requirements.txt")
+    if not requirements.exists():
+        return None
+    return Overlay(requirements, "LEVAIN_INTEROP_OVERLAY", cost="20 MB to fetch, 140 MB on disk", disk=300_000_000)
+
+
+def prepare(chosen: list[Path]) -> tuple[Path, dict[Path, Path]]:
+    """The Python that runs the scripts, and the folders of the overlays, by script."""
+    python = ENVIRONMENT.prepare()
+    overlays = {script: overlay(script) for script in chosen}
+    return python, {script: packages.prepare(python) for script, packages in overlays.items() if packages}
+
+
+def found_first(folder: Path, environment: dict[str, str]) -> dict[str, str]:
+    """The environment in which Python looks for modules in a folder first."""
+    rest = environment.get("PYTHONPATH")
+    return environment | {"PYTHONPATH": os.pathsep.join([str(folder)] + ([rest] if rest else []))}
+
 
 def scripts(names: list[str]) -> list[Path]:
     """The scripts to run; a Problem for an unknown name or none at all."""
@@ -65,19 +90,24 @@ def main() -> None:
     """Read the command line, prepare, run, count."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="scripts in tests/interop, without .py")
-    parser.add_argument("--prepare", action="store_true", help="make the environment and stop")
+    parser.add_argument("--prepare", action="store_true", help="fetch the packages and stop")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(INTERRUPTED))
     try:
-        if options.prepare:
-            say(f"ready: {ENVIRONMENT.prepare()}")
-            return
         chosen = scripts(options.names)
+        if options.prepare:
+            python, overlays = prepare(chosen)
+            for ready in [python, *overlays.values()]:
+                say(f"ready: {ready}")
+            return
         environment = programs.environment()
-        python = ENVIRONMENT.prepare()
+        python, overlays = prepare(chosen)
         environment["PYTHONDONTWRITEBYTECODE"] = "1"
         width = max(len(script.stem) for script in chosen)
-        results = [check(python, script, environment, width) for script in chosen]
+        results = []
+        for script in chosen:
+            own = found_first(overlays[script], environment) if script in overlays else environment
+            results.append(check(python, script, own, width))
     except Problem as problem:
         stop(problem)
     except KeyboardInterrupt:

