@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use engine::artifact::ArtifactType;
 use engine::event::{Level, What};
-use engine::job::{Draft, Drafts, Job, Reference, Reporter};
+use engine::job::{About as _, Draft, Drafts, Job, Reference, Reporter};
 use formats::quantized::{self, Scheme, State};
 use formats::{Dtype, LlamaConfig, Weights, nf4};
 use kinds::model::ModelParts;
@@ -79,7 +79,8 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
             );
         }
     }
-    let skipped = quantized::skipped(&params.skip.patterns(), &linears).context("`skip`")?;
+    let skipped = quantized::skipped(&params.skip.patterns(), &linears);
+    let skipped = skipped.context("`skip`").about("skip")?;
     let mut packer = Packer {
         job,
         params: &params,

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use engine::artifact::{ArtifactType, ArtifactView};
 use engine::event::{Level, What};
-use engine::job::{Cancelled, Draft, Job, Reference, Reporter};
+use engine::job::{About as _, Cancelled, Draft, Job, Reference, Reporter};
 use kinds::model::adapter_draft;
 use kinds::training::{Train, Training};
 use ml::Params;
@@ -101,10 +101,9 @@ pub(crate) fn choose(trainee: Trainee<'_>, train: &Train, cx: &dyn Reporter) -> 
     } = trainee;
     let choice = chosen(train)?;
     if adapted && choice != Choice::All {
-        bail!(
-            "`train` chooses among the weights of a model without an adapter, but this model has an adapter, and that is what is trained: leave \
-             `train` out, or train the model that the adapter was attached to"
-        );
+        let error = "`train` chooses among the weights of a model without an adapter, but this model has an adapter, and that is what is \
+                     trained: leave `train` out, or train the model that the adapter was attached to";
+        return Err(anyhow!(error)).about("train");
     }
     let alone = head.is_some() && choice == Choice::Head;
     if !adapted && packed > 0 && !alone {
@@ -118,15 +117,17 @@ pub(crate) fn choose(trainee: Trainee<'_>, train: &Train, cx: &dyn Reporter) -> 
     }
     let mut chosen = match alone {
         true => BTreeSet::new(),
-        false => choice.of(params).context("`train`")?,
+        false => choice.of(params).context("`train`").about("train")?,
     };
     let named = chosen.clone();
     chosen.retain(|name| !idle(name));
-    ensure!(
-        alone || !chosen.is_empty(),
-        "`train`: {} would learn nothing, since the loss does not depend on it; name other parameters",
-        named.into_iter().take(3).collect::<Vec<_>>().join(", ")
-    );
+    if !alone && chosen.is_empty() {
+        let error = anyhow!(
+            "`train`: {} would learn nothing, since the loss does not depend on it; name other parameters",
+            named.into_iter().take(3).collect::<Vec<_>>().join(", ")
+        );
+        return Err(error).about("train");
+    }
     let of_head = |name: &str| head.is_some_and(|head| head.iter().any(|other| other == name));
     params.train(|name| {
         let own = match adapted {
@@ -273,15 +274,18 @@ pub(crate) fn updater(training: &Training, params: &Params, total: usize) -> Res
         other => bail!("`{other}` is not an optimizer"),
     };
     let mut factors = if training.layer_decay < 1.0 {
-        ensure!(
-            choice::depths(params).len() > 1,
-            "`layer_decay` lowers the rate from layer to layer, and all that is trained is at one depth: leave it out, or give `learning_rate`"
-        );
+        if choice::depths(params).len() < 2 {
+            let error = "`layer_decay` lowers the rate from layer to layer, and all that is trained is at one depth: leave it out, or give \
+                         `learning_rate`";
+            return Err(anyhow!(error)).about("layer_decay");
+        }
         choice::by_depth(params, training.layer_decay)
     } else {
         BTreeMap::new()
     };
-    let own = choice::by_name(params, &training.learning_rates).context("`learning_rates`")?;
+    let own = choice::by_name(params, &training.learning_rates)
+        .context("`learning_rates`")
+        .about("learning_rates")?;
     for (name, rate) in own {
         *factors.entry(name).or_insert(1.0) *= rate / training.learning_rate;
     }
@@ -289,11 +293,11 @@ pub(crate) fn updater(training: &Training, params: &Params, total: usize) -> Res
     let decays = params
         .trained()
         .any(|(name, _)| !undecayed.iter().any(|other| other == name));
-    ensure!(
-        decays || training.weight_decay == 0.0,
-        "`weight_decay` does nothing here: norms, biases, the numbers of (IA)³, the lengths of DoRA and virtual tokens do not decay, and nothing else is trained; \
-         leave it out"
-    );
+    if !decays && training.weight_decay != 0.0 {
+        let error = "`weight_decay` does nothing here: norms, biases, the numbers of (IA)³, the lengths of DoRA and virtual tokens do not \
+                     decay, and nothing else is trained; leave it out";
+        return Err(anyhow!(error)).about("weight_decay");
+    }
     let home = match training.optimizer_state.as_str() {
         "device" => Home::Device,
         "host" => Home::Host,
@@ -319,7 +323,8 @@ fn turns(training: &Training, params: &Params) -> Result<BTreeMap<String, usize>
     match training.unfreeze_every {
         Some(every) => {
             let every = usize::try_from(every)?;
-            choice::turns(params, every).context("`unfreeze_every`")
+            let turns = choice::turns(params, every).context("`unfreeze_every`");
+            turns.about("unfreeze_every")
         }
         None => Ok(BTreeMap::new()),
     }
@@ -440,10 +445,11 @@ pub(crate) fn check_lengths(
 ) -> Result<()> {
     let longest = lengths.enumerate().max_by_key(|(_, length)| *length);
     match longest {
-        Some((row, length)) if length > positions => bail!(
+        Some((row, length)) if length > positions => Err(anyhow!(
             "row {} of `{port}` has {length} tokens, and the model {positions} positions: set `max_length` to {positions} or less",
             row + 1
-        ),
+        ))
+        .about(port),
         _ => Ok(()),
     }
 }
