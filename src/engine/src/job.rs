@@ -314,10 +314,12 @@ mod tests {
 
     #[test]
     fn what_is_no_failure_is_about_no_word() {
-        let stopped = Err::<(), _>(Cancelled.into()).about("data").unwrap_err();
+        let stopped = Err::<(), _>(anyhow::Error::from(Cancelled))
+            .about("data")
+            .unwrap_err();
         assert!(stopped.is::<Cancelled>());
         let reason = "for a person".to_owned();
-        let waiting = Err::<(), _>(Waiting { reason }.into()).about("data");
+        let waiting = Err::<(), _>(anyhow::Error::from(Waiting { reason })).about("data");
         assert!(waiting.unwrap_err().is::<Waiting>());
     }
 }
