@@ -77,6 +77,34 @@ fn the_loss_before_and_after_is_that_of_an_evaluation() {
 }
 
 #[test]
+fn packed_weights_say_themselves_what_they_are() {
+    let kitchen = kitchen();
+    kitchen.write(
+        "pack.yaml",
+        "levain: 1\nstages:\n  base: { kind: load_model, source: model, dtype: f32 }\n  small: { kind: quantize, model: base }\n\
+         outputs:\n  small: { from: small, to: out/small }\n",
+    );
+    kitchen.say("run pack.yaml").expect(0);
+    kitchen.write(
+        "load.yaml",
+        "levain: 1\nstages:\n  small: { kind: load_model, source: out/small, dtype: f32 }\n",
+    );
+    let warning = "are stored in four bits, and there is no quantization_config";
+    let said = kitchen.say("run load.yaml").expect(0);
+    assert!(!said.err.contains(warning), "{}", said.err);
+    let path = kitchen.path().join("out/small/config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let taken = config
+        .as_object_mut()
+        .unwrap()
+        .remove("quantization_config");
+    assert_eq!(taken.unwrap()["load_in_4bit"], true);
+    kitchen.write("out/small/config.json", &config.to_string());
+    let said = kitchen.say("run load.yaml").expect(0);
+    assert!(said.err.contains(warning), "{}", said.err);
+}
+
+#[test]
 fn numbers_that_are_none_are_refused_in_every_tensor() {
     for name in ["model.norm.weight", "model.layers.1.mlp.up_proj.weight"] {
         let kitchen = kitchen();

@@ -25,7 +25,7 @@ stages:
   scores: { kind: evaluate, data: chats, samples: 2, max_new_tokens: 4, models: { small: small, prompted: prompted, prefixed: prefixed, \
 prompted_tuned: prompted_tuned, prefixed_tuned: prefixed_tuned } }
   said: { kind: generate, model: prefixed_tuned, prompts: chats, n: 2, temperature: 1.0, max_new_tokens: 4 }
-  judge: { kind: reward_model, model: prompted, data: pairs, learning_rate: 1.0e-2, batch: 2 }
+  judge: { kind: reward_model, model: prompted, data: pairs, learning_rate: 1.0e-2, learning_rates: { prompt_embeddings: 2.0e-2 }, batch: 2 }
   counted: { kind: reward_model, model: prefixed, data: pairs, learning_rate: 1.0e-2, batch: 2 }
   judged: { kind: annotate, samples: said, judge: { judge: judge, counted: counted } }
   straight: { kind: dpo, model: prompted_tuned, data: pairs, learning_rate: 1.0e-2, batch: 2 }
@@ -86,6 +86,34 @@ fn virtual_tokens_are_trained_asked_and_written() {
             (&config["peft_type"], &config["task_type"]),
             (&kind.into(), &"SEQ_CLS".into())
         );
+    }
+
+    // Tensors that fit are not enough: what the settings say of another model is told with both numbers.
+    kitchen.write(
+        "theirs.yaml",
+        "levain: 1\nstages:\n  base: { kind: load_model, source: model, dtype: f32 }\n  \
+         theirs: { kind: load_adapter, model: base, source: out/prompt, other_base: true }\n",
+    );
+    kitchen.say("run theirs.yaml").expect(0);
+    let asked = |key: &str| format!("asks for {}", prompt[key]);
+    for (key, wrong, right) in [
+        ("num_layers", 9, asked("num_layers")),
+        ("num_attention_heads", 3, asked("num_attention_heads")),
+        ("token_dim", 33, asked("token_dim")),
+        ("num_transformer_submodules", 2, "supported is 1".to_owned()),
+    ] {
+        let mut lying = prompt.clone();
+        lying[key] = wrong.into();
+        kitchen.write("out/prompt/adapter_config.json", &lying.to_string());
+        let said = kitchen.say("run theirs.yaml --json").expect(1);
+        for words in [format!("{key} is {wrong}"), right] {
+            assert!(said.err.contains(&words), "`{words}`:\n{}", said.err);
+        }
+        assert_eq!(said.json()["failures"][0]["stage"], "theirs");
+        // What is left open is the model's.
+        lying[key] = Value::Null;
+        kitchen.write("out/prompt/adapter_config.json", &lying.to_string());
+        kitchen.say("run theirs.yaml").expect(0);
     }
 }
 

@@ -55,7 +55,7 @@ fn another_worker_is_refused_before_any_work() {
                 protocol: 0,
                 ..hello()
             }),
-            &["speaks protocol 0, this levain speaks 1"],
+            &["speaks protocol 0, this levain speaks 2"],
         ),
         (
             line(Hello {

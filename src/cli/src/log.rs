@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};
+use std::iter::once;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
+use engine::diagnostic::SourceText;
 use engine::event::{Event, What};
 use engine::lock::RunLock;
 
@@ -66,6 +68,24 @@ impl Run {
     /// What became of its stages; none of a run that was killed.
     pub fn lock(&self) -> Option<RunLock> {
         RunLock::read(&self.folder).ok()
+    }
+
+    /// What it was told: its recipe, by its whole path, and the options; nothing of a run without a lock.
+    pub fn sources(&self) -> Vec<SourceText> {
+        let (Some(lock), Ok(recipe)) = (
+            self.lock(),
+            fs::read_to_string(self.folder.join("recipe.yaml")),
+        ) else {
+            return Vec::new();
+        };
+        let text = |name: &str, text: String| SourceText {
+            name: name.to_owned(),
+            text,
+        };
+        let options = lock.set.into_iter().map(|option| text("--set", option));
+        once(text(&lock.path.to_string_lossy(), recipe))
+            .chain(options)
+            .collect()
     }
 
     /// Its recipe's name.

@@ -76,7 +76,7 @@ pub(crate) fn text(session: &Session, outcome: &Outcome, context: &Context) -> S
         let names: Vec<_> = outcome
             .failures
             .iter()
-            .map(|(name, _)| format!("`{name}`"))
+            .map(|failure| format!("`{}`", failure.stage))
             .collect();
         out.push_str(&format!(
             "{} {}; the next run goes on from what is done.\n",
@@ -233,7 +233,7 @@ pub(crate) fn to_json(session: &Session, outcome: &Outcome) -> Value {
     let failures: Vec<Value> = outcome
         .failures
         .iter()
-        .map(|(name, error)| json!({ "stage": name, "error": error }))
+        .map(|f| json!({ "stage": f.stage, "error": f.error, "place": f.place }))
         .collect();
     json!({
         "recipe": session.recipe.name,

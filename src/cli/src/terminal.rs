@@ -9,6 +9,7 @@ use std::io::{IsTerminal, Write};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use engine::diagnostic::{Place, Problem, SourceText, draw};
 use engine::event::{Event, Level, Sink, What};
 use engine::plan::Verdict;
 use indicatif::MultiProgress;
@@ -61,6 +62,8 @@ pub(crate) struct Terminal {
     detail: Detail,
     /// Node name → kind, since not every event carries it.
     kinds: HashMap<String, String>,
+    /// The recipe and the options, to draw where failures are.
+    sources: Vec<SourceText>,
     /// Width of the column of names.
     width: usize,
     /// Running nodes.
@@ -113,6 +116,7 @@ impl Terminal {
             style,
             detail,
             kinds,
+            sources: Vec::new(),
             width,
             tracks: HashMap::new(),
             display,
@@ -131,6 +135,12 @@ impl Terminal {
         write: Box<dyn FnMut(&str) + Send>,
     ) -> Self {
         Self::with(kinds, style, detail, Box::new(Lines::new(write, true)))
+    }
+
+    /// The same, which draws where in these texts failures are.
+    pub fn pointing_into(mut self, sources: Vec<SourceText>) -> Self {
+        self.sources = sources;
+        self
     }
 
     /// One static line: sign, name, kind, what became of it.
@@ -262,7 +272,7 @@ impl Terminal {
                 self.line(&sign, name, &words);
                 self.over(name);
             }
-            What::Failed { error } => {
+            What::Failed { error, place } => {
                 let began = self
                     .tracks
                     .get(name)
@@ -273,16 +283,13 @@ impl Terminal {
                     .red(&format!("failed{}", began.unwrap_or_default()));
                 self.over_quietly(name);
                 self.line(&sign, name, &words);
-                let error: String = error
-                    .trim_end()
-                    .lines()
-                    .map(|l| format!("    {l}\n"))
-                    .collect();
+                let text = self.failure(name, error, place.as_ref());
                 if self.detail == Detail::Quiet {
                     self.pending.clear();
-                    self.insist(&format!("error: {name}\n{error}"));
+                    self.insist(&format!("{text}\n"));
                 } else {
-                    self.pending.push_str(&error);
+                    let indented = text.lines().map(|line| format!("    {line}\n"));
+                    self.pending.extend(indented);
                     self.flush();
                 }
             }
@@ -293,6 +300,26 @@ impl Terminal {
                 self.over(name);
             }
             What::Planned { .. } | What::Ended { .. } => {}
+        }
+    }
+
+    /// What failed, and why: drawn at its place as `levain check` draws mistakes, where the text that it is in is known.
+    fn failure(&self, name: &str, error: &str, place: Option<&Place>) -> String {
+        let code = match name.starts_with("outputs.") {
+            true => "output-failed",
+            false => "stage-failed",
+        };
+        let problem = Problem {
+            code,
+            message: format!("`{name}`: {}", error.trim_end()),
+            span: place.map(Place::span),
+            others: Vec::new(),
+            help: None,
+        };
+        let drawn = draw(&problem, &self.sources, self.style.color);
+        match place.filter(|place| place.text(&self.sources).is_none()) {
+            Some(place) => format!("{drawn}\n --> {place}"),
+            None => drawn,
         }
     }
 

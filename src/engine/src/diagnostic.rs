@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A stretch of one source text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -38,6 +38,65 @@ impl SourceText {
         let line = before.matches('\n').count() + 1;
         let column = before.rsplit('\n').next().map_or(0, |l| l.chars().count()) + 1;
         (line, column)
+    }
+}
+
+/// A span as people and programs read it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The recipe's file, or `--set`.
+    pub file: String,
+    /// The line, from 1.
+    pub line: usize,
+    /// The character in the line, from 1.
+    pub column: usize,
+    /// First byte in the text.
+    pub start: usize,
+    /// One past the last byte.
+    pub end: usize,
+    /// Which `--set` option, from 1; 0, and left out, in the recipe.
+    #[serde(default, skip_serializing_if = "is_recipe")]
+    pub option: usize,
+}
+
+fn is_recipe(option: &usize) -> bool {
+    *option == 0
+}
+
+impl Place {
+    /// The place of a span in these texts; none when it is in none of them.
+    pub fn of(span: Span, sources: &[SourceText]) -> Option<Self> {
+        let source = sources.get(span.source)?;
+        let (line, column) = source.position(span.start);
+        Some(Self {
+            file: source.name.clone(),
+            line,
+            column,
+            start: span.start,
+            end: span.end,
+            option: span.source,
+        })
+    }
+
+    /// The text that stands there, when it is in these texts.
+    pub fn text<'a>(&self, sources: &'a [SourceText]) -> Option<&'a str> {
+        let source = sources.get(self.option)?;
+        source.text.get(self.start..self.end)
+    }
+
+    /// The span that it is a place of.
+    pub fn span(&self) -> Span {
+        Span {
+            source: self.option,
+            start: self.start,
+            end: self.end,
+        }
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}:{}", self.file, self.line, self.column)
     }
 }
 
@@ -114,14 +173,9 @@ impl Problems {
 
     /// Every mistake drawn, with colours when `color`.
     pub fn render(&self, color: bool) -> String {
-        let renderer = if color {
-            Renderer::styled()
-        } else {
-            Renderer::plain()
-        };
         let mut text = String::new();
         for problem in &self.problems {
-            text.push_str(&renderer.render(&self.groups(problem)));
+            text.push_str(&draw(problem, &self.sources, color));
             text.push_str("\n\n");
         }
         let count = self.problems.len();
@@ -132,51 +186,62 @@ impl Problems {
         text
     }
 
-    fn groups<'a>(&'a self, problem: &'a Problem) -> Vec<Group<'a>> {
-        let title = Level::ERROR
-            .primary_title(problem.message.as_str())
-            .id(problem.code);
-        let mut group = Group::with_title(title);
-        if let Some(span) = problem.span {
-            let source = &self.sources[span.source];
-            let mut snippet = Snippet::source(source.text.as_str())
-                .path(source.name.as_str())
-                .annotation(AnnotationKind::Primary.span(span.range()));
-            for (other, label) in problem
-                .others
-                .iter()
-                .filter(|(o, _)| o.source == span.source)
-            {
-                snippet = snippet.annotation(
-                    AnnotationKind::Context
-                        .span(other.range())
-                        .label(label.as_str()),
-                );
-            }
-            group = group.element(snippet);
-        }
-        if let Some(help) = &problem.help {
-            group = group.element(Level::HELP.message(help.as_str()));
-        }
-        vec![group]
-    }
-
     /// The mistakes for programs.
     pub fn to_json(&self) -> serde_json::Value {
         let problems: Vec<_> = self
             .problems
             .iter()
             .map(|p| {
-                let place = p.span.map(|s| {
-                    let source = &self.sources[s.source];
-                    let (line, column) = source.position(s.start);
-                    serde_json::json!({"file": source.name, "line": line, "column": column, "start": s.start, "end": s.end})
-                });
+                let place = p.span.and_then(|span| Place::of(span, &self.sources));
                 serde_json::json!({"code": p.code, "message": p.message, "place": place, "help": p.help})
             })
             .collect();
         serde_json::json!({ "problems": problems })
     }
+}
+
+/// One mistake drawn, with colours when `color`; no line break ends it. A span that is in none of the texts is left out.
+pub fn draw(problem: &Problem, sources: &[SourceText], color: bool) -> String {
+    let renderer = if color {
+        Renderer::styled()
+    } else {
+        Renderer::plain()
+    };
+    renderer.render(&groups(problem, sources))
+}
+
+fn groups<'a>(problem: &'a Problem, sources: &'a [SourceText]) -> Vec<Group<'a>> {
+    let title = Level::ERROR
+        .primary_title(problem.message.as_str())
+        .id(problem.code);
+    let mut group = Group::with_title(title);
+    let inside = |span: &Span| {
+        let source = sources.get(span.source)?;
+        source.text.get(span.range()).map(|_| source)
+    };
+    if let Some(span) = problem.span
+        && let Some(source) = inside(&span)
+    {
+        let mut snippet = Snippet::source(source.text.as_str())
+            .path(source.name.as_str())
+            .annotation(AnnotationKind::Primary.span(span.range()));
+        for (other, label) in problem
+            .others
+            .iter()
+            .filter(|(o, _)| o.source == span.source)
+        {
+            snippet = snippet.annotation(
+                AnnotationKind::Context
+                    .span(other.range())
+                    .label(label.as_str()),
+            );
+        }
+        group = group.element(snippet);
+    }
+    if let Some(help) = &problem.help {
+        group = group.element(Level::HELP.message(help.as_str()));
+    }
+    vec![group]
 }
 
 impl std::fmt::Display for Problems {
@@ -229,7 +294,47 @@ fn distance(a: &str, b: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::nearest;
+    use super::{Place, Problem, SourceText, Span, draw, nearest};
+
+    #[test]
+    fn a_place_is_drawn_again_from_what_was_written_down() {
+        let sources = |text: &str| {
+            [SourceText {
+                name: "r.yaml".to_owned(),
+                text: text.to_owned(),
+            }]
+        };
+        let here = sources("a: 1\nbé: { ç: 2 }\n");
+        let span = Span {
+            source: 0,
+            start: 12,
+            end: 14,
+        };
+        let place = Place::of(span, &here).unwrap();
+        assert_eq!(place.to_string(), "r.yaml:2:7");
+        let written = serde_json::to_string(&place).unwrap();
+        assert_eq!(
+            written,
+            r#"{"file":"r.yaml","line":2,"column":7,"start":12,"end":14}"#
+        );
+        let read: Place = serde_json::from_str(&written).unwrap();
+        assert_eq!((&read, read.span()), (&place, span));
+        let problem = Problem::at("stage-failed", read.span(), "`b`: no\nnot at all");
+        insta::assert_snapshot!(draw(&problem, &here, false), @r"
+        error[stage-failed]: `b`: no
+                             not at all
+         --> r.yaml:2:7
+          |
+        2 | bé: { ç: 2 }
+          |       ^
+        ");
+        // A text that is another one by now, or none, is no reason to crash.
+        for other in [&sources("")[..], &sources("a: 1\nb:  éééé")[..], &[]] {
+            let drawn = draw(&problem, other, false);
+            assert!(drawn.contains("not at all") && !drawn.contains("-->"));
+        }
+        assert_eq!(Place::of(span, &[]), None);
+    }
 
     #[test]
     fn a_slip_is_found_and_a_stranger_is_not() {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::diagnostic::Place;
 use crate::digest::Digest;
 
 /// Something that happened.
@@ -92,6 +93,9 @@ pub enum What {
     Failed {
         /// The cause and the way out.
         error: String,
+        /// Where the recipe says what failed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        place: Option<Place>,
     },
     /// The stage did not run, because of what happened before it.
     Skipped {

@@ -218,6 +218,53 @@ impl std::fmt::Display for Cancelled {
 
 impl std::error::Error for Cancelled {}
 
+/// An error about one word of a stage, a field or a port: its place in the recipe is that of the word's value. It reads like the
+/// error itself.
+#[derive(Debug)]
+pub struct AboutWord {
+    /// The word.
+    pub word: String,
+    error: anyhow::Error,
+}
+
+impl AboutWord {
+    /// `error`, which is about `word`. One that is about a word already stays so, and so does what is no failure.
+    pub fn of(word: &str, error: anyhow::Error) -> anyhow::Error {
+        if Self::word(&error).is_some() || error.is::<Cancelled>() || error.is::<Waiting>() {
+            return error;
+        }
+        let word = word.to_owned();
+        anyhow::Error::new(Self { word, error })
+    }
+
+    /// The word that an error is about, if it is about one.
+    pub fn word(error: &anyhow::Error) -> Option<&str> {
+        let mut chain = error.chain();
+        let own = chain.find_map(|cause| cause.downcast_ref::<Self>())?;
+        Some(&own.word)
+    }
+}
+
+impl std::fmt::Display for AboutWord {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:#}", self.error)
+    }
+}
+
+impl std::error::Error for AboutWord {}
+
+/// Says which word of a stage an error is about, where that is plain.
+pub trait About<T> {
+    /// The same, and an error is about the field or port `word`.
+    fn about(self, word: &str) -> Result<T>;
+}
+
+impl<T> About<T> for Result<T> {
+    fn about(self, word: &str) -> Result<T> {
+        self.map_err(|error| AboutWord::of(word, error))
+    }
+}
+
 /// The function that runs a kind.
 pub type Run = fn(&Job, &dyn Reporter) -> Result<Drafts>;
 
@@ -244,3 +291,35 @@ impl std::fmt::Display for Waiting {
 }
 
 impl std::error::Error for Waiting {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::anyhow;
+
+    #[test]
+    fn an_error_about_a_word_reads_like_itself() {
+        let plain = || Err::<(), _>(anyhow!("no layer is called q").context("`targets`"));
+        let said = format!("{:#}", plain().unwrap_err());
+        let about = plain().about("targets").unwrap_err();
+        assert_eq!(format!("{about:#}"), said);
+        assert_eq!(AboutWord::word(&about), Some("targets"));
+        assert_eq!(AboutWord::word(&plain().unwrap_err()), None);
+        // Whoever is nearest to the mistake knows best.
+        let outer = Err::<(), _>(about.context("the adapter")).about("model");
+        let outer = outer.unwrap_err();
+        assert_eq!(AboutWord::word(&outer), Some("targets"));
+        assert_eq!(format!("{outer:#}"), format!("the adapter: {said}"));
+    }
+
+    #[test]
+    fn what_is_no_failure_is_about_no_word() {
+        let stopped = Err::<(), _>(anyhow::Error::from(Cancelled))
+            .about("data")
+            .unwrap_err();
+        assert!(stopped.is::<Cancelled>());
+        let reason = "for a person".to_owned();
+        let waiting = Err::<(), _>(anyhow::Error::from(Waiting { reason })).about("data");
+        assert!(waiting.unwrap_err().is::<Waiting>());
+    }
+}

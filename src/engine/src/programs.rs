@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 
-use crate::contract::FieldType;
+use crate::contract::{Contract, FieldType};
 use crate::diagnostic::{Problem, Problems};
 use crate::session::Session;
 
@@ -22,6 +22,13 @@ pub fn of(session: &Session) -> Vec<(usize, String)> {
         .collect()
 }
 
+/// The field of a kind that names a program.
+pub(crate) fn field(contract: &Contract) -> Option<&'static str> {
+    let mut fields = contract.fields.iter();
+    let found = fields.find(|field| matches!(field.ty, FieldType::Program { .. }));
+    found.map(|field| field.name)
+}
+
 /// Refuses to run the programs of the nodes that `runs` tells.
 ///
 /// # Errors
@@ -34,10 +41,8 @@ pub(crate) fn refuse(session: &Session, runs: impl Fn(usize) -> bool) -> Result<
             node.name
         );
         let stage = session.recipe.stages.get(node.owner.unwrap_or(index));
-        let is_program = |ty: &FieldType| matches!(ty, FieldType::Program { .. });
-        let field = node.contract.fields.iter().find(|f| is_program(&f.ty));
         let span = stage.map(|stage| {
-            let own = field.and_then(|field| stage.spans.get(field.name));
+            let own = field(node.contract).and_then(|field| stage.spans.get(field));
             own.copied().unwrap_or(stage.span)
         });
         Problem {

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 
 use crate::cache::{Cache, Entry};
-use crate::contract::Contracts;
-use crate::diagnostic::{Problem, Problems};
+use crate::contract::{Contracts, From};
+use crate::diagnostic::{Place, Problem, Problems};
 use crate::digest::Digest;
 use crate::job::SourceFile;
 use crate::lock::{RecipeLock, RunLock};
@@ -292,6 +292,31 @@ impl Session {
             .filter(|(i, _)| self.only.as_ref().is_none_or(|only| only[*i]))
             .flat_map(|(i, n)| n.sources.iter().map(move |(f, s)| (i, *f, s.clone())))
             .collect()
+    }
+
+    /// Where the recipe says what a node is: the value of `word`, a field or a port of the node, where that is given; else the name of the
+    /// stage. A preparation is said where its stage is.
+    pub fn place(&self, node: usize, word: Option<&str>) -> Option<Place> {
+        let found = &self.plan.nodes[node];
+        let stage = self.recipe.stages.get(found.owner.unwrap_or(node))?;
+        let given = |word: &str| stage.spans.get(word).copied();
+        let own = word.and_then(|word| match found.owner {
+            None => given(word),
+            Some(_) if found.contract.field(word).is_some() => given(word),
+            Some(_) => {
+                let name = found.name.strip_prefix(&stage.name)?;
+                let name = name.strip_prefix(" › ")?.split('[').next()?;
+                let mut all = stage.contract.preparations.iter();
+                let preparation = all.find(|preparation| preparation.name == name)?;
+                let mut inputs = preparation.inputs.iter();
+                match inputs.find(|(port, _)| *port == word)?.1 {
+                    From::Port(port) | From::TokenizerOf(port) => given(port),
+                    From::PortOr(port, other) => given(port).or_else(|| given(other)),
+                    From::Preparation(_) => None,
+                }
+            }
+        });
+        Place::of(own.unwrap_or(stage.span), &self.recipe.sources)
     }
 
     /// A source that can't be had, at its place in the recipe.

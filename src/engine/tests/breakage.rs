@@ -309,7 +309,12 @@ fn outputs_are_restored_and_only_where_they_differ() {
     kitchen.write("out", "in the way");
     let ran = kitchen.run(recipe, &Told::default());
     assert_eq!((ran.outcome.failures.len(), ran.started()), (2, 0));
-    assert!(ran.outcome.failures.iter().all(|(name, error)| name.starts_with("outputs.") && error.contains("can't be written")));
+    assert!(
+        ran.outcome
+            .failures
+            .iter()
+            .all(|f| f.stage.starts_with("outputs.") && f.error.contains("can't be written"))
+    );
 }
 
 #[test]
@@ -322,10 +327,11 @@ fn outputs_touch_nothing_that_is_not_theirs() {
         )
     };
     let refused = |ran: &Ran, why: &str| {
-        let [(name, error)] = &ran.outcome.failures[..] else {
+        let [failure] = &ran.outcome.failures[..] else {
             panic!("{:?}", ran.outcome.failures)
         };
-        assert!(name == "outputs.kept" && error.contains(why), "{error}");
+        let fits = failure.stage == "outputs.kept" && failure.error.contains(why);
+        assert!(fits, "{failure:?}");
     };
     let mine = kitchen.path().join("mine");
     // Somebody's folder.

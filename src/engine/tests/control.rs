@@ -178,16 +178,16 @@ fn what_can_not_be_told_is_a_failure() {
     let kitchen = Kitchen::new();
     let recipe = rounds(2, 20).replace("text: Flour", "text: astray");
     let ran = kitchen.run(&recipe, &Told::default());
-    let (name, error) = &ran.outcome.failures[0];
-    assert_eq!(name, "dough[2].water");
+    let failure = &ran.outcome.failures[0];
+    assert_eq!(failure.stage, "dough[2].water");
     assert_eq!(
-        error,
+        failure.error,
         "whether `dough` stops after round 1 can't be told: the metric `bytes` is not a number"
     );
     assert!(!ran.outcome.lock.complete);
     // What is cached tells it before: nothing else comes of it.
     let again = kitchen.run(&recipe, &Told::default());
-    assert_eq!(&again.outcome.failures[0].1, error);
+    assert_eq!(&again.outcome.failures[0], failure);
     assert_eq!(again.outcome.ran, 0);
 }
 
@@ -302,7 +302,7 @@ fn what_is_handed_on_is_the_very_same_and_nothing_else() {
         &Told::default(),
     );
     assert_eq!(
-        ran.outcome.failures[0].1,
+        ran.outcome.failures[0].error,
         "BUG: the output `same` of `change` is none of `data`"
     );
 }

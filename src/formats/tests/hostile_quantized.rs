@@ -319,8 +319,10 @@ fn a_config_says_what_the_weights_are() {
         let text = format!("{{\"quantization_config\": {quantization}}}");
         let model = ModelConfig::Llama(config());
         let path = Path::new("some/config.json");
-        let error = quantized::check_described(&text, path, &weights, &model).err();
-        error.map(|error| error.to_string())
+        match quantized::check_described(&text, path, &weights, &model) {
+            Ok(remark) => remark,
+            Err(error) => Some(error.to_string()),
+        }
     };
     let packed = model(true);
     let mut mixed = model(true);
@@ -341,7 +343,17 @@ fn a_config_says_what_the_weights_are() {
         plain.push((name, Dtype::BF16, shape, vec![0; 2 * count]));
     }
     for (tensors, quantization, wanted) in [
-        (&packed, "null", None),
+        (
+            &packed,
+            "null",
+            Some("stored in four bits, and there is no quantization_config"),
+        ),
+        (
+            &packed,
+            "{ \"quant_method\": \"bitsandbytes\" }",
+            Some("there is no quantization_config that says so"),
+        ),
+        (&plain, "null", None),
         (
             &packed,
             "{ \"load_in_4bit\": true, \"load_in_8bit\": false }",

@@ -12,6 +12,7 @@ use crate::tensors;
 use anyhow::{Context, Result, bail, ensure};
 use formats::peft::{PROMPT_EMBEDDINGS, PeftConfig, concerns, parameter_name, tensor_key};
 use formats::tensors::Weights;
+use std::borrow::Cow;
 use std::path::Path;
 use tch::{Kind, Tensor};
 
@@ -68,6 +69,16 @@ pub fn is_parameter(name: &str) -> bool {
     let parts = LORA_PARTS.into_iter().chain([IA3_PART]);
     let mut all = parts.map(|part| parameter_name("", part));
     name == soft::PARAMETER || bottleneck::is_parameter(name) || all.any(|end| name.ends_with(&end))
+}
+
+/// The name of a parameter in files: PEFT puts something before the paths of its adapters' linears.
+pub fn file_name(name: &str) -> Cow<'_, str> {
+    let mut parts = LORA_PARTS.into_iter().chain([IA3_PART]);
+    let key = parts.find_map(|part| {
+        let module = name.strip_suffix(parameter_name("", part).as_str())?;
+        Some(tensor_key(module, part))
+    });
+    key.map_or(Cow::Borrowed(name), Cow::Owned)
 }
 
 /// Whether the model does with its adapters what it does without them, as it does with most fresh ones; virtual tokens always change it.

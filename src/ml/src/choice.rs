@@ -8,6 +8,7 @@ use anyhow::{Result, bail, ensure};
 use formats::config::bert::MASKED_HEAD;
 use formats::patterns;
 use formats::peft::parameter_name;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The weight of the output head, where it is not the embedding.
@@ -144,14 +145,19 @@ pub fn undecayed(params: &Params) -> Vec<String> {
     names.map(str::to_owned).collect()
 }
 
-/// Rates of trained parameters by the longest pattern that matches (of equally long ones the last in the alphabet). Errors: a pattern without a
-/// trained parameter, one that holds for none because of longer ones, and patterns that leave no parameter to the common rate.
+/// Rates of trained parameters by the longest pattern that matches their names in files (of equally long ones the last in the alphabet).
+/// Errors: a pattern without a trained parameter, one that holds for none because of longer ones, and patterns that leave no parameter to the
+/// common rate.
 pub fn by_name(params: &Params, rates: &BTreeMap<String, f64>) -> Result<BTreeMap<String, f64>> {
     if rates.is_empty() {
         return Ok(BTreeMap::new());
     }
     let wanted: Vec<&String> = rates.keys().collect();
-    let names: Vec<&str> = params.trained().map(|(name, _)| name).collect();
+    let trained: Vec<(&str, Cow<'_, str>)> = params
+        .trained()
+        .map(|(name, _)| (name, adapter::file_name(name)))
+        .collect();
+    let names: Vec<&str> = trained.iter().map(|(_, name)| name.as_ref()).collect();
     patterns::check(&wanted, &names, "trained parameter")?;
     let longest = |name: &str| {
         let matching = rates
@@ -173,8 +179,11 @@ pub fn by_name(params: &Params, rates: &BTreeMap<String, f64>) -> Result<BTreeMa
         "every trained parameter has a rate of its own, so that `learning_rate` means nothing: say there the rate that most of them have, and \
          name only the others"
     );
-    let own = |name: &&str| longest(name).map(|(_, rate)| ((*name).to_owned(), *rate));
-    Ok(names.iter().filter_map(own).collect())
+    let own = |(name, in_file): &(&str, Cow<'_, str>)| {
+        let (_, rate) = longest(in_file)?;
+        Some(((*name).to_owned(), *rate))
+    };
+    Ok(trained.iter().filter_map(own).collect())
 }
 
 /// How many layers are above a parameter: 0 for the last layer and for what comes after the layers, all of them for the embedding.

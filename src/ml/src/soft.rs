@@ -13,8 +13,8 @@ use formats::peft::{PROMPT_EMBEDDINGS, SoftConfig, SoftKind};
 use formats::tensors::Weights;
 use tch::{Kind, Tensor, no_grad};
 
-/// The name of the trained parameter: PEFT's, of an adapter that is called `default`.
-pub const PARAMETER: &str = "prompt_encoder.default.embedding.weight";
+/// The name of the trained parameter: that of its tensor in PEFT's files.
+pub const PARAMETER: &str = PROMPT_EMBEDDINGS;
 
 /// Virtual tokens, in f32 (f64 under a f64 model).
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use std::path::Path;
 use tch::no_grad;
 
 /// The version of a snapshot's files.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 const WEIGHTS: &str = "weights.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const CURSOR: &str = "state.json";

@@ -3,13 +3,14 @@
 
 mod tiny;
 
+use formats::peft::{BottleneckConfig, Ia3Config, SoftConfig, SoftKind};
 use ml::choice::{Choice, by_depth, by_name, depths, undecayed};
 use ml::fit::{Next, Plan, fit};
 use ml::optimizer::{Optimizer, Options, Rule, Schedule, Shape};
 use ml::sft::{Row, Sft};
 use ml::update::Updater;
 use ml::{Kind, Llama, Params};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use tiny::{config_with, place, source, tokens};
 
 /// The tiny model with a head of its own.
@@ -204,6 +205,70 @@ fn rates_that_mean_nothing_are_refused() {
     params.train(|name| name.contains("layers.1"));
     let text = by_name(&params, &BTreeMap::from([("layers.1".to_owned(), 0.1)]));
     assert!(text.unwrap_err().to_string().contains("means nothing"));
+}
+
+/// Puts an adapter on the tiny model.
+type Put = fn(&mut Llama, &mut Params);
+
+#[test]
+fn rates_of_adapters_go_by_the_names_in_their_files() {
+    let lora: Put = |model, params| {
+        let config = formats::peft::AdapterConfig {
+            use_dora: true,
+            ..tiny::adapter(2, 0.0)
+        };
+        ml::lora::attach(model.linears_mut(), &config, 3, params).unwrap();
+    };
+    let ia3: Put = |model, params| {
+        ml::ia3::attach(model.linears_mut(), &Ia3Config::default(), params).unwrap();
+    };
+    let bottleneck: Put = |model, params| {
+        let config = BottleneckConfig::pfeiffer(32);
+        let first = |name: &str, shape: &[i64]| Ok(tiny::numbers(name, shape, 0.1));
+        ml::bottleneck::attach(model, &config, params, first).unwrap();
+    };
+    let soft: Put = |model, params| {
+        let config = SoftConfig::new(SoftKind::Prompt, 3, &model.config);
+        let start = tiny::numbers("start", &[3, 32], 0.1);
+        ml::soft::attach(model, &config, &start, params).unwrap();
+    };
+    for (what, put, part) in [
+        ("LoRA", lora, "lora_A"),
+        ("DoRA", lora, "lora_magnitude_vector"),
+        ("(IA)³", ia3, "ia3_l"),
+        ("bottleneck adapters", bottleneck, "adapter_down"),
+        ("a prompt", soft, "prompt_embeddings"),
+    ] {
+        let mut params = Params::new();
+        let mut model = tiny::model(Kind::Float, &mut params);
+        put(&mut model, &mut params);
+        // A head beside it, which has the common rate.
+        let head = tiny::numbers("head", &[1, 32], 0.1);
+        params.add("score.weight", &head, true).unwrap();
+        let stored = ml::adapter::stored(&model).into_iter();
+        let stored: BTreeSet<String> = stored.map(|(name, _)| name).collect();
+        let own = params.trained().filter(|(name, _)| *name != "score.weight");
+        let own: BTreeMap<String, String> = own
+            .map(|(name, _)| (ml::adapter::file_name(name).into_owned(), name.to_owned()))
+            .collect();
+        assert_eq!(
+            own.keys().cloned().collect::<BTreeSet<_>>(),
+            stored,
+            "{what}"
+        );
+        let rated = |pattern: &str| -> BTreeSet<String> {
+            let rates = BTreeMap::from([(pattern.to_owned(), 0.5)]);
+            by_name(&params, &rates).unwrap().into_keys().collect()
+        };
+        // A whole name of the file is a pattern, and is that parameter's alone.
+        for (in_file, name) in &own {
+            assert_eq!(rated(in_file), BTreeSet::from([name.clone()]), "{what}");
+        }
+        let wanted = own.values().filter(|name| name.contains(part)).cloned();
+        let wanted: BTreeSet<String> = wanted.collect();
+        assert!(!wanted.is_empty(), "{what} has no {part}");
+        assert_eq!(rated(part), wanted, "{what}");
+    }
 }
 
 #[test]

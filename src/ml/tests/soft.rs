@@ -27,7 +27,11 @@ const VIRTUAL: usize = 5;
 fn prepend(model: &mut Llama, method: SoftKind, params: &mut Params) -> SoftConfig {
     let config = SoftConfig::new(method, VIRTUAL, &model.config);
     let shape = config.shape(&model.config).unwrap();
-    let start = numbers(PARAMETER, &shape.map(|extent| extent as i64), 0.5);
+    let start = numbers(
+        "prompt_encoder.default.embedding.weight",
+        &shape.map(|extent| extent as i64),
+        0.5,
+    );
     soft::attach(model, &config, &start, params).unwrap();
     config
 }

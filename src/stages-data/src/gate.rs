@@ -1,8 +1,8 @@
 //! `gate`: anything goes through as it is, or the run ends here.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow};
 use engine::event::Level;
-use engine::job::{Draft, Drafts, Job, Reporter};
+use engine::job::{About as _, Draft, Drafts, Job, Reporter};
 use engine::metric::{apart, number};
 use kinds::gate::Gate;
 
@@ -11,15 +11,18 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let value = number(
         &job.input("metrics")?.summary,
         std::slice::from_ref(&metric),
-    )?;
+    )
+    .about("metric")?;
     let limits = [min, max].into_iter().flatten();
     let beside: Vec<f64> = [value].into_iter().chain(limits).collect();
     let told = apart(&beside).swap_remove(0);
     if let Some(min) = min.filter(|min| value < *min) {
-        bail!("the gate is closed: `{metric}` is {told}, below {min}");
+        let error = anyhow!("the gate is closed: `{metric}` is {told}, below {min}");
+        return Err(error).about("min");
     }
     if let Some(max) = max.filter(|max| value > *max) {
-        bail!("the gate is closed: `{metric}` is {told}, above {max}");
+        let error = anyhow!("the gate is closed: `{metric}` is {told}, above {max}");
+        return Err(error).about("max");
     }
     cx.note(Level::Info, &format!("`{metric}` is {told}"));
     let same = Draft::of(job.input("input")?);

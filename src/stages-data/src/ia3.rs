@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Error, Result, anyhow};
-use engine::job::{Drafts, Job, Reporter};
+use engine::job::{AboutWord, Drafts, Job, Reporter};
 use formats::Dtype;
 use formats::peft::{IA3_FEEDFORWARD, IA3_TARGETS, Ia3Config, choose_targets, tensor_key};
 use kinds::ia3::Ia3;
@@ -20,8 +20,9 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let linears = adapter::linears(&parts)?;
     let bare = adapter::is_bare(&parts)?;
     let names: Vec<&str> = linears.iter().map(|(name, ..)| name.as_str()).collect();
-    let (matched, fed) =
-        chosen(&params, &names).map_err(|(field, error)| error.context(format!("`{field}`")))?;
+    let wrong =
+        |(field, error): (&str, Error)| AboutWord::of(field, error.context(format!("`{field}`")));
+    let (matched, fed) = chosen(&params, &names).map_err(wrong)?;
     let mut tensors: Vec<adapter::Tensor> = Vec::new();
     let mut trainable = 0;
     for (module, rows, columns) in &linears {

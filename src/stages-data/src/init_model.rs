@@ -69,7 +69,7 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         ("model.safetensors".to_owned(), weights_path),
     ];
     let parts = (files, ModelConfig::Llama(config), tokenizer);
-    let draft = model_draft(ArtifactType::Model, parts, &params.dtype, &job.out)?;
+    let draft = model_draft(ArtifactType::Model, parts, &params.dtype, job, cx)?;
     Ok([("model".to_owned(), draft)].into())
 }
 

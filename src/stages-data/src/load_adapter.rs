@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use engine::artifact::ArtifactView;
 use engine::contract::Summary;
 use engine::digest::Digest;
 use engine::event::Level;
 use engine::export::{BASE, Base, is_weights};
-use engine::job::{Drafts, Job, Reporter};
+use engine::job::{About as _, Drafts, Job, Reporter};
 use engine::peek::Sources;
 use formats::peft::{BOTTLENECK_WEIGHTS_FILE, CONFIG_FILE, PeftConfig, WEIGHTS_FILE};
 use formats::{BertParts, ModelConfig, Weights};
@@ -26,26 +26,17 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let params: LoadAdapter = job.params()?;
     let model = job.input("model")?;
     let parts = ModelParts::of(model)?;
-    ensure!(
-        parts.adapters.is_empty(),
-        "`model` has an adapter already: name its base, or `merge` that adapter first"
-    );
-    let files = Files::of(&source_files(job)?)?;
-    let config = PeftConfig::open(&files.config)?;
+    if !parts.adapters.is_empty() {
+        let error = "`model` has an adapter already: name its base, or `merge` that adapter first";
+        return Err(anyhow!(error)).about("model");
+    }
     let base = Ground::open(&parts)?;
-    check_whole(&config, &base.config)?;
-    ensure!(
-        files.name == config.weights_file(),
-        "an adapter of these settings keeps its tensors in `{}`, and there is `{}`",
-        config.weights_file(),
-        files.name
-    );
-    let weights = files.weights()?;
+    let (files, config, weights) = opened(job, &base).about("source")?;
     let modules = fit(&config, &weights, &base)?;
     if let Some(list) = &files.base {
         check_base(list, &config, model, params.other_base, cx)?;
     }
-    check_numbers(&config, &weights, cx)?;
+    check_numbers(&config, &weights, cx).about("source")?;
     let mut summary = described(&config);
     summary.insert("modules".to_owned(), json!(modules.len()));
     summary.insert("trainable".to_owned(), json!(count(&weights)));
@@ -55,6 +46,21 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     ];
     let draft = adapter_draft(model, kept, summary)?;
     Ok([("model".to_owned(), draft)].into())
+}
+
+/// The files of the source, which are an adapter of a model like the base and nothing more.
+fn opened(job: &Job, base: &Ground) -> Result<(Files, PeftConfig, Weights)> {
+    let files = Files::of(&source_files(job)?)?;
+    let config = PeftConfig::open(&files.config)?;
+    check_whole(&config, &base.config)?;
+    ensure!(
+        files.name == config.weights_file(),
+        "an adapter of these settings keeps its tensors in `{}`, and there is `{}`",
+        config.weights_file(),
+        files.name
+    );
+    let weights = files.weights()?;
+    Ok((files, config, weights))
 }
 
 /// What will be known of the adapter, from its settings and the head of its weights.

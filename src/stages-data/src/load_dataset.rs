@@ -9,7 +9,7 @@ use data::read::{ReadOptions, peek, read_into};
 use data::{Format, Row};
 use engine::contract::Rows;
 use engine::event::{Level, What};
-use engine::job::{Drafts, Job, Reporter, SourceFile};
+use engine::job::{About as _, Drafts, Job, Reporter, SourceFile};
 use engine::peek::Seen;
 use kinds::load_dataset::LoadDataset;
 use serde_json::{Map, Value};
@@ -94,7 +94,8 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
             unit: "bytes".to_owned(),
             rate: Some(rate),
         });
-    })?;
+    })
+    .about("source")?;
     cx.check()?;
     cx.note(
         Level::Info,

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use engine::artifact::ArtifactType;
 use engine::contract::Summary;
-use engine::job::{Draft, Drafts, Job, Reference, Reporter};
+use engine::event::Level;
+use engine::job::{About as _, Draft, Drafts, Job, Reference, Reporter};
 use engine::peek::Sources;
 use formats::peft::{BOTTLENECK_WEIGHTS_FILE, WEIGHTS_FILE};
 use formats::quantized;
@@ -17,7 +18,7 @@ use kinds::load_model::LoadModel;
 use kinds::memory::{QUANTIZED, configured, weights as weight_files};
 use serde_json::{Map, Value, json};
 
-pub(crate) fn run(job: &Job, _: &dyn Reporter) -> Result<Drafts> {
+pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let params: LoadModel = job.params()?;
     let all = source_files(job)?;
     let gguf: Vec<_> = all
@@ -26,14 +27,17 @@ pub(crate) fn run(job: &Job, _: &dyn Reporter) -> Result<Drafts> {
         .cloned()
         .collect();
     let parts = match gguf.as_slice() {
-        [] => hugging_face(&all)?,
+        [] => hugging_face(&all).about("source")?,
         [(_, path)] if all.len() == 1 => from_gguf(path, &job.out)?,
-        _ => bail!(
-            "a model is one `.gguf` file or a Hugging Face folder; name one file of: {}",
-            names(&all)
-        ),
+        _ => {
+            let error = anyhow!(
+                "a model is one `.gguf` file or a Hugging Face folder; name one file of: {}",
+                names(&all)
+            );
+            return Err(error).about("source");
+        }
     };
-    let draft = model_draft(ArtifactType::Model, parts, &params.dtype, &job.out)?;
+    let draft = model_draft(ArtifactType::Model, parts, &params.dtype, job, cx)?;
     Ok([("model".to_owned(), draft)].into())
 }
 
@@ -93,16 +97,64 @@ pub(crate) fn source_files(job: &Job) -> Result<Vec<(String, PathBuf)>> {
 }
 
 /// The draft of a model or a reward model with its tokenizer, after its files were checked against each other; the tokenizer's files
-/// are written into a folder below `out`.
+/// are written into a folder below the job's.
 pub(crate) fn model_draft(
     artifact: ArtifactType,
-    (files, config, tokenizer): Parts,
+    parts: Parts,
     dtype: &str,
-    out: &Path,
+    job: &Job,
+    cx: &dyn Reporter,
 ) -> Result<Draft> {
-    let weights = Weights::open_files(&files)?;
+    let (summary, vocabulary) = check(artifact, &parts, dtype, cx).about("source")?;
+    let (files, _, tokenizer) = parts;
+    let folder = job.out.join("tokenizer");
+    std::fs::create_dir_all(&folder)?;
+    tokenizer.save(&folder)?;
+    let mut tokenizer_files: Vec<(String, PathBuf)> = Vec::new();
+    for entry in std::fs::read_dir(&folder)? {
+        let entry = entry?;
+        tokenizer_files.push((
+            entry.file_name().to_string_lossy().into_owned(),
+            entry.path(),
+        ));
+    }
+    let tokenizer_draft = Draft {
+        artifact: ArtifactType::Tokenizer,
+        files: tokenizer_files,
+        refs: BTreeMap::new(),
+        summary: [
+            ("vocabulary".to_owned(), vocabulary.into()),
+            (
+                "chat_template".to_owned(),
+                tokenizer.chat_template.is_some().into(),
+            ),
+            ("bos".to_owned(), json!(tokenizer.bos_token)),
+            ("eos".to_owned(), json!(tokenizer.eos_token)),
+        ]
+        .into(),
+    };
+    Ok(Draft {
+        artifact,
+        files,
+        refs: [(
+            "tokenizer".to_owned(),
+            Reference::Inline(Box::new(tokenizer_draft)),
+        )]
+        .into(),
+        summary,
+    })
+}
+
+/// Checks a model's files against each other: its summary, and how many tokens its tokenizer has.
+fn check(
+    artifact: ArtifactType,
+    (files, config, tokenizer): &Parts,
+    dtype: &str,
+    cx: &dyn Reporter,
+) -> Result<(Summary, usize)> {
+    let weights = Weights::open_files(files)?;
     let scored = weights.get(REWARD_HEAD).is_some();
-    let mut summary = match (&config, artifact) {
+    let mut summary = match (config, artifact) {
         (ModelConfig::Llama(llama), ArtifactType::RewardModel) => {
             ensure!(
                 scored,
@@ -134,22 +186,12 @@ pub(crate) fn model_draft(
             encoder_summary(bert, parts, &weights, dtype)
         }
     };
-    summary.extend(scheme(&config, &weights));
+    summary.extend(scheme(config, &weights));
     if let Some((_, path)) = files.iter().find(|(name, _)| name == "config.json") {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("{} can't be read", path.display()))?;
-        quantized::check_described(&text, path, &weights, &config)?;
-    }
-    let folder = out.join("tokenizer");
-    std::fs::create_dir_all(&folder)?;
-    tokenizer.save(&folder)?;
-    let mut tokenizer_files: Vec<(String, PathBuf)> = Vec::new();
-    for entry in std::fs::read_dir(&folder)? {
-        let entry = entry?;
-        tokenizer_files.push((
-            entry.file_name().to_string_lossy().into_owned(),
-            entry.path(),
-        ));
+        let remark = quantized::check_described(&text, path, &weights, config)?;
+        remark.iter().for_each(|text| cx.note(Level::Warning, text));
     }
     let loaded = tokenizer.tokenizer()?;
     let vocabulary = loaded.get_vocab_size(true);
@@ -159,40 +201,21 @@ pub(crate) fn model_draft(
             config.vocab_size()
         );
     }
-    let tokenizer_draft = Draft {
-        artifact: ArtifactType::Tokenizer,
-        files: tokenizer_files,
-        refs: BTreeMap::new(),
-        summary: [
-            ("vocabulary".to_owned(), vocabulary.into()),
-            (
-                "chat_template".to_owned(),
-                tokenizer.chat_template.is_some().into(),
-            ),
-            ("bos".to_owned(), json!(tokenizer.bos_token)),
-            ("eos".to_owned(), json!(tokenizer.eos_token)),
-        ]
-        .into(),
-    };
-    Ok(Draft {
-        artifact,
-        files,
-        refs: [(
-            "tokenizer".to_owned(),
-            Reference::Inline(Box::new(tokenizer_draft)),
-        )]
-        .into(),
-        summary,
-    })
+    Ok((summary, vocabulary))
 }
 
 /// Files that are kept, with what some of them say.
 pub(crate) type Parts = (Vec<(String, PathBuf)>, ModelConfig, TokenizerFiles);
 
 fn from_gguf(path: &Path, out: &Path) -> Result<Parts> {
-    let file = formats::gguf::File::open(path)?;
-    let config = LlamaConfig::from_gguf(&file)?;
-    let tokenizer = TokenizerFiles::from_gguf(&file)?;
+    let read = || -> Result<_> {
+        let file = formats::gguf::File::open(path)?;
+        Ok((
+            LlamaConfig::from_gguf(&file)?,
+            TokenizerFiles::from_gguf(&file)?,
+        ))
+    };
+    let (config, tokenizer) = read().about("source")?;
     let config_path = out.join("config.json");
     std::fs::write(
         &config_path,

@@ -1,23 +1,24 @@
 //! `load_reward_model`: the files are checked, not read; what judges need besides them is in the summary.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use engine::artifact::ArtifactType;
-use engine::job::{Drafts, Job, Reporter};
+use engine::job::{About as _, Drafts, Job, Reporter};
 use kinds::load_reward_model::{DEVIATION, LoadRewardModel, MEAN};
 use serde_json::{Map, Value, json};
 
 use crate::load_model::{Parts, hugging_face, model_draft, source_files};
 
-pub(crate) fn run(job: &Job, _: &dyn Reporter) -> Result<Drafts> {
+pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let params: LoadRewardModel = job.params()?;
     let all = source_files(job)?;
     if all.iter().any(|(name, _)| name.ends_with(".gguf")) {
-        bail!("a GGUF file has no head for rewards; a reward model is a Hugging Face folder");
+        let error = "a GGUF file has no head for rewards; a reward model is a Hugging Face folder";
+        return Err(anyhow!(error)).about("source");
     }
-    let parts = hugging_face(&all)?;
-    let (mean, deviation) = moments(&params, &parts)?;
+    let parts = hugging_face(&all).about("source")?;
+    let (mean, deviation) = moments(&params, &parts).about("source")?;
     let artifact = ArtifactType::RewardModel;
-    let mut draft = model_draft(artifact, parts, &params.dtype, &job.out)?;
+    let mut draft = model_draft(artifact, parts, &params.dtype, job, cx)?;
     draft.summary.insert("mean".to_owned(), json!(mean));
     draft
         .summary

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use data::random::Stream;
-use engine::job::{Drafts, Job, Reporter};
+use engine::job::{About as _, Drafts, Job, Reporter};
 use formats::config::bert::stored_name;
 use formats::peft::{AdapterConfig, choose_targets, tensor_key};
 use formats::{Dtype, Weights, quantized};
@@ -22,8 +22,8 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let linears = adapter::linears(&parts)?;
     let names: Vec<&str> = linears.iter().map(|(name, ..)| name.as_str()).collect();
     let patterns = params.targets.patterns();
-    let matched = choose_targets(&patterns, &names)?;
-    check_rank(params.r, &matched, &linears)?;
+    let matched = choose_targets(&patterns, &names).about("targets")?;
+    check_rank(params.r, &matched, &linears).about("r")?;
     let dtype = Dtype::parse(&parts.dtype.to_uppercase())?;
     let weights = match params.dora {
         true => Some(Weights::open_files(parts.base_files())?),

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use data::Encoder;
 use data::random::Stream;
-use engine::job::{Drafts, Job, Reporter};
+use engine::job::{About as _, Drafts, Job, Reporter};
 use formats::peft::{PROMPT_EMBEDDINGS, SoftConfig, SoftKind};
 use formats::{Dtype, LlamaConfig, TokenizerFiles, Weights, quantized};
 use kinds::model::ModelParts;
@@ -23,7 +23,7 @@ pub(crate) fn run(job: &Job, _: &dyn Reporter) -> Result<Drafts> {
     let model = adapter::config(&parts)?;
     let count = params.virtual_tokens;
     let config = SoftConfig::new(SoftKind::Prompt, count, &model);
-    let shape = config.shape(&model)?;
+    let shape = config.shape(&model).about("virtual_tokens")?;
     let mut stream = Stream::new(params.seed, "init");
     let start = params.start();
     let numbers = match start {

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use engine::event::Level;
-use engine::job::{Draft, Drafts, Job, Reporter};
+use engine::job::{About as _, Draft, Drafts, Job, Reporter};
 use engine::metric::{apart, number, places};
 use kinds::select::Select;
 
@@ -24,7 +24,8 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let mut values = Vec::new();
     for (name, (index, paths)) in own.iter().zip(&places) {
         let value = number(&metrics[*index].1.summary, paths)
-            .with_context(|| format!("`{name}` can't be compared"))?;
+            .with_context(|| format!("`{name}` can't be compared"))
+            .about("metric")?;
         values.push(value);
     }
     let told = apart(&values);

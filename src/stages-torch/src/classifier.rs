@@ -4,7 +4,7 @@
 mod files;
 
 use anyhow::{Context, Result};
-use engine::job::{Drafts, Job, Reporter};
+use engine::job::{About as _, Drafts, Job, Reporter};
 use formats::config::bert::{MASKED_HEAD, POOLER};
 use kinds::classifier::Classifier;
 use kinds::training::Train;
@@ -58,7 +58,9 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         true => {
             let labels = labels::of(job, "test")?;
             let texts = labels::texts(job.input("test_tokens")?, &labels)?;
-            let truth = targets(task, &labels, &about.labels).context("`test`")?;
+            let truth = targets(task, &labels, &about.labels)
+                .context("`test`")
+                .about("test")?;
             Some((texts, truth))
         }
         false => None,

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail, ensure};
 use data::Vectors;
 use engine::artifact::{ArtifactType, ArtifactView};
 use engine::event::Level;
-use engine::job::{Draft, Drafts, Job, Reference, Reporter};
+use engine::job::{About as _, Draft, Drafts, Job, Reference, Reporter};
 use ml::head::{Activation, Head, Names, OnVectors, Shape, Task};
 use ml::pool::Pooling;
 use ml::{Kind, Params, Place, Tensor};
@@ -82,7 +82,9 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         let test = job.input("test")?;
         check_alike(view, test)?;
         let (vectors, labels) = read(test)?;
-        let truth = targets(task, &labels, &about.labels).context("`test`")?;
+        let truth = targets(task, &labels, &about.labels)
+            .context("`test`")
+            .about("test")?;
         let found = measure(&about, &truth, &sayings(task, &head, &vectors)?)?;
         found.tell("test", steps.len(), cx);
         found.add_to(job, &mut metrics)?;

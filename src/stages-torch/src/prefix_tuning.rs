@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use engine::artifact::ArtifactView;
-use engine::job::{Drafts, Job, Reporter};
+use engine::job::{About as _, Drafts, Job, Reporter};
 use formats::peft::{CONFIG_FILE, PROMPT_EMBEDDINGS, SoftConfig, SoftKind, WEIGHTS_FILE};
 use kinds::model::adapter_draft;
 use kinds::prefix_tuning::PrefixTuning;
@@ -24,7 +24,7 @@ pub(crate) fn run(job: &Job, _: &dyn Reporter) -> Result<Drafts> {
     let model = &loaded.model;
     let count = params.virtual_tokens;
     let config = SoftConfig::new(SoftKind::Prefix, count, &model.config);
-    let shape = config.shape(&model.config)?;
+    let shape = config.shape(&model.config).about("virtual_tokens")?;
     let mut stream = Stream::new(params.seed, "init");
     let start = params.start();
     let prefix = match start {

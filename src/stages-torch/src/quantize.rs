@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use engine::artifact::ArtifactType;
 use engine::event::{Level, What};
-use engine::job::{Draft, Drafts, Job, Reference, Reporter};
+use engine::job::{About as _, Draft, Drafts, Job, Reference, Reporter};
 use formats::quantized::{self, Scheme, State};
 use formats::{Dtype, ModelConfig, ModelTensor, Weights, nf4};
 use kinds::known::unmeasured;
@@ -81,7 +81,9 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         );
     }
     let linears = config.linear_shapes();
-    let skipped = quantized::skipped(&params.skip.patterns(), &linears).context("`skip`")?;
+    let skipped = quantized::skipped(&params.skip.patterns(), &linears)
+        .context("`skip`")
+        .about("skip")?;
     let chosen = linears.iter().filter(|(name, ..)| !skipped.contains(name));
     let chosen = chosen.map(|(module, ..)| format!("{module}.weight"));
     let mut packer = Packer {

@@ -8,10 +8,10 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use engine::artifact::{ArtifactType, ArtifactView};
 use engine::event::Level;
-use engine::job::{Cancelled, Draft, Job, Reference, Reporter};
+use engine::job::{About as _, Cancelled, Draft, Job, Reference, Reporter};
 use kinds::model::adapter_draft;
 use kinds::training::{Train, Training};
 use ml::Params;
@@ -81,10 +81,9 @@ pub(crate) fn choose(trainee: Trainee<'_>, train: &Train, cx: &dyn Reporter) -> 
     } = trainee;
     let choice = chosen(train)?;
     if adapted && choice != Choice::All {
-        bail!(
-            "`train` chooses among the weights of a model without an adapter, but this model has an adapter, and that is what is trained: leave \
-             `train` out, or train the model that the adapter was attached to"
-        );
+        let error = "`train` chooses among the weights of a model without an adapter, but this model has an adapter, and that is what is \
+                     trained: leave `train` out, or train the model that the adapter was attached to";
+        return Err(anyhow!(error)).about("train");
     }
     let alone = head.is_some() && choice == Choice::Head;
     if !adapted && packed > 0 && !alone {
@@ -98,15 +97,17 @@ pub(crate) fn choose(trainee: Trainee<'_>, train: &Train, cx: &dyn Reporter) -> 
     }
     let mut chosen = match alone {
         true => BTreeSet::new(),
-        false => choice.of(params).context("`train`")?,
+        false => choice.of(params).context("`train`").about("train")?,
     };
     let named = chosen.clone();
     chosen.retain(|name| !idle(name));
-    ensure!(
-        alone || !chosen.is_empty(),
-        "`train`: {} would learn nothing, since the loss does not depend on it; name other parameters",
-        named.into_iter().take(3).collect::<Vec<_>>().join(", ")
-    );
+    if !alone && chosen.is_empty() {
+        let error = anyhow!(
+            "`train`: {} would learn nothing, since the loss does not depend on it; name other parameters",
+            named.into_iter().take(3).collect::<Vec<_>>().join(", ")
+        );
+        return Err(error).about("train");
+    }
     let of_head = |name: &str| head.is_some_and(|head| head.iter().any(|other| other == name));
     params.train(|name| {
         let own = match adapted {
@@ -237,10 +238,11 @@ pub(crate) fn check_lengths(
 ) -> Result<()> {
     let longest = lengths.enumerate().max_by_key(|(_, length)| *length);
     match longest {
-        Some((row, length)) if length > positions => bail!(
+        Some((row, length)) if length > positions => Err(anyhow!(
             "row {} of `{port}` has {length} tokens, and the model {positions} positions: set `max_length` to {positions} or less",
             row + 1
-        ),
+        ))
+        .about(port),
         _ => Ok(()),
     }
 }

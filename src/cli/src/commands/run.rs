@@ -87,6 +87,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
         stop: &STOP,
         network: Network::from_env(),
     };
+    let sources = session.recipe.sources.clone();
     let begun = SystemTime::now();
     let detail = match (context.quiet, context.verbose) {
         (true, _) => Detail::Quiet,
@@ -94,10 +95,9 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Status> {
         _ => Detail::More,
     };
     let sinks = |folder: Option<&Path>| -> Vec<Box<dyn Sink>> {
-        let mut sinks: Vec<Box<dyn Sink>> = vec![
-            Box::new(WorkBegins),
-            Box::new(Terminal::new(kinds, context.err, detail, args.plain)),
-        ];
+        let terminal = Terminal::new(kinds, context.err, detail, args.plain);
+        let terminal = terminal.pointing_into(sources);
+        let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(WorkBegins), Box::new(terminal)];
         sinks
             .extend(folder.map(|f| {
                 Box::new(TensorBoard::new(f.join("tensorboard"), begun)) as Box<dyn Sink>

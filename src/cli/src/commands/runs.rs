@@ -190,6 +190,7 @@ fn show(args: &ShowArgs, context: &Context) -> Result<Status> {
         Detail::More,
         Box::new(move |text| drop(sender.send(text.to_owned()))),
     );
+    terminal = terminal.pointing_into(run.sources());
     events.iter().for_each(|event| terminal.emit(event));
     drop(terminal);
     let mut text = format!(

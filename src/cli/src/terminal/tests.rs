@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
+use engine::diagnostic::{Place, SourceText};
 use engine::digest::Digest;
 use engine::event::{Event, Level, Sink, What};
 use engine::plan::Verdict;
@@ -10,7 +11,32 @@ use engine::plan::Verdict;
 use super::{Detail, Terminal};
 use crate::style::Style;
 
+const RECIPE: &str =
+    "levain: 1\nstages:\n  rows: { kind: split, data: chat }\n  sft: { kind: sft, data: rows }\n";
+
+/// The place of `text` in the recipe.
+fn at(text: &str) -> Option<Place> {
+    let start = RECIPE.find(text).unwrap();
+    let before = &RECIPE[..start];
+    Some(Place {
+        file: "recipe.yaml".to_owned(),
+        line: before.matches('\n').count() + 1,
+        column: start - before.rfind('\n').unwrap(),
+        start,
+        end: start + text.len(),
+        option: 0,
+    })
+}
+
 fn told(detail: Detail, events: Vec<(u64, &str, What)>) -> String {
+    let sources = vec![SourceText {
+        name: "recipe.yaml".to_owned(),
+        text: RECIPE.to_owned(),
+    }];
+    told_of(sources, detail, events)
+}
+
+fn told_of(sources: Vec<SourceText>, detail: Detail, events: Vec<(u64, &str, What)>) -> String {
     let text = Arc::new(Mutex::new(String::new()));
     let writer = text.clone();
     let kinds = [
@@ -21,12 +47,9 @@ fn told(detail: Detail, events: Vec<(u64, &str, What)>) -> String {
     .map(|(n, k)| (n.to_owned(), k.to_owned()))
     .into();
     let write = Box::new(move |line: &str| writer.lock().unwrap().push_str(line));
-    let mut terminal = Terminal::with(
-        kinds,
-        Style::default(),
-        detail,
-        Box::new(super::Lines::new(write, detail != Detail::Quiet)),
-    );
+    let lines = super::Lines::new(write, detail != Detail::Quiet);
+    let mut terminal =
+        Terminal::with(kinds, Style::default(), detail, Box::new(lines)).pointing_into(sources);
     for (at, stage, what) in events {
         terminal.emit(&Event {
             at,
@@ -141,21 +164,25 @@ fn a_quiet_run_tells_warnings_and_failures_only() {
             "sft",
             What::Failed {
                 error: "the disk is full\nfree some space".to_owned(),
+                place: at("sft"),
             },
         ),
     );
     events.truncate(11);
     insta::assert_snapshot!(told(Detail::Quiet, events), @r"
     warning: sft: 2 rows are longer than 512 tokens
-    error: sft
-        the disk is full
-        free some space
+    error[stage-failed]: `sft`: the disk is full
+                         free some space
+     --> recipe.yaml:4:3
+      |
+    4 |   sft: { kind: sft, data: rows }
+      |   ^^^
     ");
 }
 
-#[test]
-fn failures_are_whole_and_what_follows_is_skipped() {
-    let events = vec![
+/// A run that fails at the place.
+fn failing(place: Option<Place>) -> Vec<(u64, &'static str, What)> {
+    vec![
         (
             0,
             "",
@@ -174,6 +201,7 @@ fn failures_are_whole_and_what_follows_is_skipped() {
             "rows",
             What::Failed {
                 error: "rows.jsonl:3: not JSON\n  expected `,`".to_owned(),
+                place,
             },
         ),
         (
@@ -184,12 +212,39 @@ fn failures_are_whole_and_what_follows_is_skipped() {
             },
         ),
         (1502, "", ended()),
-    ];
-    insta::assert_snapshot!(told(Detail::Usual, events), @r"
+    ]
+}
+
+#[test]
+fn failures_are_drawn_whole_and_what_follows_is_skipped() {
+    insta::assert_snapshot!(told(Detail::Usual, failing(at("chat"))), @r"
     · rows      split           begins
     ✗ rows      split           failed after 1.5 s
-        rows.jsonl:3: not JSON
-          expected `,`
+        error[stage-failed]: `rows`: rows.jsonl:3: not JSON
+                               expected `,`
+         --> recipe.yaml:3:30
+          |
+        3 |   rows: { kind: split, data: chat }
+          |                              ^^^^
+    – sft       sft             skipped: `rows` failed
+    ");
+}
+
+#[test]
+fn without_the_text_a_failure_says_its_place_and_without_a_place_what_it_is() {
+    insta::assert_snapshot!(told_of(Vec::new(), Detail::Usual, failing(at("chat"))), @r"
+    · rows      split           begins
+    ✗ rows      split           failed after 1.5 s
+        error[stage-failed]: `rows`: rows.jsonl:3: not JSON
+                               expected `,`
+         --> recipe.yaml:3:30
+    – sft       sft             skipped: `rows` failed
+    ");
+    insta::assert_snapshot!(told(Detail::Usual, failing(None)), @r"
+    · rows      split           begins
+    ✗ rows      split           failed after 1.5 s
+        error[stage-failed]: `rows`: rows.jsonl:3: not JSON
+                               expected `,`
     – sft       sft             skipped: `rows` failed
     ");
 }

@@ -176,6 +176,8 @@ pub struct Target {
 pub struct Export {
     /// Its name.
     pub name: String,
+    /// Where the name stands.
+    pub span: Span,
     /// What is written.
     pub from: Pick<Target>,
     /// In which form.

@@ -130,6 +130,7 @@ pub(super) fn read(root: &Node, names: &Names, problems: &mut Vec<Problem>) -> V
         if let Some((target, _)) = found {
             exports.push(Export {
                 name: key.name.clone(),
+                span: key.span,
                 from: target,
                 format,
                 to,

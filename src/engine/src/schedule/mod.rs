@@ -20,6 +20,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::contract::Pool;
+use crate::diagnostic::Place;
 use crate::event::{Level, Sink, What};
 use crate::job::Implementation;
 use crate::known::Looks;
@@ -77,14 +78,35 @@ pub struct Outcome {
     pub skipped: usize,
     /// Whether the run was stopped.
     pub cancelled: bool,
-    /// (node, error).
-    pub failures: Vec<(String, String)>,
+    /// What failed, in that order.
+    pub failures: Vec<Failure>,
     /// Folders of `outputs`.
     pub exports: Vec<Exported>,
     /// How long it took.
     pub milliseconds: u64,
     /// What was known of the nodes: whoever ends the program next need not take it apart.
     _known: Vec<Standing>,
+}
+
+/// A stage, a preparation or an output that failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The node's name, or `outputs.NAME`.
+    pub stage: String,
+    /// The cause and the way out.
+    pub error: String,
+    /// Where the recipe says what failed.
+    pub place: Option<Place>,
+}
+
+impl Failure {
+    /// The event that tells it.
+    fn told(&self) -> What {
+        What::Failed {
+            error: self.error.clone(),
+            place: self.place.clone(),
+        }
+    }
 }
 
 /// One entry of `outputs` after a run.
@@ -330,7 +352,7 @@ fn restore_outputs<'a>(
     session: &Session,
     known: &dyn Fn(usize) -> Known<'a>,
     hub: &Hub,
-    failures: &mut Vec<(String, String)>,
+    failures: &mut Vec<Failure>,
 ) -> Vec<Exported> {
     let mut exports = Vec::new();
     for export in &session.recipe.outputs {
@@ -358,12 +380,13 @@ fn restore_outputs<'a>(
                 written,
             }),
             Err(error) => {
-                let (name, error) = (format!("outputs.{}", export.name), format!("{error:#}"));
-                let told = What::Failed {
-                    error: error.clone(),
+                let failure = Failure {
+                    stage: format!("outputs.{}", export.name),
+                    error: format!("{error:#}"),
+                    place: Place::of(export.span, &session.recipe.sources),
                 };
-                hub.emit(Some(&name), told);
-                failures.push((name, error));
+                hub.emit(Some(&failure.stage), failure.told());
+                failures.push(failure);
             }
         }
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde_json::json;
 
 use super::RunOptions;
@@ -16,7 +16,9 @@ use crate::cache::{Entry, Lease, Provenance, Taken};
 use crate::contract::{Class, Gives, Pool, Repeatable};
 use crate::digest::Digest;
 use crate::event::{Level, What};
-use crate::job::{Cancelled, Draft, Drafts, Input, Job, Reference, Reporter};
+use crate::job::{
+    About as _, AboutWord, Cancelled, Draft, Drafts, Input, Job, Reference, Reporter,
+};
 use crate::plan::Content;
 use crate::record::Record;
 use crate::session::Session;
@@ -91,7 +93,11 @@ impl Work<'_> {
         if !self.options.allow_programs
             && let Some(program) = node.contract.program(&node.params)
         {
-            bail!("it runs the program `{program}`, which this run does not allow");
+            let error = anyhow!("it runs the program `{program}`, which this run does not allow");
+            return Err(match crate::programs::field(node.contract) {
+                Some(field) => AboutWord::of(field, error),
+                None => error,
+            });
         }
         self.check_sources()?;
         let out = self.session.cache.private_folder()?;
@@ -170,7 +176,7 @@ impl Work<'_> {
         let memo = self.session.memo();
         for field in self.session.plan.nodes[self.index].sources.keys() {
             if let Some(resolved) = self.session.sources.get(&(self.index, *field)) {
-                source::recheck(resolved, memo)?;
+                source::recheck(resolved, memo).about(field)?;
             }
         }
         Ok(())
@@ -189,7 +195,7 @@ impl Work<'_> {
                         .collect::<Result<_>>()?,
                 ),
             };
-            check_layouts(node.contract, name, &input)?;
+            check_layouts(node.contract, name, &input).about(name)?;
             inputs.insert(name.clone(), input);
         }
         let sources = self

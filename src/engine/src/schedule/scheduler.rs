@@ -6,14 +6,15 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::RunOptions;
 use super::events::Hub;
 use super::node::{self, Ended, Work};
 use super::state::{State, States};
+use super::{Failure, RunOptions};
 use crate::cache::Entry;
 use crate::contract::Pool;
 use crate::digest::Digest;
 use crate::event::{Level, What};
+use crate::job::AboutWord;
 use crate::plan::{Content, Feed, Known, Standing, Unknown, Verdict};
 use crate::record::Record;
 use crate::session::Session;
@@ -30,7 +31,7 @@ pub(super) struct Scheduler<'a> {
     pub(super) entries: Vec<Option<Arc<Entry>>>,
     pub(super) records: Vec<Option<Arc<Record>>>,
     pub(super) hits: Vec<bool>,
-    pub(super) failures: Vec<(String, String)>,
+    pub(super) failures: Vec<Failure>,
     /// Why nodes were skipped: that a `stop_if` held is no failure.
     pub(super) reasons: Vec<Option<String>>,
     pub(super) stopped: Vec<bool>,
@@ -214,8 +215,11 @@ impl<'a> Scheduler<'a> {
                 self.stopped[index] = true;
                 self.skip(index, &reason);
             }
-            Err(Unknown::Metric(reason)) => self.fail(index, reason),
-            Err(unknown) => self.fail(index, format!("its inputs are not known: {unknown:?}")),
+            Err(Unknown::Metric(reason)) => self.fail(index, reason, None),
+            Err(unknown) => {
+                let error = format!("its inputs are not known: {unknown:?}");
+                self.fail(index, error, None)
+            }
         }
     }
 
@@ -349,21 +353,24 @@ impl<'a> Scheduler<'a> {
                     self.states.set(index, State::Waiting);
                     self.over.push_back(index);
                 }
-                None => self.fail(index, format!("{error:#}")),
+                None => {
+                    let word = AboutWord::word(&error);
+                    self.fail(index, format!("{error:#}"), word)
+                }
             },
         }
         self.tell();
     }
 
-    fn fail(&mut self, index: usize, error: String) {
-        let name = self.session.plan.nodes[index].name.clone();
-        self.hub.emit(
-            Some(&name),
-            What::Failed {
-                error: error.clone(),
-            },
-        );
-        self.failures.push((name, error));
+    /// A node failed; `word` is the field or port that the error is about, where that is known.
+    fn fail(&mut self, index: usize, error: String, word: Option<&str>) {
+        let failure = Failure {
+            stage: self.session.plan.nodes[index].name.clone(),
+            error,
+            place: self.session.place(index, word),
+        };
+        self.hub.emit(Some(&failure.stage), failure.told());
+        self.failures.push(failure);
         self.states.set(index, State::Failed);
         self.over.push_back(index);
     }

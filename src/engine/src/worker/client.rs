@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 
 use super::{Hello, PROTOCOL, Reply, Request, Talk, build_id};
-use crate::job::{Cancelled, Drafts, Job, Reporter, Waiting};
+use crate::job::{AboutWord, Cancelled, Drafts, Job, Reporter, Waiting};
 
 /// How long a worker may take to say hello.
 const HELLO: Duration = Duration::from_secs(60);
@@ -157,6 +157,9 @@ impl Worker {
                 Ok(Reply::Event(what)) => reporter.emit(what),
                 Ok(Reply::Done(drafts)) => return Ok(drafts),
                 Ok(Reply::Failed(text)) => bail!("{text}"),
+                Ok(Reply::FailedAbout { word, error }) => {
+                    return Err(AboutWord::of(&word, anyhow!("{error}")));
+                }
                 Ok(Reply::Garbled(text)) => {
                     // What it still writes of this job must not be taken for an answer to the next one.
                     let _ = self.child.kill();

@@ -17,7 +17,7 @@ use crate::event::What;
 use crate::job::{Drafts, Job};
 
 /// Raised when the lines change.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// The first line of a worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -75,6 +75,13 @@ pub enum Reply {
     Done(Drafts),
     /// The stage failed.
     Failed(String),
+    /// The stage failed because of one of its words, a field or a port.
+    FailedAbout {
+        /// The word.
+        word: String,
+        /// The cause and the way out.
+        error: String,
+    },
     /// The stage stopped because it was asked to.
     Cancelled,
     /// The stage waits for a person.

@@ -10,7 +10,7 @@ use anyhow::Result;
 
 use super::{Hello, Reply, Request, Talk};
 use crate::event::What;
-use crate::job::{Cancelled, Implementation, Job, Reporter, Waiting};
+use crate::job::{AboutWord, Cancelled, Implementation, Job, Reporter, Waiting};
 
 /// What a worker can do.
 pub struct Service {
@@ -150,9 +150,13 @@ fn run(service: &Service, job: &Job, stop: &AtomicBool) -> Reply {
     match flatten(result) {
         Ok(drafts) => Reply::Done(drafts),
         Err(error) if error.is::<Cancelled>() => Reply::Cancelled,
-        Err(error) => match error.downcast_ref::<Waiting>() {
-            Some(waiting) => Reply::Waiting(waiting.reason.clone()),
-            None => Reply::Failed(format!("{error:#}")),
+        Err(error) => match (error.downcast_ref::<Waiting>(), AboutWord::word(&error)) {
+            (Some(waiting), _) => Reply::Waiting(waiting.reason.clone()),
+            (None, Some(word)) => Reply::FailedAbout {
+                word: word.to_owned(),
+                error: format!("{error:#}"),
+            },
+            (None, None) => Reply::Failed(format!("{error:#}")),
         },
     }
 }

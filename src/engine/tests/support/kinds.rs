@@ -5,13 +5,15 @@ use std::fs;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use engine::artifact::{ArtifactType, ArtifactView};
 use engine::contract::{
     Arity, Choice, Class, Contract, Contracts, Field, FieldType, From, Literal, Need, Output, Pool,
     Port, Preparation, Repeatable, no_check,
 };
-use engine::job::{Draft, Drafts, Implementation, Input, Job, Reference, Reporter, Waiting};
+use engine::job::{
+    About as _, Draft, Drafts, Implementation, Input, Job, Reference, Reporter, Waiting,
+};
 
 use super::control::{self, BLEND, CHANGE, LONGEST, PASS, TRIALS, WEIGH, WEIGH_ALL};
 
@@ -555,10 +557,24 @@ fn tune(job: &Job, _: &dyn Reporter) -> Result<Drafts> {
     Ok([("model".to_owned(), tuned)].into())
 }
 
+fn check_rows(rows: &str) -> Result<()> {
+    ensure!(rows != "stale", "these rows can't be cut");
+    Ok(())
+}
+
+fn check_length(rows: &str, length: usize) -> Result<()> {
+    let fits = rows != "odd" || length % 2 == 1;
+    ensure!(fits, "odd rows have an odd length, not {length}");
+    Ok(())
+}
+
 fn cut(job: &Job, _: &dyn Reporter) -> Result<Drafts> {
     let alphabet = content(job.input("tokenizer")?)?;
     let length = job.params["length"].as_u64().unwrap_or(0) as usize;
-    let text: String = content(job.input("data")?)?
+    let rows = content(job.input("data")?)?;
+    check_rows(&rows).about("data")?;
+    check_length(&rows, length).about("length")?;
+    let text: String = rows
         .chars()
         .filter(|c| alphabet.contains(*c))
         .take(length)

@@ -203,7 +203,7 @@ impl Ran {
             self.outcome
                 .failures
                 .iter()
-                .map(|(name, error)| format!("! {name}: {error}\n")),
+                .map(|failure| format!("! {}: {}\n", failure.stage, failure.error)),
         );
         lines.concat()
     }
@@ -237,7 +237,7 @@ impl Ran {
                     "finished {}",
                     outputs.keys().cloned().collect::<Vec<_>>().join(", ")
                 ),
-                What::Failed { error } => format!("failed {error}"),
+                What::Failed { error, .. } => format!("failed {error}"),
                 What::Skipped { reason } => format!("skipped {reason}"),
                 What::Ended {
                     ran,

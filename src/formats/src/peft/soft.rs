@@ -1,7 +1,7 @@
 //! The settings of virtual tokens, prompt tuning and prefix tuning: how many there are, and what stands for each.
 
 use super::fields::Fields;
-use super::{MAXIMUM_CONFIG, PEFT_VERSION};
+use super::{CONFIG_FILE, MAXIMUM_CONFIG, PEFT_VERSION};
 use crate::config::LlamaConfig;
 use crate::json;
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -41,11 +41,11 @@ pub struct SoftConfig {
     pub kind: SoftKind,
     /// How many there are, at least one.
     pub num_virtual_tokens: usize,
-    /// Of a prompt the width of an embedding; of a prefix that of all keys in a layer. None: the model's.
+    /// Of a prompt the width of an embedding; of a prefix that of all keys in a layer. None, here and below: the model's.
     pub token_dim: Option<usize>,
-    /// Of a prefix the key heads; a prompt has nothing to do with heads. None: the model's.
+    /// Of a prompt the model's heads, though it has nothing to do with them; of a prefix the key heads.
     pub num_attention_heads: Option<usize>,
-    /// Of a prefix the layers. None: the model's.
+    /// The model's layers.
     pub num_layers: Option<usize>,
     /// What the model is for, usually `CAUSAL_LM`.
     pub task_type: Option<String>,
@@ -85,10 +85,7 @@ const KNOWN: [&str; 20] = [
 impl SoftConfig {
     /// Settings of so many virtual tokens before this model.
     pub fn new(kind: SoftKind, num_virtual_tokens: usize, model: &LlamaConfig) -> SoftConfig {
-        let (width, heads) = match kind {
-            SoftKind::Prompt => (model.hidden_size, model.num_attention_heads),
-            SoftKind::Prefix => (model.key_value_width(), model.num_key_value_heads),
-        };
+        let (width, heads) = width_and_heads(kind, model);
         SoftConfig {
             kind,
             num_virtual_tokens,
@@ -177,24 +174,19 @@ impl SoftConfig {
         let fits = |name: &str, found: Option<usize>, wanted: usize| {
             ensure!(
                 found.is_none_or(|found| found == wanted),
-                "{name} is {}, but the model's config asks for {wanted}: the virtual tokens belong to another model",
+                "{CONFIG_FILE}: {name} is {}, but the model's config asks for {wanted}: the virtual tokens belong to another model",
                 found.unwrap_or_default()
             );
             Ok(())
         };
+        let layers = model.num_hidden_layers;
+        let (width, heads) = width_and_heads(self.kind, model);
+        fits("token_dim", self.token_dim, width)?;
+        fits("num_attention_heads", self.num_attention_heads, heads)?;
+        fits("num_layers", self.num_layers, layers)?;
         match self.kind {
-            SoftKind::Prompt => {
-                fits("token_dim", self.token_dim, model.hidden_size)?;
-                Ok([count, model.hidden_size])
-            }
-            SoftKind::Prefix => {
-                let width = model.key_value_width();
-                fits("token_dim", self.token_dim, width)?;
-                let heads = model.num_key_value_heads;
-                fits("num_attention_heads", self.num_attention_heads, heads)?;
-                fits("num_layers", self.num_layers, model.num_hidden_layers)?;
-                Ok([count, model.num_hidden_layers * 2 * width])
-            }
+            SoftKind::Prompt => Ok([count, width]),
+            SoftKind::Prefix => Ok([count, layers * 2 * width]),
         }
     }
 
@@ -212,6 +204,14 @@ impl SoftConfig {
     pub fn knows(&self, name: &str) -> bool {
         let saved = |module: &String| name == saved_key(&format!("{module}.weight"));
         name == PROMPT_EMBEDDINGS || self.modules_to_save.iter().any(saved)
+    }
+}
+
+/// What PEFT takes for `token_dim` and `num_attention_heads`.
+fn width_and_heads(kind: SoftKind, model: &LlamaConfig) -> (usize, usize) {
+    match kind {
+        SoftKind::Prompt => (model.hidden_size, model.num_attention_heads),
+        SoftKind::Prefix => (model.key_value_width(), model.num_key_value_heads),
     }
 }
 
@@ -325,24 +325,24 @@ mod tests {
         assert_eq!(shape(prompt.clone()).unwrap(), [5, 32]);
         let prefix = SoftConfig::new(SoftKind::Prefix, 5, &model);
         // Three layers of keys and values of two heads of twelve.
-        assert_eq!(shape(prefix.clone()).unwrap(), [5, 3 * 2 * 24]);
-        for (key, config) in [
-            ("token_dim", with(SoftKind::Prompt, "token_dim", json!(48))),
-            ("token_dim", with(SoftKind::Prefix, "token_dim", json!(48))),
-            (
-                "num_attention_heads",
-                with(SoftKind::Prefix, "num_attention_heads", json!(4)),
-            ),
-            ("num_layers", with(SoftKind::Prefix, "num_layers", json!(2))),
+        assert_eq!(shape(prefix).unwrap(), [5, 3 * 2 * 24]);
+        // What PEFT leaves open is the model's; what it says of another model is told with both numbers.
+        for (kind, key, wrong, right) in [
+            (SoftKind::Prompt, "token_dim", 48, 32),
+            (SoftKind::Prompt, "num_attention_heads", 2, 4),
+            (SoftKind::Prompt, "num_layers", 7, 3),
+            (SoftKind::Prefix, "token_dim", 48, 24),
+            (SoftKind::Prefix, "num_attention_heads", 4, 2),
+            (SoftKind::Prefix, "num_layers", 2, 3),
         ] {
-            let message = shape(config.unwrap()).unwrap_err().to_string();
-            assert!(message.contains(key), "{message}");
+            let usual = shape(SoftConfig::new(kind, 5, &model)).unwrap();
+            let said = |value: Value| shape(with(kind, key, value).unwrap());
+            assert_eq!(said(Value::Null).unwrap(), usual, "{key}");
+            assert_eq!(said(json!(right)).unwrap(), usual, "{key}");
+            let message = said(json!(wrong)).unwrap_err().to_string();
+            let numbers = format!("{key} is {wrong}, but the model's config asks for {right}");
+            assert!(message.contains(&numbers), "{message}");
         }
-        // What PEFT leaves open is the model's; a prompt has nothing to do with layers and heads.
-        let open = with(SoftKind::Prefix, "token_dim", Value::Null).unwrap();
-        assert_eq!(shape(open).unwrap(), shape(prefix.clone()).unwrap());
-        let other = with(SoftKind::Prompt, "num_layers", json!(7)).unwrap();
-        assert_eq!(shape(other).unwrap(), [5, 32]);
         let many = SoftConfig {
             num_virtual_tokens: 64,
             ..prompt

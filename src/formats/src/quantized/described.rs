@@ -80,20 +80,21 @@ pub(crate) fn check_config(value: &Value) -> Result<()> {
 }
 
 /// Refuses a config.json, which messages call `path`, whose `quantization_config` says something else than the weights of the model's
-/// linears show.
+/// linears show. One that says nothing of weights that are quantized is no error, since they say it themselves; what is to be said of it is
+/// the answer.
 pub fn check_described(
     text: &str,
     path: &Path,
     weights: &Weights,
     model: &ModelConfig,
-) -> Result<()> {
+) -> Result<Option<String>> {
     let object = json::parse_object(text, path)?;
     let said = object.get("quantization_config").unwrap_or(&Value::Null);
     let on = |key: &str| said[key] == json!(true);
     let (words, wanted) = match (on("load_in_4bit"), on("load_in_8bit")) {
         (true, _) => ("four bits", Scheme::Nf4),
         (_, true) => ("eight bits", Scheme::Int8),
-        _ => return Ok(()),
+        _ => return Ok(undescribed(path, weights, model)),
     };
     let (mut packed, mut types) = (false, None);
     for tensor in model.tensors_in(weights) {
@@ -138,7 +139,23 @@ pub fn check_described(
         "{}: quantization_config says {words}, but no weight is quantized: take it out of the config, or take the weights that belong to it",
         path.display()
     );
-    Ok(())
+    Ok(None)
+}
+
+/// What there is to say of quantized weights beside a config.json that does not speak of them.
+fn undescribed(path: &Path, weights: &Weights, model: &ModelConfig) -> Option<String> {
+    let tensors = model.tensors_in(weights).into_iter();
+    let mut stored = tensors.filter_map(|tensor| tensor.storage(weights).ok());
+    let bits = stored.find_map(|stored| match stored {
+        Linear::Dense => None,
+        Linear::Nf4(_) => Some("four"),
+        Linear::Int8 => Some("eight"),
+    })?;
+    Some(format!(
+        "{}: the weights are stored in {bits} bits, and there is no quantization_config that says so; they are read as they are, but \
+         transformers does not open such a folder, nor one that is written out of it",
+        path.display()
+    ))
 }
 
 /// The text of a config.json with `quantization` in it.

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use engine::event::Level;
-use engine::job::Reporter;
+use engine::job::{About as _, Reporter};
 use kinds::training::Training;
 use ml::Params;
 use ml::choice;
@@ -35,15 +35,18 @@ pub(crate) fn updater(training: &Training, params: &Params, total: usize) -> Res
         other => bail!("`{other}` is not an optimizer"),
     };
     let mut factors = if training.layer_decay < 1.0 {
-        ensure!(
-            choice::depths(params).len() > 1,
-            "`layer_decay` lowers the rate from layer to layer, and all that is trained is at one depth: leave it out, or give `learning_rate`"
-        );
+        if choice::depths(params).len() < 2 {
+            let error = "`layer_decay` lowers the rate from layer to layer, and all that is trained is at one depth: leave it out, or give \
+                         `learning_rate`";
+            return Err(anyhow!(error)).about("layer_decay");
+        }
         choice::by_depth(params, training.layer_decay)
     } else {
         BTreeMap::new()
     };
-    let own = choice::by_name(params, &training.learning_rates).context("`learning_rates`")?;
+    let own = choice::by_name(params, &training.learning_rates)
+        .context("`learning_rates`")
+        .about("learning_rates")?;
     for (name, rate) in own {
         *factors.entry(name).or_insert(1.0) *= rate / training.learning_rate;
     }
@@ -51,11 +54,11 @@ pub(crate) fn updater(training: &Training, params: &Params, total: usize) -> Res
     let decays = params
         .trained()
         .any(|(name, _)| !undecayed.iter().any(|other| other == name));
-    ensure!(
-        decays || training.weight_decay == 0.0,
-        "`weight_decay` does nothing here: norms, biases, the numbers of (IA)³, the lengths of DoRA and virtual tokens do not decay, and nothing else is trained; \
-         leave it out"
-    );
+    if !decays && training.weight_decay != 0.0 {
+        let error = "`weight_decay` does nothing here: norms, biases, the numbers of (IA)³, the lengths of DoRA and virtual tokens do not \
+                     decay, and nothing else is trained; leave it out";
+        return Err(anyhow!(error)).about("weight_decay");
+    }
     let home = match training.optimizer_state.as_str() {
         "device" => Home::Device,
         "host" => Home::Host,
@@ -81,7 +84,8 @@ fn turns(training: &Training, params: &Params) -> Result<BTreeMap<String, usize>
     match training.unfreeze_every {
         Some(every) => {
             let every = usize::try_from(every)?;
-            choice::turns(params, every).context("`unfreeze_every`")
+            let turns = choice::turns(params, every).context("`unfreeze_every`");
+            turns.about("unfreeze_every")
         }
         None => Ok(BTreeMap::new()),
     }
