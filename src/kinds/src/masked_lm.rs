@@ -5,6 +5,7 @@ use engine::contract::{Arity, Contract, From, Output, Pool, Port, Preparation, R
 use serde::Deserialize;
 
 use crate::known::trains;
+use crate::memory;
 use crate::training::{
     BATCH, BETA1, BETA2, CHECKPOINTING, EPOCHS, EPSILON, LAYER_DECAY, LEARNING_RATES,
     MAX_GRAD_NORM, MAX_STEPS, OPTIMIZER, OPTIMIZER_STATE, SCHEDULE, SEED, SNAPSHOT_SECONDS, TRAIN,
@@ -94,7 +95,9 @@ Sources: Devlin et al., *BERT*, arXiv 1810.04805; task-adaptive pre-training: Gu
         },
     ],
     outputs: &[
-        Output::new("model", ArtifactType::Model, "The trained encoder with its head.").keeps_tokenizer_of("model"),
+        Output::new("model", ArtifactType::Model, "The trained encoder with its head.")
+            .keeps_tokenizer_of("model")
+            .foreseen(memory::headed),
         Output::new("metrics", ArtifactType::Metrics, "Loss, rate and gradient norm of each step.")
             .metrics(|_, _| words(&["first_loss", "last_loss", "steps", "tokens"])),
     ],
@@ -108,5 +111,5 @@ Sources: Devlin et al., *BERT*, arXiv 1810.04805; task-adaptive pre-training: Gu
     layout: None,
     check: fits,
     check_inputs: Some(trains),
-    memory: None,
+    memory: Some(memory::of_masked),
 };

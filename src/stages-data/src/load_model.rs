@@ -57,7 +57,11 @@ pub(crate) fn glance(params: &Map<String, Value>, sources: &Sources) -> Result<S
             known.extend(configured(llama.to_json()));
             known
         }
-        ModelConfig::Bert(bert) => encoder_summary(bert, BertParts::of(&weights), &weights, dtype),
+        ModelConfig::Bert(bert) => {
+            let mut known = encoder_summary(bert, BertParts::of(&weights), &weights, dtype);
+            known.extend(configured(serde_json::from_str(&config_text(&files)?)?));
+            known
+        }
     };
     known.entry(QUANTIZED.to_owned()).or_insert(Value::Null);
     let sizes = weight_files(&files).map(|path| path.metadata().map_or(0, |m| m.len()));
@@ -67,13 +71,16 @@ pub(crate) fn glance(params: &Map<String, Value>, sources: &Sources) -> Result<S
 
 /// The configuration in a Hugging Face folder.
 fn read_config(files: &[(String, PathBuf)]) -> Result<ModelConfig> {
+    ModelConfig::from_json(&config_text(files)?, Path::new("config.json"))
+}
+
+/// Its text.
+fn config_text(files: &[(String, PathBuf)]) -> Result<String> {
     let config = files.iter().find(|(name, _)| name == "config.json");
     let (_, path) = config.with_context(|| {
         format!("a model is a `.gguf` file or a folder with `config.json` and `model.safetensors`; here are: {}", names(files))
     })?;
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("{} can't be read", path.display()))?;
-    ModelConfig::from_json(&text, Path::new("config.json"))
+    std::fs::read_to_string(path).with_context(|| format!("{} can't be read", path.display()))
 }
 
 /// The names and paths of the files of `source`.

@@ -3,13 +3,24 @@
 use engine::contract::Summary;
 use serde_json::{Map, Value, json};
 
-use super::model::{BOTTLENECK, F32, Linear, Model};
+use super::model::{BOTTLENECK, F32, Linear, MASKED, Model};
 use super::{ADAPTER, QUANTIZED, input};
 use crate::bottleneck::HOULSBY;
 
 /// A model that is a stage's own with other numbers: what is known stays.
 pub(crate) fn same(_: &Map<String, Value>, inputs: &[(&str, &Summary)]) -> Option<Summary> {
     input(inputs, "model").cloned()
+}
+
+/// What `masked_lm` will make: the same encoder, which has a head for masked words.
+pub(crate) fn headed(_: &Map<String, Value>, inputs: &[(&str, &Summary)]) -> Option<Summary> {
+    let mut known = input(inputs, "model")?.clone();
+    known.insert(MASKED.to_owned(), true.into());
+    if let Some(model) = Model::of(&known) {
+        let parameters = json!(model.parameters as u64);
+        known.insert("parameters".to_owned(), parameters);
+    }
+    Some(known)
 }
 
 /// What can be told of a model whose files are not looked at: it has no adapter.
