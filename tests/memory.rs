@@ -85,3 +85,36 @@ stages:
     assert!((350_000_000..400_000_000).contains(&a), "{a}");
     assert!(a.abs_diff(b) < 1_000_000, "{a} became {b}");
 }
+
+#[test]
+fn trainings_of_encoders_are_told() {
+    let kitchen = Kitchen::new(8);
+    tiny::encoder(&kitchen, "bert");
+    kitchen.write("reviews.csv", tiny::REVIEWS);
+    kitchen.write(
+        "memory.yaml",
+        "\
+levain: 1
+stages:
+  bert: { kind: load_model, source: bert, dtype: f32 }
+  reviews: { kind: load_dataset, source: reviews.csv, format: labelled }
+  headed: { kind: masked_lm, model: bert, data: reviews, train: head, max_length: 16, max_steps: 1 }
+  moved: { kind: masked_lm, model: headed, data: reviews, max_length: 16 }
+  thin: { kind: lora, model: bert, r: 2 }
+  told: { kind: classifier, model: thin, data: reviews, max_length: 16 }
+  named: { kind: classifier, model: bert, data: reviews, max_length: 16, train: [query] }
+",
+    );
+    let names = ["moved", "told", "named"];
+    let before = kitchen.say("plan memory.yaml --json").expect(0).json();
+    for name in ["headed", "moved", "told", "named"] {
+        let bytes = memory(&before, name);
+        assert!((200_000_000..250_000_000).contains(&bytes), "{bytes}");
+    }
+    kitchen.say("run memory.yaml thin").expect(0);
+    let after = kitchen.say("plan memory.yaml --json").expect(0).json();
+    for name in names {
+        let (a, b) = (memory(&before, name), memory(&after, name));
+        assert!(a.abs_diff(b) < 1_000_000, "{name}: {a} became {b}");
+    }
+}

@@ -22,7 +22,7 @@ const ARROWS: [(&str, &[&str]); 9] = [
         "src/stages-torch",
         &["kinds", "data", "ml", "formats", "engine"],
     ),
-    ("src/kinds", &["engine"]),
+    ("src/kinds", &["formats", "engine"]),
     ("src/data", &["formats"]),
     ("src/ml", &["formats"]),
     ("src/formats", &[]),

@@ -1,5 +1,6 @@
 //! Model files as bytes and names: safetensors, GGUF, config.json, tokenizer and PEFT files, without tensors.
 
+pub mod choice;
 pub mod config;
 pub mod dtype;
 pub mod gguf;

@@ -72,7 +72,9 @@ Sources: Devlin et al., *BERT*, arXiv 1810.04805; task-adaptive pre-training: Gu
         },
     ],
     outputs: &[
-        Output::new("model", ArtifactType::Model, "The trained encoder with its head.").keeps_tokenizer_of("model").foreseen(memory::masked),
+        Output::new("model", ArtifactType::Model, "The trained encoder with its head.")
+            .keeps_tokenizer_of("model")
+            .foreseen(memory::masked),
         Output::new("metrics", ArtifactType::Metrics, "Loss, rate and gradient norm of each step.")
             .metrics(|_, _| words(&["first_loss", "last_loss", "steps", "tokens"])),
     ],
@@ -86,5 +88,5 @@ Sources: Devlin et al., *BERT*, arXiv 1810.04805; task-adaptive pre-training: Gu
     layout: None,
     check: fits,
     check_inputs: Some(trains),
-    memory: None,
+    memory: Some(memory::of_masked),
 };

@@ -37,6 +37,31 @@ pub const DEQUANTIZED: &str = "dequantized";
 /// What is said of a model before and after, where there are rows.
 pub(crate) const COMPARED: [&str; 5] = ["tokens", "kl", "kl_max", "loss_before", "loss_after"];
 
+/// Fields about rows where no rows are given. A field at its default is as if it were left out.
+pub(crate) fn rowless(params: &Map<String, Value>, inputs: &Inputs<'_>) -> Mistakes {
+    if !(inputs.names)("data").is_empty() {
+        return Vec::new();
+    }
+    let fields = [&MAX_LENGTH, &TRUNCATION, &LOSS_ON, &MICRO_BATCH];
+    let idle = fields.into_iter().filter(|field| {
+        let usual = match field.need {
+            Need::Default(literal) => literal.value(),
+            _ => Value::Null,
+        };
+        params
+            .get(field.name)
+            .is_some_and(|given| *given != usual && !given.is_null())
+    });
+    idle.map(|field| {
+        let name = field.name;
+        let message = format!(
+            "`{name}` is about rows to compare the model before and after on, and there are none: give `data`, or leave `{name}` out"
+        );
+        (name, message)
+    })
+    .collect()
+}
+
 /// What is said in any case, and what only rows can tell.
 fn names(_: &Map<String, Value>, named: &dyn Fn(&str) -> Vec<String>) -> Vec<String> {
     let mut all = words(&["modules", "largest_change", "rounding"]);
@@ -54,7 +79,8 @@ fn fits_inputs(params: &Map<String, Value>, inputs: &Inputs<'_>) -> Mistakes {
         let message = "`into: dequantized` merges into the weights that `model` has, and `base` is not read: leave one of the two out";
         return vec![("base", message.to_owned())];
     }
-    let mut mistakes = measured(inputs);
+    let mut mistakes = rowless(params, inputs);
+    mistakes.extend(measured(inputs));
     for (model, known) in (inputs.known)("model") {
         if adapter(&known) == Told::None {
             let message = format!(
@@ -153,7 +179,8 @@ Neither is better always, which is why it is measured: with `data`, `kl` and `kl
 Σ p_before (log p_before − log p_after) over the vocabulary at the counted tokens of the rows, in nats, and `loss_before` and `loss_after`
 the mean of −log p(token). \"Before\" is `model` with its adapter, \"after\" the merged model, read back from the file that was written. The
 sums are in f64 over a few rows of logits at a time; both models are in memory then. Rows that no training saw tell most. An encoder (BERT) predicts no
-next token and takes no `data`: `masked_lm_loss` measures it before and after.
+next token and takes no `data`: `masked_lm_loss` measures it before and after. Without `data` fields about rows are
+refused.
 
 Tensors are written one at a time, so that beside the model with its adapter one tensor is in memory. The files are those of a Hugging Face
 folder; `config.json` names no quantization. A reward model's adapter can't be merged.
@@ -220,7 +247,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::known::tests::said;
+    use crate::known::tests::{places, said};
 
     /// What is said of merging into `into` with these facts of `model` and `base`.
     fn of(into: &str, model: Value, base: Option<Value>) -> Vec<String> {
@@ -293,5 +320,27 @@ mod tests {
                 "{words}: {found:?}"
             );
         }
+    }
+
+    #[test]
+    fn fields_about_rows_need_rows() {
+        let lora = json!({ "adapter": "lora", "quantized": null });
+        let places = |fields: Value, data: bool| {
+            let mut known = vec![("model", "tuned", lora.clone())];
+            known.extend(data.then(|| ("data", "rows", json!({}))));
+            places(fits_inputs, fields, &known)
+        };
+        let none: [&str; 0] = [];
+        let usual = json!({
+            "into": "full_precision", "max_length": 1024, "truncation": "keep_start", "loss_on": "completions", "micro_batch": 4,
+        });
+        let other =
+            json!({ "max_length": 64, "truncation": "drop", "loss_on": "all", "micro_batch": 1 });
+        assert_eq!(places(usual, false), none);
+        assert_eq!(
+            places(other.clone(), false),
+            ["max_length", "truncation", "loss_on", "micro_batch"]
+        );
+        assert_eq!(places(other, true), none);
     }
 }

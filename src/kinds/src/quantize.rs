@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use crate::known::{Mistakes, Told, adapter, measured, quantized};
 use crate::lora::Targets;
 use crate::memory;
-use crate::merge::COMPARED;
+use crate::merge::{COMPARED, rowless};
 use crate::words::{LOSS_ON, MAX_LENGTH, MICRO_BATCH, TOKENIZE_FIELDS, TRUNCATION, field, words};
 
 /// The parameters.
@@ -82,9 +82,10 @@ const fn neutral(value: Literal, field: Field) -> Field {
     }
 }
 
-/// Models that can't be quantized, or not be measured.
-fn fits_inputs(_: &Map<String, Value>, inputs: &Inputs<'_>) -> Mistakes {
-    let mut mistakes = measured(inputs);
+/// Models that can't be quantized, or not be measured, and fields about rows that are not there.
+fn fits_inputs(params: &Map<String, Value>, inputs: &Inputs<'_>) -> Mistakes {
+    let mut mistakes = rowless(params, inputs);
+    mistakes.extend(measured(inputs));
     for (model, known) in (inputs.known)("model") {
         if let Told::Is(adapter) = adapter(&known) {
             let message = format!(
@@ -133,7 +134,8 @@ square of what rounding changed over that of the values, and the largest change.
 With `data` it says what that does to the model, as `merge` does: `loss_before` and `loss_after`, the mean of −log p(token) over the
 counted tokens of the rows, and `kl` and `kl_max`, the mean and the largest KL(before ‖ after) at one of them, in nats. \"Before\" is `model`,
 \"after\" the quantized one, read back from the file that was written; both are in memory then. Rows that no training saw tell most. An encoder (BERT)
-predicts no next token and takes no `data`: `masked_lm_loss` measures it before and after.
+predicts no next token and takes no `data`: `masked_lm_loss` measures it before and after. Without `data`
+fields about rows are refused.
 
 Source: Dettmers et al., *QLoRA*, arXiv 2305.14314; Dettmers et al., *LLM.int8()*, arXiv 2208.07339; bitsandbytes 0.50.",
     example: "small: { kind: quantize, model: base, scheme: nf4, double_quant: true }",
@@ -238,6 +240,19 @@ mod tests {
         );
         let llama = json!({ "adapter": null, "quantized": null, "architecture": "llama" });
         assert!(on(llama).is_empty());
+    }
+
+    #[test]
+    fn fields_about_rows_need_rows() {
+        let of = |fields: Value| places(fits_inputs, fields, &[("model", "m", json!({}))]);
+        let none: [&str; 0] = [];
+        assert_eq!(of(json!({ "max_length": 1024, "micro_batch": 4 })), none);
+        assert_eq!(of(json!({ "max_length": 64 })), ["max_length"]);
+        let known = [("model", "m", json!({})), ("data", "rows", json!({}))];
+        assert_eq!(
+            places(fits_inputs, json!({ "max_length": 64 }), &known),
+            none
+        );
     }
 
     #[test]

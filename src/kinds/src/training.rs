@@ -83,6 +83,24 @@ impl Default for Train {
     }
 }
 
+impl Train {
+    /// The choice among the names of parameters; none for a word that means nothing.
+    pub fn choice(&self) -> Option<formats::choice::Choice> {
+        use formats::choice::Choice;
+        Some(match self {
+            Self::Names(names) => Choice::Names(names.clone()),
+            Self::Depth { last_layers } => Choice::LastLayers(*last_layers),
+            Self::Word(word) => match word.as_str() {
+                ALL => Choice::All,
+                "norms" => Choice::Norms,
+                "biases" => Choice::Biases,
+                "head" => Choice::Head,
+                _ => return None,
+            },
+        })
+    }
+}
+
 /// The word for everything.
 pub(crate) const ALL: &str = "all";
 

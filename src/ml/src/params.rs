@@ -64,6 +64,11 @@ impl Params {
             .map(|(name, param)| (name.as_str(), param))
     }
 
+    /// The names of all parameters, in their order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
     /// The trained parameters in the order of their names.
     pub fn trained(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.iter()

@@ -104,7 +104,7 @@ fn what_is_frozen_stays_to_the_bit() {
             for checkpointing in [false, true] {
                 let (mut model, mut params) = model(kind);
                 model.checkpointing = checkpointing;
-                let chosen = choice.of(&params).unwrap();
+                let chosen = choice.of(params.names()).unwrap();
                 assert_eq!(
                     params.train(|name| chosen.contains(name)),
                     *count,
@@ -127,7 +127,7 @@ fn what_is_frozen_stays_to_the_bit() {
 #[test]
 fn a_choice_of_nothing_says_what_there_is() {
     let (_, params) = model(Kind::Float);
-    let said = |choice: Choice| format!("{:#}", choice.of(&params).unwrap_err());
+    let said = |choice: Choice| format!("{:#}", choice.of(params.names()).unwrap_err());
     let text = said(names(&["qproj", "norm"]));
     assert!(
         text.contains("\"qproj\" (the nearest are q_proj, "),
@@ -138,7 +138,7 @@ fn a_choice_of_nothing_says_what_there_is() {
     assert!(said(Choice::Biases).contains("no biases"));
     let mut tied = Params::new();
     tiny::model(Kind::Float, &mut tied);
-    let text = format!("{:#}", Choice::Head.of(&tied).unwrap_err());
+    let text = format!("{:#}", Choice::Head.of(tied.names()).unwrap_err());
     assert!(text.contains("`model.embed_tokens`"), "{text}");
 }
 
@@ -276,7 +276,7 @@ fn depths_of_what_is_trained() {
     let (_, mut params) = model(Kind::Float);
     params.train(|_| true);
     assert_eq!(depths(&params).into_iter().collect::<Vec<_>>(), [0, 1, 2]);
-    let last = Choice::LastLayers(1).of(&params).unwrap();
+    let last = Choice::LastLayers(1).of(params.names()).unwrap();
     params.train(|name| last.contains(name));
     assert_eq!(depths(&params).into_iter().collect::<Vec<_>>(), [0]);
 }

@@ -151,7 +151,7 @@ fn until_the_second_turn_it_is_a_training_of_the_last_layer() {
         run(&model, &params, &mut gradual, steps, None, go);
         let moved = changed(&params, &before);
         let found = all_bytes(&params);
-        let last = Choice::LastLayers(1).of(&params).unwrap();
+        let last = Choice::LastLayers(1).of(params.names()).unwrap();
         assert_eq!(moved, last, "every {every}");
 
         let (model, mut other) = self::model(Kind::Float, false);

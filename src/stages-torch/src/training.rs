@@ -32,17 +32,8 @@ const _: () = assert!(kinds::memory::CHUNK as i64 == ml::loss::CHUNK);
 
 /// What a recipe calls by a word, by names or by depth.
 fn chosen(train: &Train) -> Result<Choice> {
-    Ok(match train {
-        Train::Names(names) => Choice::Names(names.clone()),
-        Train::Depth { last_layers } => Choice::LastLayers(*last_layers),
-        Train::Word(word) => match word.as_str() {
-            "all" => Choice::All,
-            "norms" => Choice::Norms,
-            "biases" => Choice::Biases,
-            "head" => Choice::Head,
-            other => bail!("`{other}` is nothing that can be trained"),
-        },
-    })
+    let choice = train.choice();
+    choice.with_context(|| format!("{train:?} is nothing that can be trained"))
 }
 
 /// A model as far as it matters to what may be trained of it.
@@ -97,7 +88,10 @@ pub(crate) fn choose(trainee: Trainee<'_>, train: &Train, cx: &dyn Reporter) -> 
     }
     let mut chosen = match alone {
         true => BTreeSet::new(),
-        false => choice.of(params).context("`train`").about("train")?,
+        false => choice
+            .of(params.names())
+            .context("`train`")
+            .about("train")?,
     };
     let named = chosen.clone();
     chosen.retain(|name| !idle(name));

@@ -17,9 +17,13 @@ pub(crate) fn masked(_: &Map<String, Value>, inputs: &[(&str, &Summary)]) -> Opt
     let mut known = input(inputs, "model")?.clone();
     let headless = known.insert(MASKED_HEAD.to_owned(), true.into()) == Some(false.into());
     if headless {
-        for name in ["bytes", "parameters", "stored"] {
+        for name in ["parameters", "stored"] {
             known.remove(name);
         }
+        let model = Model::of(&known);
+        let parameters =
+            model.map(|model| ("parameters".to_owned(), json!(model.parameters as u64)));
+        known.extend(parameters);
     }
     Some(known)
 }
