@@ -3,6 +3,7 @@
 pub mod config;
 pub mod dtype;
 pub mod gguf;
+pub mod head;
 mod json;
 mod mapped;
 pub mod nf4;

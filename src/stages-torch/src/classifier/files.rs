@@ -8,12 +8,13 @@ use anyhow::{Context, Result};
 use engine::artifact::{ArtifactType, ArtifactView};
 use engine::job::{Draft, Job, Reference};
 use formats::PeftConfig;
+use formats::head::{ABOUT, About, TENSORS};
 use kinds::model::adapter_draft;
 use ml::Tensor;
 use ml::head::{Head, Task};
 use serde_json::{Map, Value, json};
 
-use crate::heads::{ABOUT, About, TENSORS};
+use crate::cuts::Cuts;
 use crate::model::LoadedBackbone;
 use crate::training::check_finite;
 
@@ -35,8 +36,8 @@ pub(super) fn draft(
     job: &Job,
     view: &ArtifactView,
     loaded: &LoadedBackbone,
-    about: &About,
-    head: &Head,
+    (about, head): (&About, &Head),
+    cuts: &Cuts,
 ) -> Result<Draft> {
     check_finite(&loaded.params)?;
     let own: Vec<(String, Tensor)> = head.tensors();
@@ -55,7 +56,7 @@ pub(super) fn draft(
         }
     };
     let (path, tensors) = (job.out.join(ABOUT), job.out.join(TENSORS));
-    about.write(&path)?;
+    about.save(&path)?;
     ml::tensors::write(&tensors, &own, &[("format", "pt")])?;
     files.push((ABOUT.to_owned(), path));
     files.push((TENSORS.to_owned(), tensors));
@@ -80,7 +81,9 @@ pub(super) fn draft(
                     .into(),
             ),
         ]
-        .into(),
+        .into_iter()
+        .chain(cuts.summary())
+        .collect(),
     })
 }
 
