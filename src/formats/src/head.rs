@@ -4,6 +4,7 @@ use crate::json;
 use crate::tensors::{Stored, Weights};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -17,6 +18,8 @@ const MAXIMUM_ABOUT: u64 = 64 << 20;
 const WIDEST: usize = 1 << 20;
 /// The most layers of a head.
 const DEEPEST: usize = 256;
+/// The most classes: a confusion matrix has a place for each pair of them.
+pub const MOST_LABELS: usize = 4096;
 
 /// What the outputs of a head are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +82,16 @@ impl Pooling {
             "pooler" => Pooling::Pooler,
             other => bail!("`{other}` is not a pooling: it is mean, last, cls or pooler"),
         })
+    }
+
+    /// The word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Pooling::Mean => "mean",
+            Pooling::Last => "last",
+            Pooling::Cls => "cls",
+            Pooling::Pooler => "pooler",
+        }
     }
 
     /// Whether it is the first token's state, which says nothing in a causal model.
@@ -258,6 +271,16 @@ impl About {
     /// Refuses labels that do not go with the outputs, and shapes that are none.
     pub fn check(&self) -> Result<()> {
         self.shape.layers()?;
+        let names = self.shape.names;
+        ensure!(
+            names == Names::Head || self.shape.bias == names.has_bias(),
+            "a head whose tensors are called `{}` {} a bias",
+            names.layer(0),
+            match names.has_bias() {
+                true => "has",
+                false => "does not have",
+            }
+        );
         let (labels, outputs) = (self.labels.len(), self.shape.outputs);
         match self.task {
             Task::Regression => ensure!(
@@ -275,26 +298,11 @@ impl About {
         Ok(())
     }
 
-    /// Compares with a file: every tensor of the shape is there, as numbers of a weight, and no other. All problems are named in one error.
+    /// Compares with a head's own file: every tensor of the shape is there, as numbers of a weight, and no other. All problems are named in one
+    /// error.
     pub fn check_tensors(&self, weights: &Weights) -> Result<()> {
         let expected = self.shape.tensors()?;
-        let mut problems = Vec::new();
-        for (name, shape) in &expected {
-            match weights.get(name) {
-                None => problems.push(format!("{name} is missing")),
-                Some(info) if info.shape != *shape => problems.push(format!(
-                    "{name} has the shape {:?}, expected {shape:?}",
-                    info.shape
-                )),
-                Some(info) => {
-                    if let Stored::Plain(dtype) = info.stored
-                        && !dtype.is_float()
-                    {
-                        problems.push(format!("{name} holds {dtype}, not numbers of a weight"));
-                    }
-                }
-            }
-        }
+        let mut problems = problems(&expected, weights);
         let known: BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
         let strangers = weights.infos().map(|info| info.name.as_str());
         let strangers = strangers.filter(|name| !known.contains(name)).take(4);
@@ -306,13 +314,80 @@ impl About {
         );
         Ok(())
     }
+
+    /// The same with a file that holds the model under the head as well.
+    pub fn check_among(&self, weights: &Weights) -> Result<()> {
+        let problems = problems(&self.shape.tensors()?, weights);
+        ensure!(
+            problems.is_empty(),
+            "the weights hold another head than the configuration asks for:\n  {}",
+            problems.join("\n  ")
+        );
+        Ok(())
+    }
+
+    /// Says the same in the configuration of one of transformers' classifiers; nothing where it has none of this shape.
+    pub fn describe(&self, config: &mut Map<String, Value>) {
+        let class = match self.shape.names {
+            Names::Head => return,
+            Names::Score => "LlamaForSequenceClassification",
+            Names::Classifier => "BertForSequenceClassification",
+        };
+        let problem = match self.task {
+            Task::Classification => "single_label_classification",
+            Task::Regression => "regression",
+        };
+        let names = match self.labels.is_empty() {
+            true => vec!["LABEL_0".to_owned()],
+            false => self.labels.clone(),
+        };
+        let numbered = || names.iter().enumerate();
+        let by_id: Map<String, Value> = numbered()
+            .map(|(id, name)| (id.to_string(), json!(name)))
+            .collect();
+        let by_name: Map<String, Value> = numbered()
+            .map(|(id, name)| (name.clone(), json!(id)))
+            .collect();
+        config.insert("architectures".to_owned(), json!([class]));
+        config.insert("problem_type".to_owned(), json!(problem));
+        config.insert("num_labels".to_owned(), json!(names.len()));
+        config.insert("id2label".to_owned(), Value::Object(by_id));
+        config.insert("label2id".to_owned(), Value::Object(by_name));
+    }
 }
 
-/// The names of classes: at least two, none of them empty, none twice.
+/// What is wrong with the tensors of these names and shapes.
+fn problems(expected: &[(String, Vec<usize>)], weights: &Weights) -> Vec<String> {
+    let mut problems = Vec::new();
+    for (name, shape) in expected {
+        match weights.get(name) {
+            None => problems.push(format!("{name} is missing")),
+            Some(info) if info.shape != *shape => problems.push(format!(
+                "{name} has the shape {:?}, expected {shape:?}",
+                info.shape
+            )),
+            Some(info) => {
+                if let Stored::Plain(dtype) = info.stored
+                    && !dtype.is_float()
+                {
+                    problems.push(format!("{name} holds {dtype}, not numbers of a weight"));
+                }
+            }
+        }
+    }
+    problems
+}
+
+/// The names of classes: two to [`MOST_LABELS`], none of them empty, none twice.
 pub fn check_labels(labels: &[String]) -> Result<()> {
     ensure!(
         labels.len() > 1,
         "a classifier tells at least two labels apart, and this one has {}",
+        labels.len()
+    );
+    ensure!(
+        labels.len() <= MOST_LABELS,
+        "there are {} labels, and at most {MOST_LABELS} can be told apart",
         labels.len()
     );
     let mut seen = BTreeSet::new();
@@ -412,6 +487,24 @@ mod tests {
         let names: Vec<&str> = tensors.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, deep);
         assert_eq!(tensors[2].1, [3, 4]);
+    }
+
+    #[test]
+    fn transformers_is_told_what_the_labels_are() {
+        let mut about = about(&["a", "b"]);
+        let mut config = Map::new();
+        about.describe(&mut config);
+        assert!(config.is_empty());
+        about.shape.names = Names::Classifier;
+        about.describe(&mut config);
+        let expected = json!({
+            "architectures": ["BertForSequenceClassification"], "problem_type": "single_label_classification", "num_labels": 2,
+            "id2label": { "0": "a", "1": "b" }, "label2id": { "a": 0, "b": 1 },
+        });
+        assert_eq!(Value::Object(config), expected);
+        about.shape.names = Names::Score;
+        let error = about.check().unwrap_err().to_string();
+        assert!(error.contains("`score` does not have a bias"), "{error}");
     }
 
     #[test]

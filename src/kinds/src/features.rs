@@ -62,7 +62,7 @@ pub(crate) const FORWARD_BATCH: Field = numeric(
 /// The contract.
 pub const CONTRACT: Contract = Contract {
     kind: "features",
-    version: 1,
+    version: 2,
     about: "Turns labelled texts into vectors by a frozen model, for heads to be trained on.",
     manual: "\
 Feature-based fine-tuning (BERT, arXiv 1810.04805, section 5.3): a model that is not trained reads each text once, and its vectors are

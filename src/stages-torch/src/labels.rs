@@ -6,10 +6,8 @@ use anyhow::{Result, bail, ensure};
 use data::{Dataset, Row, Tokens};
 use engine::artifact::ArtifactView;
 use engine::job::Job;
+use formats::head::MOST_LABELS;
 use ml::head::Task;
-
-/// The most classes: the confusion matrix has a place for each pair of them.
-const MOST: usize = 4096;
 
 /// The labels of the rows of a port, in order, without white space around them.
 pub(crate) fn of(job: &Job, port: &str) -> Result<Vec<String>> {
@@ -73,8 +71,8 @@ pub(crate) fn classes(labels: &[String]) -> Result<Vec<String>> {
         [only] => bail!(
             "all rows have the label `{only}`: there is nothing to tell apart. Take more rows, or look at how the data was split"
         ),
-        many if many.len() > MOST => bail!(
-            "the rows have {} different labels, and at most {MOST} can be told apart: `task: regression` is for numbers; or look at what the column \
+        many if many.len() > MOST_LABELS => bail!(
+            "the rows have {} different labels, and at most {MOST_LABELS} can be told apart: `task: regression` is for numbers; or look at what the column \
              of labels holds",
             many.len()
         ),
@@ -104,6 +102,11 @@ pub(crate) fn targets(task: Task, labels: &[String], classes: &[String]) -> Resu
     let places: BTreeMap<String, usize> = (classes.iter().enumerate())
         .map(|(place, class)| (identity(class, numeric), place))
         .collect();
+    ensure!(
+        places.len() == classes.len(),
+        "two classes of the model mean the same: {}",
+        listed(classes)
+    );
     let rows = labels.iter().enumerate();
     rows.map(|(row, label)| match task {
         Task::Classification => match places.get(&identity(label, numeric)) {
