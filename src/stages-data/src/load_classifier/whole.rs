@@ -71,7 +71,7 @@ pub(super) fn draft(
         false => settings.clone(),
     };
     files.push((CONFIG.to_owned(), settings));
-    Ok(artifact(
+    let mut draft = artifact(
         about,
         files,
         [
@@ -79,7 +79,10 @@ pub(super) fn draft(
             Reference::Inline(Box::new(tokenizer)),
         ],
         (parameters, about.shape.names.module().is_some()),
-    ))
+    );
+    let dtype = json!(params.dtype());
+    draft.summary.insert("dtype".to_owned(), dtype);
+    Ok(draft)
 }
 
 /// A file of weights without a head.
