@@ -166,7 +166,7 @@ fn what_makes_no_sense_is_refused_in_words() {
   strange_vectors: { kind: features, model: base, data: strange }
   others: { kind: features, model: other, data: held }
   lasts: { kind: features, model: base, data: held, pooling: last }
-  probe: { kind: head, data: vectors, max_steps: 1 }
+  shorts: { kind: features, model: base, data: held, max_length: 4 }
 ";
     for (name, stage, words) in [
         (
@@ -220,9 +220,9 @@ fn what_makes_no_sense_is_refused_in_words() {
             "row 2 of `data` has 512 tokens, and the model",
         ),
         (
-            "measured",
-            "kind: classify, models: { probe: probe }, data: marks, task: regression",
-            "was trained for classification",
+            "shorter",
+            "kind: head, data: vectors, test: shorts",
+            "were cut to `max_length` 512 (keep_start), and those of `test` to `max_length` 4 (keep_start)",
         ),
     ] {
         kitchen.write(
@@ -246,8 +246,28 @@ fn what_makes_no_sense_is_refused_in_words() {
             "kind: classifier, model: thin, data: texts, train: norms",
             "`thin` has one (lora)",
         ),
+        (
+            "kind: classifier, model: base, data: texts, train: head, checkpointing: true",
+            "leave `checkpointing` out",
+        ),
+        (
+            "kind: classifier, model: base, data: texts, pooling: last, learning_rates: { scores: 1.0e-3 }",
+            "(the nearest are score",
+        ),
+        (
+            "kind: classifier, model: base, data: texts, train: [head.1]",
+            "head.0",
+        ),
+        (
+            "kind: classify, models: { probe: probe }, data: marks, task: regression",
+            "`probe` was trained for classification",
+        ),
     ] {
-        kitchen.write("wrong.yaml", &format!("{SHARED}  wrong: {{ {stage} }}\n"));
+        let probe = "  probe: { kind: head, data: vectors, max_steps: 1 }\n";
+        kitchen.write(
+            "wrong.yaml",
+            &format!("{SHARED}{probe}  wrong: {{ {stage} }}\n"),
+        );
         let said = kitchen.say("check wrong.yaml");
         assert_ne!(said.code, Some(0), "{stage}");
         assert!(
@@ -257,6 +277,59 @@ fn what_makes_no_sense_is_refused_in_words() {
             said.err
         );
     }
+}
+
+#[test]
+fn labels_that_mean_one_thing_are_one_class() {
+    let kitchen = kitchen();
+    let rows: String = ["1", "1.0", " 2", "2"]
+        .iter()
+        .zip(["loaf", "crust", "7 or 8", "9 or 1"])
+        .map(|(label, text)| format!("{{\"text\": \"{text}\", \"label\": \"{label}\"}}\n"))
+        .collect();
+    kitchen.write("texts.jsonl", &rows);
+    kitchen.write("held.jsonl", "{\"text\": \"loaf\", \"label\": 1.00}\n");
+    let blank = "{\"text\": \"loaf\", \"label\": \"  \"}\n";
+    kitchen.write("marks.jsonl", blank);
+    let stages = "  probe: { kind: head, data: vectors, test: held_vectors, max_steps: 2 }
+  tuned: { kind: classifier, model: thin, data: texts, test: held, max_steps: 1 }
+  table: { kind: classify, models: { probe: probe, tuned: tuned }, data: held }
+  blank: { kind: features, model: base, data: marks }
+";
+    kitchen.write("heads.yaml", &format!("{SHARED}{stages}"));
+    kitchen.say("run heads.yaml table --json").expect(0);
+    let table = metrics(&kitchen, "table");
+    for name in ["probe", "tuned"] {
+        assert_eq!(table["models"][name]["labels"], json!(["1", "2"]), "{name}");
+        let own = metrics(&kitchen, &format!("{name}.metrics"))["test"].clone();
+        assert_eq!(own["labels"], json!(["1", "2"]), "{name}");
+        assert_eq!(own["confusion"][1], json!([0, 0]), "{name}");
+    }
+    let said = kitchen.say("run heads.yaml blank --json").expect(1);
+    assert!(
+        said.err.contains("row 1 of `data` has a label of nothing"),
+        "{}",
+        said.err
+    );
+}
+
+#[test]
+fn texts_that_were_cut_otherwise_are_told() {
+    let kitchen = kitchen();
+    let stages = "  short: { kind: features, model: base, data: texts, max_length: 4 }
+  probe: { kind: head, data: short, max_steps: 2 }
+  sorter: { kind: classifier, model: thin, data: texts, max_length: 4, max_steps: 1 }
+  table: { kind: classify, models: { probe: probe, sorter: sorter }, data: held }
+  same: { kind: classify, models: { probe: probe, sorter: sorter }, data: held, max_length: 4 }
+";
+    kitchen.write("heads.yaml", &format!("{SHARED}{stages}"));
+    let said = kitchen.say("run heads.yaml table").expect(0).err;
+    for name in ["probe", "sorter"] {
+        let words = format!("`{name}` was trained on texts cut to `max_length` 4 (keep_start)");
+        assert!(said.contains(&words), "{said}");
+    }
+    let said = kitchen.say("run heads.yaml same").expect(0).err;
+    assert!(!said.contains("was trained on texts"), "{said}");
 }
 
 #[test]

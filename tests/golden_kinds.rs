@@ -99,6 +99,11 @@ stages:
   perceptron: { kind: head, data: vectors, test: held_vectors, hidden: [6], activation: gelu, dropout: 0.2, batch: 3, max_steps: 6 }
   gauge: { kind: head, data: last_states, task: regression, standardize: false, max_steps: 5 }
   sorted: { kind: classifier, model: thin, data: texts, test: held, pooling: last, learning_rate: 1.0e-2, batch: 4, dropout: 0.1, max_steps: 3 }
+  sorter: { kind: load_classifier, source: sorter, dtype: f32 }
+  encoded_sorter: { kind: load_classifier, source: encoded_sorter, dtype: f32 }
+  renamed_sorter: { kind: load_classifier, source: sorter, labels: [loaf, sum, why] }
+  lone_head: { kind: load_classifier, source: lone, model: folder, other_base: true }
+  by_theirs: { kind: classify, models: { llama: sorter, bert: encoded_sorter, head: lone_head }, data: held }
   graded: { kind: classifier, model: folder, data: marks, task: regression, hidden: [6], learning_rate: 1.0e-3, batch: 4, max_steps: 3 }
   told_apart: { kind: classify, models: { probe: probe, perceptron: perceptron, sorted: sorted }, data: held }
   rated_alike: { kind: classify, models: { gauge: gauge, graded: graded }, data: marks, task: regression }
@@ -133,6 +138,10 @@ fn made() -> BTreeMap<String, Map<String, Value>> {
     tiny::reward_model(&kitchen, "rewards");
     tiny::adapter(&kitchen, "adapter");
     tiny::encoder(&kitchen, "bert");
+    let labels = ["bread", "number", "question"];
+    tiny::classifier(&kitchen, "sorter", &labels);
+    tiny::encoder_classifier(&kitchen, "encoded_sorter", &labels);
+    tiny::lone_head(&kitchen, "lone", &labels);
     fs::copy(
         checkout().join("tests/golden/data/formats/tiny.gguf"),
         kitchen.path().join("tiny.gguf"),

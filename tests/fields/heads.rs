@@ -1,6 +1,6 @@
 //! The rows of the kinds around heads: vectors of texts, heads on them, classifiers, and what they say.
 
-use super::{Row, fails, row, with};
+use super::{Row, row, with};
 
 pub const ROWS: &[Row] = &[
     row("tokenize_labelled", "max_length", ["512", "6"]),
@@ -127,7 +127,15 @@ pub const ROWS: &[Row] = &[
     row("classifier", "learning_rates", ["{}", "{ q_proj: 1.0e-3 }"]),
     row("classifier", "micro_batch", ["4", "1"]),
     row("classifier", "checkpointing", ["false", "true"]),
-    fails("classify", "task", ["classification", "regression"]),
+    Row {
+        refused: true,
+        ..with(
+            "classify",
+            "task",
+            ["classification", "regression"],
+            &[("models", "{ probe: probe }")],
+        )
+    },
     row("classify", "max_length", ["512", "6"]),
     with(
         "classify",
@@ -141,6 +149,18 @@ pub const ROWS: &[Row] = &[
         ["16", "1"],
         &[("max_length", "11")],
     ),
+    row("load_classifier", "source", ["sorter", "sorter2"]),
+    row("load_classifier", "dtype", ["f32", "bf16"]),
+    row("load_classifier", "labels", ["", "[loaf, sum, why]"]),
+    Row {
+        fails: true,
+        ..with(
+            "load_classifier",
+            "other_base",
+            ["true", "false"],
+            &[("source", "lone"), ("model", "base"), ("dtype", "")],
+        )
+    },
 ];
 
 /// The rest of a stage of this kind.
@@ -166,6 +186,7 @@ pub fn usual(kind: &str) -> Option<&'static [(&'static str, &'static str)]> {
             ("models", "{ probe: probe, sorted: sorted }"),
             ("data", "texts"),
         ],
+        "load_classifier" => &[("source", "sorter"), ("dtype", "f32")],
         _ => return None,
     })
 }

@@ -27,6 +27,13 @@ pub fn kitchen() -> Kitchen {
         tiny::reward_model(&kitchen, name);
     }
     tiny::encoder(&kitchen, "bert");
+    for (name, labels) in [
+        ("sorter", ["bread", "number", "question"]),
+        ("sorter2", ["question", "number", "bread"]),
+    ] {
+        tiny::classifier(&kitchen, name, &labels);
+    }
+    tiny::lone_head(&kitchen, "lone", &["bread", "number", "question"]);
     kitchen.write(
         "rewards2/config.json",
         &config.replace("100000.0", "50000.0"),

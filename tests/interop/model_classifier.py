@@ -1,5 +1,6 @@
 """Classifiers that we trained on a tiny Llama and a tiny BERT, opened by transformers' AutoModelForSequenceClassification and by PEFT: every tensor has
-its place, labels have their names, and each text gets the probability, or the number, that `classify` gives it.
+its place, labels have their names, and each text gets the probability, or the number, that `classify` gives it. And classifiers of transformers, read by
+`load_classifier`: the same texts get what transformers gives them, and what is written of them is opened again.
 """
 
 import json
@@ -10,7 +11,7 @@ from peft import PeftModel
 from support.levain import CHECKOUT, Recipe, Report
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
-    AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
+    AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 )  # fmt: skip
 
 LLAMA_TOKENIZER = CHECKOUT / "tests" / "golden" / "data" / "formats" / "tiny"
@@ -141,13 +142,86 @@ def check(report, name):
         adapted = PeftModel.from_pretrained(fresh, folder)
         compare(report, adapted, folder, lines("said"), "adapted", f"{name}, adapter")
 
+        # And back again, into a cache that never saw them.
+        export = recipe.folder / "export"
+        stages = {
+            "base": {**stages["base"], "source": str(base)},
+            "texts": stages["texts"],
+            "whole": {"kind": "load_classifier", "source": str(export / "whole"), "dtype": "f32"},
+            "adapted": {"kind": "load_classifier", "source": str(export / "adapted"), "model": "base"},
+            "said": stages["said"],
+        }
+        with Recipe(f"classifier-again-{name}", stages, {"texts.jsonl": files["texts.jsonl"]}) as other:
+            other.run()
+            report.equal(other.metrics("said"), recipe.metrics("said"), f"{name}: exported and loaded again")
+
+
+def theirs(report, name):
+    """Classifiers that transformers made: labels with names, without, in several files, and a number; and ours once more by way of its folder."""
+    make, _, module = ARCHITECTURES[name]
+    labels = {0: "bread", 1: "number", 2: "question"}
+    heads = {
+        "named": {"id2label": labels, "label2id": {label: place for place, label in labels.items()}},
+        "shards": {"id2label": labels, "problem_type": "single_label_classification"},
+        "silent": {"num_labels": 2},
+        "gauge": {"num_labels": 1},
+    }
+    fields = {"named": {}, "shards": {}, "silent": {"labels": ["bread", "rest"]}, "gauge": {}}
+    rows = {
+        "texts": [{"text": row["text"], "label": row["label"]} for row in TEXTS],
+        "pair": [{"text": row["text"], "label": "bread" if row["label"] == "bread" else "rest"} for row in TEXTS],
+        "marks": [{"text": row["text"], "label": row["mark"]} for row in TEXTS],
+    }
+    said = {"named": "texts", "shards": "texts", "silent": "pair", "gauge": "marks"}
+    stages = {data: {"kind": "load_dataset", "source": f"{data}.jsonl", "format": "labelled"} for data in rows}
+    for head, more in fields.items():
+        task = "regression" if head == "gauge" else "classification"
+        stages[head] = {"kind": "load_classifier", "source": f"models/{head}", "dtype": "f32", **more}
+        stages[f"by_{head}"] = {"kind": "classify", "models": {head: head}, "data": said[head], "task": task, "max_length": LENGTH}
+    files = {f"{data}.jsonl": lines for data, lines in rows.items()}
+    with Recipe(f"classifier-theirs-{name}", stages, files) as recipe:
+        base = recipe.folder / "models" / "base"
+        make(base)
+        for seed, (head, more) in enumerate(heads.items()):
+            torch.manual_seed(11 + seed)
+            config = AutoConfig.from_pretrained(base, **more)
+            if name == "llama":
+                # A classifier has no matrix for words then.
+                config.tie_word_embeddings = head == "silent"
+            model = AutoModelForSequenceClassification.from_config(config)
+            with torch.no_grad():
+                getattr(model, module).weight.mul_(3)
+            folder = recipe.folder / "models" / head
+            model.save_pretrained(folder, max_shard_size="20KB" if head == "shards" else "5GB")
+            AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+        report.check(len(list((recipe.folder / "models" / "shards").glob("*.safetensors"))) > 1, f"{name}: several files of weights")
+        recipe.run()
+        for head in heads:
+            paths = {file["name"]: Path(file["path"]) for file in recipe.show(f"by_{head}")["files"]}
+            lines = [json.loads(line) for line in paths["predictions.jsonl"].read_text().splitlines()]
+            model = AutoModelForSequenceClassification.from_pretrained(recipe.folder / "models" / head)
+            if head == "silent":
+                model.config.id2label = {0: "bread", 1: "rest"}
+            if head == "gauge":
+                model.config.problem_type = "regression"
+            compare(report, model, base, lines, head, f"{name}, {head} of transformers")
+            # What was loaded is written as what transformers opens again.
+            folder = recipe.export(head, head)
+            again, found = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+            report.equal(strangers(found), {}, f"{name}, {head}: every tensor has its place after a round")
+            if head == "silent":
+                report.equal(again.config.id2label, {0: "bread", 1: "rest"}, f"{name}: labels that were given")
+            again.config.problem_type = model.config.problem_type
+            compare(report, again, folder, lines, head, f"{name}, {head} after a round")
+
 
 def main():
-    """Both architectures."""
+    """Both architectures, both ways."""
     torch.set_num_threads(2)
     report = Report("model_classifier")
     for name in ARCHITECTURES:
         check(report, name)
+        theirs(report, name)
     report.done()
 
 

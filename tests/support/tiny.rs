@@ -44,6 +44,65 @@ pub fn reward_model(kitchen: &Kitchen, name: &str) {
     add_tensors(&kitchen.path().join(name), &[("score.weight", vec![1, 32])]);
 }
 
+/// Writes the folder `name`: the tiny model under a head for labels, as transformers saves `LlamaForSequenceClassification`.
+pub fn classifier(kitchen: &Kitchen, name: &str, labels: &[&str]) {
+    model(kitchen, name);
+    let folder = kitchen.path().join(name);
+    add_tensors(&folder, &[("score.weight", vec![labels.len(), 32])]);
+    label(&folder, "LlamaForSequenceClassification", labels);
+}
+
+/// The same of the tiny BERT: `BertForSequenceClassification`.
+pub fn encoder_classifier(kitchen: &Kitchen, name: &str, labels: &[&str]) {
+    encoder(kitchen, name);
+    let folder = kitchen.path().join(name);
+    let head = [
+        ("classifier.weight", vec![labels.len(), 16]),
+        ("classifier.bias", vec![labels.len()]),
+    ];
+    add_tensors(&folder, &head);
+    label(&folder, "BertForSequenceClassification", labels);
+}
+
+/// Says in a configuration what the rows of a head mean.
+fn label(folder: &Path, class: &str, labels: &[&str]) {
+    let path = folder.join("config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let names = labels.iter().enumerate();
+    let names: Map<String, Value> = names
+        .map(|(row, label)| (row.to_string(), json!(label)))
+        .collect();
+    config["architectures"] = json!([class]);
+    config["id2label"] = names.into();
+    fs::write(path, config.to_string()).unwrap();
+}
+
+/// Writes the folder `name`: a linear head alone on vectors of 32 numbers, as an output of `head` has it, made for a model that nobody has.
+pub fn lone_head(kitchen: &Kitchen, name: &str, labels: &[&str]) {
+    let folder = kitchen.path().join(name);
+    fs::create_dir_all(&folder).unwrap();
+    let shape = json!({
+        "input": 32, "hidden": [], "outputs": labels.len(), "activation": "relu", "bias": true, "names": "head",
+    });
+    let about = json!({
+        "task": "classification", "labels": labels, "pooling": "mean", "normalize": false, "shape": shape,
+    });
+    fs::write(folder.join("head.json"), about.to_string()).unwrap();
+    let nobody = "0".repeat(64);
+    let base = json!({ "artifact": nobody, "weights": [nobody] });
+    fs::write(folder.join("levain_base.json"), base.to_string()).unwrap();
+    let numbers = |count: usize| (0..count).map(|i| ((i * 37 % 101) as f32 - 50.0) / 200.0);
+    let tensors = [
+        ("head.0.weight", vec![labels.len(), 32]),
+        ("head.0.bias", vec![labels.len()]),
+    ];
+    let tensors = tensors.map(|(name, shape)| {
+        let numbers: Vec<f32> = numbers(shape.iter().product()).collect();
+        (name.to_owned(), shape, numbers)
+    });
+    write_tensors_to(&folder.join("head.safetensors"), &tensors);
+}
+
 /// Writes the folder `name` with a tiny BERT as encoders of sentences come: saved without `bert.` in its names, with a pooler and without
 /// a head for masked tokens. 2 layers of width 16, 96 positions, a token for every letter.
 pub fn encoder(kitchen: &Kitchen, name: &str) {
@@ -159,6 +218,10 @@ fn tensors(folder: &Path) -> Vec<Tensor> {
 }
 
 fn write_tensors(folder: &Path, tensors: &[Tensor]) {
+    write_tensors_to(&folder.join("model.safetensors"), tensors);
+}
+
+fn write_tensors_to(path: &Path, tensors: &[Tensor]) {
     let stored: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = tensors
         .iter()
         .map(|(name, shape, numbers)| {
@@ -166,8 +229,7 @@ fn write_tensors(folder: &Path, tensors: &[Tensor]) {
             (name.clone(), Dtype::F32, shape.clone(), bytes.collect())
         })
         .collect();
-    let path = folder.join("model.safetensors");
-    formats::safetensors::write_file(&path, &stored, &[("format", "pt")]).unwrap();
+    formats::safetensors::write_file(path, &stored, &[("format", "pt")]).unwrap();
 }
 
 /// A conversation on each line; every third one has two turns, and lengths differ.

@@ -16,27 +16,28 @@ use crate::cache::Cache;
 use crate::digest::Digest;
 use crate::recipe::Format;
 
-/// The file beside an exported adapter that says which base it was made for. PEFT leaves it alone.
+/// The file beside an exported adapter, or a head alone, that says which base it was made for. PEFT leaves it alone.
 pub const BASE: &str = "levain_base.json";
 
-/// What an exported adapter was made for, in [`BASE`].
+/// What an exported adapter or head was made for, in [`BASE`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Base {
-    /// The artifact of the weights under the adapter.
+    /// The artifact of the weights under the adapter, or of the model under the head.
     pub artifact: Digest,
     /// The contents of its files of weights, in their order: the same model in another type has the same.
     pub weights: Vec<Digest>,
 }
 
 impl Base {
-    /// The base of a model with an adapter; none of another artifact.
+    /// The base of a model with an adapter, and the model that the files of a classifier leave out; none of another artifact.
     fn of(cache: &Cache, view: &ArtifactView) -> Result<Option<Base>> {
-        let Some(mut base) = view.refs.get("base") else {
+        let base = match view.artifact {
+            ArtifactType::Classifier => left_out(view),
+            _ => view.refs.get("base").map(|_| innermost(view)),
+        };
+        let Some(base) = base else {
             return Ok(None);
         };
-        while let Some(inner) = base.refs.get("base") {
-            base = inner;
-        }
         let files = cache.manifest(base.digest)?.files;
         let mut weights: Vec<Digest> = files
             .iter()
@@ -47,6 +48,26 @@ impl Base {
         let artifact = base.digest;
         Ok(Some(Base { artifact, weights }))
     }
+}
+
+/// The weights under all adapters of a model.
+fn innermost(model: &ArtifactView) -> &ArtifactView {
+    let mut base = model;
+    while let Some(inner) = base.refs.get("base") {
+        base = inner;
+    }
+    base
+}
+
+/// The model that the files of a classifier leave out: the base of its adapter, or of a head alone the model whose vectors it takes.
+fn left_out(classifier: &ArtifactView) -> Option<&ArtifactView> {
+    let model = classifier.refs.get("model")?;
+    let has = |name: &str| classifier.files.iter().any(|(own, _)| own == name);
+    let weights = classifier.files.iter().filter(|(name, _)| is_weights(name));
+    if has("adapter_config.json") {
+        return Some(innermost(model));
+    }
+    (weights.count() == 1).then_some(model)
 }
 
 /// Whether a file of a model holds weights.
@@ -107,10 +128,11 @@ pub fn files(
         }
         Format::Peft | Format::Files => {}
     }
-    // Bottleneck adapters have no other form than their files.
-    if (format == Format::Peft || files.contains_key("adapter.safetensors"))
-        && let Some(base) = Base::of(cache, view)?
-    {
+    // Bottleneck adapters and classifiers have no other form than their files.
+    let made_for_another = format == Format::Peft
+        || files.contains_key("adapter.safetensors")
+        || view.artifact == ArtifactType::Classifier;
+    if made_for_another && let Some(base) = Base::of(cache, view)? {
         let text = serde_json::to_string_pretty(&base)? + "\n";
         files.insert(BASE.to_owned(), Content::Made(text.into_bytes()));
     }

@@ -79,9 +79,14 @@ pub(crate) fn known(
 
 /// Whether anybody asks of such an artifact: of models and tokens, not of rows and numbers.
 fn matters(output: &Output) -> bool {
-    use ArtifactType::{Adapter, Model, RewardModel, Tokens};
+    use ArtifactType::{Adapter, Classifier, Model, RewardModel, Tokens};
     match output.gives {
-        Gives::New(artifact) => matches!(artifact, Model | RewardModel | Adapter | Tokens),
+        Gives::New(artifact) => {
+            matches!(
+                artifact,
+                Model | RewardModel | Adapter | Classifier | Tokens
+            )
+        }
         Gives::Same(_) => true,
     }
 }

@@ -4,6 +4,7 @@ pub mod choice;
 pub mod config;
 pub mod dtype;
 pub mod gguf;
+pub mod head;
 mod json;
 mod mapped;
 pub mod nf4;

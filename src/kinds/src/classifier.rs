@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::features::POOLING;
-use crate::head::{ACTIVATION, DROPOUT, HIDDEN, TASK, fits_head, names};
+use crate::head::{ACTIVATION, DROPOUT, HIDDEN, TASK, fits_head, names, told};
 use crate::lists::fields;
 use crate::tokenize_labelled::{FIELDS, MAX_LENGTH, TEXTS, TRUNCATION, labelled};
 use crate::training::{RUNNING, Training, learning};
@@ -53,7 +53,7 @@ fn trains(params: &Map<String, Value>, inputs: &Inputs<'_>) -> Vec<(&'static str
 /// The contract.
 pub const CONTRACT: Contract = Contract {
     kind: "classifier",
-    version: 1,
+    version: 2,
     about: "Trains a model with a head for labels or numbers, end to end.",
     manual: "\
 The head is that of `head`, with the same losses and the same measures on `test`, on the vector that `pooling` makes of a text as in `features`; but
@@ -73,7 +73,11 @@ transformers takes the state of a Llama's last token that is not padding, so a t
 keeps the model's files as they were, and the head in `head.safetensors` beside them, which transformers does not open; `head.json` says
 what the head is, in every case.
 
-`classify` applies a classifier to texts. Fields of optimizers are explained under `sft`.",
+`train` and `learning_rates` name the head's parameters as the files do: `classifier` and `score` in these two shapes, else `head`, with layers `head.0`,
+`head.1`…; the head learns whatever `train` says.
+
+`classify` applies a classifier to texts, and `load_classifier` reads what was exported. A head is always a fresh one: going on from a trained head is not
+possible. Fields of optimizers are explained under `sft`.",
     example: "tuned: { kind: classifier, model: base, data: halves.train, test: halves.test, pooling: pooler, learning_rate: 5.0e-5 }",
     pool: Pool::Torch,
     repeatable: Repeatable::Deterministic,
@@ -95,7 +99,7 @@ what the head is, in every case.
         labelled("test", Arity::Optional, "Held-out texts to measure on."),
     ],
     outputs: &[
-        Output::new("model", ArtifactType::Classifier, "The model with its head.").keeps_tokenizer_of("model"),
+        Output::new("model", ArtifactType::Classifier, "The model with its head.").keeps_tokenizer_of("model").foreseen(told),
         Output::new("metrics", ArtifactType::Metrics, "Loss and accuracy of each step, and what was measured on `test`.").metrics(metrics),
     ],
     preparations: &[

@@ -2,7 +2,7 @@
 
 use engine::artifact::ArtifactType;
 use engine::contract::{
-    Arity, Contract, From, Output, Pool, Port, Preparation, Repeatable, no_check,
+    Arity, Contract, From, Inputs, Output, Pool, Port, Preparation, Repeatable, no_check,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -30,14 +30,29 @@ fn names(params: &Map<String, Value>, named: &dyn Fn(&str) -> Vec<String>) -> Ve
     each(&named("models"), measured(params))
 }
 
+/// Models that were trained for the other task.
+fn fits(params: &Map<String, Value>, inputs: &Inputs<'_>) -> Vec<(&'static str, String)> {
+    let asked = params.get("task").and_then(Value::as_str);
+    let models = (inputs.known)("models").into_iter();
+    let others = models.filter_map(|(stage, known)| {
+        let task = known.get("task")?.as_str()?;
+        let message = format!(
+            "`{stage}` was trained for {task}: say `task: {task}`, or leave it out of this stage"
+        );
+        (asked != Some(task)).then_some(("task", message))
+    });
+    others.collect()
+}
+
 /// The contract.
 pub const CONTRACT: Contract = Contract {
     kind: "classify",
-    version: 1,
+    version: 2,
     about: "Measures heads and classifiers on labelled texts, side by side.",
     manual: "\
 Each model says of each text which label it has, or which number: a `classifier` as it is, a `head` on the vectors that its model makes of
-the texts. What is measured is explained under `head`; numbers bear the models' names, `tuned.accuracy`. `max_length` should be that of the training.
+the texts. What is measured is explained under `head`; numbers bear the models' names, `tuned.accuracy`. `max_length` should be that of the training: where
+another cuts texts otherwise, a note says so. Labels are those of the training, `1` for `1.0` and without white space around them.
 `predictions.jsonl` has a line for each row: its place in the data, its label, and of each model the prediction and (of labels) its probability.",
     example: "table: { kind: classify, models: { probe: probe, tuned: tuned }, data: held_out, max_length: 128 }",
     pool: Pool::Torch,
@@ -71,6 +86,31 @@ the texts. What is measured is explained under `head`; numbers bear the models' 
     }],
     layout: None,
     check: no_check,
-    check_inputs: None,
+    check_inputs: Some(fits),
     memory: None,
 };
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::known::tests::said;
+
+    #[test]
+    fn models_for_the_other_task_are_named() {
+        let of = |task: &str, facts: Value| {
+            let fields = json!({ "task": task });
+            said(fits, fields, &[("models", "probe", facts)])
+        };
+        let number = json!({ "task": "regression" });
+        assert!(of("regression", number.clone()).is_empty());
+        assert!(of("classification", json!({})).is_empty());
+        let found = of("classification", number);
+        assert_eq!(found[0].0, "task");
+        assert!(
+            found[0].1.starts_with("`probe` was trained for regression"),
+            "{found:?}"
+        );
+    }
+}

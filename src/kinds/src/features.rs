@@ -62,7 +62,7 @@ pub(crate) const FORWARD_BATCH: Field = numeric(
 /// The contract.
 pub const CONTRACT: Contract = Contract {
     kind: "features",
-    version: 1,
+    version: 2,
     about: "Turns labelled texts into vectors by a frozen model, for heads to be trained on.",
     manual: "\
 Feature-based fine-tuning (BERT, arXiv 1810.04805, section 5.3): a model that is not trained reads each text once, and its vectors are
@@ -76,7 +76,7 @@ kept; `head` then trains on them as often as one likes. A vector is made of the 
 | `pooler` | tanh(W s_1 + b) | encoders with a pooler, as in `BertForSequenceClassification` |
 
 `normalize` divides each by its length, as sentence-transformers does after `mean` of all-MiniLM-L6-v2. Vectors are f32 whatever the model's
-`dtype`; each row keeps its label. An adapter on the model counts. Rows of like length go together, and are written in the data's order.",
+`dtype`; each row keeps its label, without white space around it. An adapter on the model counts. Rows of like length go together, and are written in the data's order.",
     example: "vectors: { kind: features, model: base, data: halves.train, max_length: 128 }",
     pool: Pool::Torch,
     repeatable: Repeatable::Deterministic,

@@ -3,6 +3,7 @@
 use engine::artifact::ArtifactType;
 use engine::contract::{
     Arity, Choice, Contract, Field, FieldType, Literal, Need, Output, Pool, Port, Repeatable,
+    Summary,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -160,6 +161,12 @@ pub(crate) fn names(
     all
 }
 
+/// What can be told of a classifier before it is trained.
+pub(crate) fn told(params: &Map<String, Value>, _: &[(&str, &Summary)]) -> Option<Summary> {
+    let task = params.get("task")?.clone();
+    Some([("task".to_owned(), task)].into())
+}
+
 /// An activation between layers that there are not, and what does nothing in a training with a head.
 pub(crate) fn fits_head(params: &Map<String, Value>) -> Vec<(&'static str, String)> {
     let mut problems = fits_with_head(params);
@@ -181,7 +188,7 @@ pub(crate) fn fits_head(params: &Map<String, Value>) -> Vec<(&'static str, Strin
 /// The contract.
 pub const CONTRACT: Contract = Contract {
     kind: "head",
-    version: 1,
+    version: 2,
     about: "Trains a linear map or a small network on vectors of texts: the head of feature-based fine-tuning.",
     manual: "\
 The vectors come from `features` and stay as they are, so that an epoch takes milliseconds. With x a vector and `hidden: [h]` the head is
@@ -190,7 +197,7 @@ over the rows of a batch:
 
 | `task` | outputs | loss of a row |
 |---|---|---|
-| `classification` | z, one for each label; labels in order of their text, or of their value where all are numbers | −log softmax(z)_label |
+| `classification` | z, one for each label; labels in order of their text, or of their value where all are numbers, and then `1` and `1.0` are one; white space around them is no part of them | −log softmax(z)_label |
 | `regression` | one | (z − label)² |
 
 `standardize` shifts and scales each number of the vectors to mean 0 and deviation 1 over the training rows first (numbers that never change are
@@ -198,7 +205,8 @@ only shifted); after the training that is put into W₁ and b₁, so that the he
 uniform in ±1/√inputs, as torch's `Linear`, biases at 0, that of a regression's result at the mean of the training labels. Dropout is before
 each layer. Weight decay spares biases.
 
-With `test`, the head is measured on held-out vectors, which must come from the same model and `pooling`. Definitions are scikit-learn's:
+With `test`, the head is measured on held-out vectors, which must come from the same model, `pooling` and `normalize`, and of texts that were cut in
+the same manner: other `max_length` or `truncation` is an error where it makes a difference to any text. Definitions are scikit-learn's:
 *accuracy*; *f1*, of two labels that of the second, else the mean over labels *f1_macro*; *mcc* (Matthews); *auc*, the area under the ROC curve, of more
 than two labels the mean of each against the rest; *loss* in nats; and *majority*, the accuracy of always saying the most frequent of the held-out labels. Of
 numbers: *mse*, *mae*, *r2*, *pearson*, *spearman*. What is not defined (the AUC of rows that all have one label) is null, with the reason
@@ -268,7 +276,7 @@ optimizers are explained under `sft`.",
         },
     ],
     outputs: &[
-        Output::new("head", ArtifactType::Classifier, "The head.").keeps_tokenizer_of("data"),
+        Output::new("head", ArtifactType::Classifier, "The head.").keeps_tokenizer_of("data").foreseen(told),
         Output::new("metrics", ArtifactType::Metrics, "Loss and accuracy of each step, and what was measured on `test`.")
             .metrics(|params, named| names(&["first_loss", "last_loss", "steps"], params, named)),
     ],

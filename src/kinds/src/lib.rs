@@ -25,6 +25,7 @@ pub mod known;
 pub mod kto;
 pub mod label;
 pub mod load_adapter;
+pub mod load_classifier;
 pub mod load_dataset;
 pub mod load_model;
 pub mod load_reward_model;
@@ -74,6 +75,7 @@ pub fn contracts() -> Contracts {
             &contrast::CONTRACT,
             &load_model::CONTRACT,
             &load_reward_model::CONTRACT,
+            &load_classifier::CONTRACT,
             &init_model::CONTRACT,
             &quantize::CONTRACT,
             &lora::CONTRACT,
@@ -182,6 +184,7 @@ mod tests {
         fits::<super::init_model::InitModel>(&super::init_model::CONTRACT);
         fits::<super::load_model::LoadModel>(&super::load_model::CONTRACT);
         fits::<super::load_reward_model::LoadRewardModel>(&super::load_reward_model::CONTRACT);
+        fits::<super::load_classifier::LoadClassifier>(&super::load_classifier::CONTRACT);
         fits::<super::lora::Lora>(&super::lora::CONTRACT);
         fits::<super::ia3::Ia3>(&super::ia3::CONTRACT);
         fits::<super::bottleneck::Bottleneck>(&super::bottleneck::CONTRACT);

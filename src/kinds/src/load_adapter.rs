@@ -39,7 +39,7 @@ base in `levain_base.json`, a file that PEFT leaves alone: by the digest of the 
 you mean it, say `other_base: true`. PEFT itself writes down at most a name, which is told and can't be checked.
 
 Modules that are stored whole beside an adapter (`modules_to_save`, such as the head of a reward model) are refused: merge such an adapter in
-PEFT (`merge_and_unload`) and load the whole model.
+PEFT (`merge_and_unload`) and load the whole model. A classifier's adapter that Levain exported is what `load_classifier` reads.
 
 PEFT's names on an encoder are those of the class that it adapted: with `bert.` (`AutoModelForMaskedLM`) or without (`AutoModel`). Both are read, with
 the task FEATURE_EXTRACTION or none, and with adapters on the pooler or on the head for masked tokens, which `all-linear` and `dense` mean there.

@@ -41,7 +41,8 @@ Takes a folder with `config.json`, `model.safetensors` (or its index and shards)
 its tokenizer and chat template inside (F32, F16, BF16, Q4_1, Q8_0). The architecture is Llama's, or that of an encoder, BERT (`model_type: bert`;
 a folder, with or without the pooler and the head for masked tokens), for the kinds that take one. Every expected tensor must be
 there with the shape that the configuration says; nothing is loaded by pickle. The files are kept as they are: quantized GGUF
-tensors become numbers of `dtype` when a stage loads the model. A folder with a head for rewards is what `load_reward_model` reads.",
+tensors become numbers of `dtype` when a stage loads the model. A folder with a head for rewards is what `load_reward_model` reads, one with a
+head for labels or a number `load_classifier`.",
     example: "base: { kind: load_model, source: models/SmolLM2-135M-Instruct.gguf }",
     pool: Pool::Cpu,
     repeatable: Repeatable::Deterministic,

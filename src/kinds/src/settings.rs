@@ -28,6 +28,7 @@ pub(crate) fn fits(params: &Map<String, Value>) -> Problems {
 pub(crate) fn fits_with_head(params: &Map<String, Value>) -> Problems {
     let mut problems = choice(params);
     problems.extend(depth(params));
+    problems.extend(checkpointing(params));
     problems.extend(optimizer(params));
     problems
 }
@@ -94,6 +95,16 @@ fn depth(params: &Map<String, Value>) -> Problems {
     given.map(|(field, _)| said(field)).collect()
 }
 
+/// Layers that keep nothing for a way back, since nothing in them or below is trained.
+fn checkpointing(params: &Map<String, Value>) -> Option<(&'static str, String)> {
+    let head_only = params.get("train").and_then(Value::as_str) == Some("head");
+    let again = params.get("checkpointing").and_then(Value::as_bool) == Some(true);
+    (head_only && again).then(|| {
+        let message = "`checkpointing` saves what layers keep for the way back, and with `train: head` no layer has one: leave `checkpointing` out";
+        ("checkpointing", message.to_owned())
+    })
+}
+
 /// What the optimizer would not look at.
 fn optimizer(params: &Map<String, Value>) -> Problems {
     if params.get("optimizer").and_then(Value::as_str) != Some("adafactor") {
@@ -154,6 +165,12 @@ mod tests {
                 vec!["layer_decay"],
             ),
             (
+                json!({ "train": "head", "checkpointing": true }),
+                vec!["checkpointing"],
+            ),
+            (json!({ "train": "head", "checkpointing": false }), vec![]),
+            (json!({ "train": "all", "checkpointing": true }), vec![]),
+            (
                 json!({ "train": { "last_layers": 1 }, "layer_decay": 0.5, "unfreeze_every": 2 }),
                 vec!["layer_decay", "unfreeze_every"],
             ),
@@ -182,5 +199,7 @@ mod tests {
         assert!(wrong(fits_with_head, fields).is_empty());
         let fields = json!({ "train": "head", "layer_decay": 0.9 });
         assert_eq!(wrong(fits_with_head, fields), ["layer_decay"]);
+        let fields = json!({ "train": "head", "checkpointing": true });
+        assert_eq!(wrong(fits_with_head, fields), ["checkpointing"]);
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::backbone::Backbone;
 use crate::fit::Objective;
-use crate::head::{Head, Task};
+use crate::head::{self, Head, Task};
 use crate::kv_cache::Segments;
 use crate::linear::Pass;
 use crate::loss::Loss;
@@ -146,7 +146,7 @@ impl Objective for Classifier<'_> {
     fn loss(&mut self, pass: Pass, (batch, targets): &(Batch, Vec<f64>)) -> Result<Loss> {
         let vectors = batch.vectors(self.backbone, pass, self.pooling)?;
         let outputs = self.head.forward(pass, &vectors, &batch.starts)?;
-        let (sum, sums) = self.task.loss(&outputs, targets)?;
+        let (sum, sums) = head::loss(self.task, &outputs, targets)?;
         Ok(Loss {
             sum,
             weight: targets.len() as f64,

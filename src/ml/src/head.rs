@@ -7,110 +7,17 @@ use crate::params::Params;
 use crate::place::{HOST, Place};
 use crate::random::Stream;
 use crate::torch;
-use anyhow::{Context, Result, bail, ensure};
-use serde::{Deserialize, Serialize};
+use anyhow::{Context, Result, ensure};
 use tch::{Kind, Tensor, no_grad};
 
-/// What follows a layer that is not the last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Activation {
-    /// max(0, x).
-    Relu,
-    /// x Φ(x).
-    Gelu,
-    /// The hyperbolic tangent.
-    Tanh,
-}
+pub use formats::head::{Activation, Names, Shape, Task};
 
-impl Activation {
-    /// The activation that a recipe calls by this word.
-    pub fn parse(word: &str) -> Result<Activation> {
-        Ok(match word {
-            "relu" => Activation::Relu,
-            "gelu" => Activation::Gelu,
-            "tanh" => Activation::Tanh,
-            other => bail!("`{other}` is not an activation: it is relu, gelu or tanh"),
-        })
-    }
-
-    fn of(self, x: &Tensor) -> Result<Tensor> {
-        Ok(match self {
-            Activation::Relu => x.f_relu()?,
-            Activation::Gelu => x.f_gelu("none")?,
-            Activation::Tanh => x.f_tanh()?,
-        })
-    }
-}
-
-/// The names of a head's tensors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Names {
-    /// `head.0.weight`, `head.0.bias`, `head.1.weight`…
-    Head,
-    /// `score.weight`, as in `LlamaForSequenceClassification`; of linear heads.
-    Score,
-    /// `classifier.weight` and `classifier.bias`, as in `BertForSequenceClassification`; of linear heads.
-    Classifier,
-}
-
-impl Names {
-    /// The module that transformers calls the head, where it has one.
-    pub fn module(self) -> Option<&'static str> {
-        match self {
-            Names::Head => None,
-            Names::Score => Some("score"),
-            Names::Classifier => Some("classifier"),
-        }
-    }
-
-    fn layer(self, index: usize) -> String {
-        match self.module() {
-            Some(module) => module.to_owned(),
-            None => format!("head.{index}"),
-        }
-    }
-}
-
-/// The shape of a head.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Shape {
-    /// Numbers of a vector.
-    pub input: usize,
-    /// Widths of the layers between.
-    pub hidden: Vec<usize>,
-    /// Numbers that come out.
-    pub outputs: usize,
-    /// What follows each layer but the last.
-    pub activation: Activation,
-    /// Whether layers have biases.
-    pub bias: bool,
-    /// What its tensors are called.
-    pub names: Names,
-}
-
-/// The widest layer: what a file says must not ask for all the memory there is.
-const WIDEST: usize = 1 << 20;
-
-impl Shape {
-    /// (inputs, outputs) of each layer.
-    ///
-    /// Errors for widths of 0 or beyond reason, and for layers between under a name that has no place for them.
-    fn layers(&self) -> Result<Vec<(i64, i64)>> {
-        let widths = [&[self.input][..], &self.hidden[..], &[self.outputs][..]].concat();
-        ensure!(
-            widths.iter().all(|width| (1..=WIDEST).contains(width)),
-            "a head can't have the widths {widths:?}"
-        );
-        ensure!(
-            self.hidden.is_empty() || self.names == Names::Head,
-            "a head that transformers knows has no layers between"
-        );
-        let pairs = widths.windows(2);
-        Ok(pairs.map(|w| (w[0] as i64, w[1] as i64)).collect())
-    }
+fn activated(activation: Activation, x: &Tensor) -> Result<Tensor> {
+    Ok(match activation {
+        Activation::Relu => x.f_relu()?,
+        Activation::Gelu => x.f_gelu("none")?,
+        Activation::Tanh => x.f_tanh()?,
+    })
 }
 
 #[derive(Debug)]
@@ -213,6 +120,7 @@ impl Head {
         };
         let mut layers = Vec::new();
         for (index, (input, output)) in shape.layers()?.into_iter().enumerate() {
+            let (input, output) = (i64::try_from(input)?, i64::try_from(output)?);
             let name = shape.names.layer(index);
             let weight = take(&format!("{name}.weight"), &[output, input])?;
             let bias = match shape.bias {
@@ -286,7 +194,7 @@ impl Head {
             x = self.dropped(pass, &layer.name, &x, places)?;
             x = x.f_linear(&layer.weight, layer.bias.as_ref())?;
             if index < last {
-                x = self.shape.activation.of(&x)?;
+                x = activated(self.shape.activation, &x)?;
             }
         }
         Ok(x)
@@ -317,72 +225,50 @@ impl Head {
     }
 }
 
-/// What the outputs of a head are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Task {
-    /// Logits of classes.
-    Classification,
-    /// One number.
-    Regression,
-}
-
-impl Task {
-    /// The task that a recipe calls by this word.
-    pub fn parse(word: &str) -> Result<Task> {
-        Ok(match word {
-            "classification" => Task::Classification,
-            "regression" => Task::Regression,
-            other => bail!("`{other}` is not a task: it is classification or regression"),
-        })
-    }
-
-    /// The sum over rows of −log softmax(outputs)[target], or of (output − target)², with a gradient; and what is measured of them.
-    /// `outputs [rows, classes]` or `[rows, 1]`; a target is the place of a class, or a number.
-    pub fn loss(
-        self,
-        outputs: &Tensor,
-        targets: &[f64],
-    ) -> Result<(Tensor, Vec<(&'static str, f64)>)> {
-        let size = outputs.size();
-        ensure!(
-            size.len() == 2 && size[0] == targets.len() as i64,
-            "outputs of the shape {size:?} for {} rows",
-            targets.len()
-        );
-        match self {
-            Task::Classification => {
-                let classes = size[1] as f64;
-                let classed =
-                    |target: &f64| (0.0..classes).contains(target) && target.fract() == 0.0;
-                ensure!(
-                    targets.iter().all(classed),
-                    "a class is not among the {} of the head",
-                    size[1]
-                );
-                let targets: Vec<i64> = targets.iter().map(|target| *target as i64).collect();
-                let targets = Tensor::from_slice(&targets).to_device(outputs.device());
-                let all = outputs.f_log_softmax(-1, outputs.kind())?;
-                let own = all.f_gather(1, &targets.f_unsqueeze(1)?, false)?;
-                let right = outputs.detach().f_argmax(-1, false)?;
-                let right = right.eq_tensor(&targets).sum(Kind::Double);
-                let sum = own.sum(None::<Kind>).f_neg()?;
-                Ok((sum, vec![("accuracy", right.double_value(&[]))]))
-            }
-            Task::Regression => {
-                ensure!(
-                    size[1] == 1,
-                    "a head for a number has one output, not {}",
-                    size[1]
-                );
-                let targets = Tensor::from_slice(targets)
-                    .to_kind(outputs.kind())
-                    .to_device(outputs.device());
-                let errors = outputs.squeeze_dim(1).f_sub(&targets)?;
-                let absolute = errors.detach().abs().sum(Kind::Double).double_value(&[]);
-                let sum = errors.square().sum(None::<Kind>);
-                Ok((sum, vec![("absolute_error", absolute)]))
-            }
+/// The sum over rows of −log softmax(outputs)[target], or of (output − target)², with a gradient; and what is measured of them.
+/// `outputs [rows, classes]` or `[rows, 1]`; a target is the place of a class, or a number.
+pub fn loss(
+    task: Task,
+    outputs: &Tensor,
+    targets: &[f64],
+) -> Result<(Tensor, Vec<(&'static str, f64)>)> {
+    let size = outputs.size();
+    ensure!(
+        size.len() == 2 && size[0] == targets.len() as i64,
+        "outputs of the shape {size:?} for {} rows",
+        targets.len()
+    );
+    match task {
+        Task::Classification => {
+            let classes = size[1] as f64;
+            let classed = |target: &f64| (0.0..classes).contains(target) && target.fract() == 0.0;
+            ensure!(
+                targets.iter().all(classed),
+                "a class is not among the {} of the head",
+                size[1]
+            );
+            let targets: Vec<i64> = targets.iter().map(|target| *target as i64).collect();
+            let targets = Tensor::from_slice(&targets).to_device(outputs.device());
+            let all = outputs.f_log_softmax(-1, outputs.kind())?;
+            let own = all.f_gather(1, &targets.f_unsqueeze(1)?, false)?;
+            let right = outputs.detach().f_argmax(-1, false)?;
+            let right = right.eq_tensor(&targets).sum(Kind::Double);
+            let sum = own.sum(None::<Kind>).f_neg()?;
+            Ok((sum, vec![("accuracy", right.double_value(&[]))]))
+        }
+        Task::Regression => {
+            ensure!(
+                size[1] == 1,
+                "a head for a number has one output, not {}",
+                size[1]
+            );
+            let targets = Tensor::from_slice(targets)
+                .to_kind(outputs.kind())
+                .to_device(outputs.device());
+            let errors = outputs.squeeze_dim(1).f_sub(&targets)?;
+            let absolute = errors.detach().abs().sum(Kind::Double).double_value(&[]);
+            let sum = errors.square().sum(None::<Kind>);
+            Ok((sum, vec![("absolute_error", absolute)]))
         }
     }
 }
@@ -448,7 +334,7 @@ impl Objective for OnVectors<'_> {
 
     fn loss(&mut self, pass: Pass, batch: &VectorBatch) -> Result<Loss> {
         let outputs = self.head.forward(pass, &batch.vectors, &batch.places)?;
-        let (sum, sums) = self.task.loss(&outputs, &batch.targets)?;
+        let (sum, sums) = loss(self.task, &outputs, &batch.targets)?;
         Ok(Loss {
             sum,
             weight: batch.targets.len() as f64,

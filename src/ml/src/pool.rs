@@ -2,45 +2,18 @@
 
 use crate::backbone::Backbone;
 use crate::kv_cache::Segments;
-use anyhow::{Result, bail, ensure};
-use serde::{Deserialize, Serialize};
+use anyhow::{Result, ensure};
 use tch::{Kind, Tensor};
 
-/// Which vector stands for a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Pooling {
-    /// The mean of the states of all tokens (Reimers and Gurevych, arXiv 1908.10084).
-    Mean,
-    /// The last token's state.
-    Last,
-    /// The first token's state.
-    Cls,
-    /// The first token's state through BERT's pooler.
-    Pooler,
-}
+pub use formats::head::Pooling;
 
-impl Pooling {
-    /// The pooling that a recipe calls by this word.
-    pub fn parse(word: &str) -> Result<Pooling> {
-        Ok(match word {
-            "mean" => Pooling::Mean,
-            "last" => Pooling::Last,
-            "cls" => Pooling::Cls,
-            "pooler" => Pooling::Pooler,
-            other => bail!("`{other}` is not a pooling: it is mean, last, cls or pooler"),
-        })
-    }
-
-    /// Errors where the vector of this pooling says nothing of a row: in a causal model the first token has seen nothing else.
-    pub fn check(self, backbone: &Backbone) -> Result<()> {
-        let first = matches!(self, Pooling::Cls | Pooling::Pooler);
-        ensure!(
-            backbone.is_encoder() || !first,
-            "`cls` and `pooler` are the first token's state, which in a causal model has seen no other token: take `mean` or `last`"
-        );
-        Ok(())
-    }
+/// Errors where the vector of this pooling says nothing of a row: in a causal model the first token has seen nothing else.
+pub fn check(pooling: Pooling, backbone: &Backbone) -> Result<()> {
+    ensure!(
+        backbone.is_encoder() || !pooling.is_first(),
+        "`cls` and `pooler` are the first token's state, which in a causal model has seen no other token: take `mean` or `last`"
+    );
+    Ok(())
 }
 
 /// The vectors `[rows, hidden]` of rows whose states `[tokens, hidden]` lie one after the other; f32 (f64 stays), with a gradient.
@@ -50,7 +23,7 @@ pub fn pooled(
     states: &Tensor,
     segments: &Segments,
 ) -> Result<Tensor> {
-    pooling.check(backbone)?;
+    check(pooling, backbone)?;
     let wide = match states.kind() {
         Kind::Double => Kind::Double,
         _ => Kind::Float,

@@ -6,7 +6,7 @@ mod support;
 use ml::backbone::Backbone;
 use ml::classifier::{Batch, Classifier, vectors};
 use ml::fit::Objective;
-use ml::head::{Activation, Head, Names, OnVectors, Shape, Task};
+use ml::head::{Activation, Head, Names, OnVectors, Shape, Task, loss};
 use ml::pool::{Pooling, normalized};
 use ml::{Kind, Params, Pass, Tensor, no_grad};
 use serde_json::json;
@@ -273,7 +273,7 @@ fn what_is_no_head_is_refused() {
     let head = Head::fresh(&shape, 0.0, 3, place, &mut Params::new()).unwrap();
     let logits = head.forward(Pass::eval(), &numbers("x", &[2, 32], 1.0), &[]);
     let logits = logits.unwrap();
-    assert!(Task::Classification.loss(&logits, &[0.0, 3.0]).is_err());
-    assert!(Task::Classification.loss(&logits, &[0.0]).is_err());
-    assert!(Task::Regression.loss(&logits, &[0.0, 1.0]).is_err());
+    assert!(loss(Task::Classification, &logits, &[0.0, 3.0]).is_err());
+    assert!(loss(Task::Classification, &logits, &[0.0]).is_err());
+    assert!(loss(Task::Regression, &logits, &[0.0, 1.0]).is_err());
 }

@@ -3,14 +3,18 @@
 use std::path::Path;
 
 use engine::contract::{Inputs, Summary};
-use formats::{ModelConfig, REWARD_HEAD, patterns, peft, quantized};
+use formats::head::{Names, Pooling};
+use formats::{BertParts, ModelConfig, REWARD_HEAD, patterns, peft, quantized};
 use kinds::ia3::Ia3;
 use kinds::known::{Told, adapter};
 use kinds::lora::Targets;
-use kinds::memory::CONFIGURATION;
+use kinds::memory::{CONFIGURATION, MASKED_HEAD};
 use serde_json::{Map, Value};
 
 use crate::{ia3 as ia3_stage, lora as lora_stage};
+
+/// What is known of an encoder's pooler: whether it has one.
+const POOLER: &str = "pooler";
 
 /// (field, message).
 type Mistakes = Vec<(&'static str, String)>;
@@ -100,29 +104,65 @@ fn trained(params: &Map<String, Value>, inputs: &Inputs<'_>, head: Option<&str>)
         let tensors = config.tensor_shapes().into_iter();
         let mut names: Vec<String> = tensors.map(|(name, _)| name).collect();
         names.extend(head.map(str::to_owned));
-        let mut check = |field, wanted: &[String]| {
-            if let Err(error) = patterns::check(wanted, &names, "parameter of the model") {
-                mistakes.push((field, error.to_string()));
+        mistakes.extend(named(params, &names, config.num_hidden_layers));
+    }
+    mistakes
+}
+
+/// The same of `classifier`, which takes encoders as well and puts a head of its own on the model.
+pub(crate) fn train_classifier(params: &Map<String, Value>, inputs: &Inputs<'_>) -> Mistakes {
+    let pooling = params.get("pooling").and_then(Value::as_str);
+    let pooling = pooling.and_then(|word| Pooling::parse(word).ok());
+    let hidden = params.get("hidden").cloned();
+    let hidden = hidden.and_then(|list| serde_json::from_value::<Vec<usize>>(list).ok());
+    let (Some(pooling), Some(hidden)) = (pooling, hidden) else {
+        return Mistakes::new();
+    };
+    let mut mistakes = Mistakes::new();
+    let whole = models(inputs).into_iter();
+    for (config, known) in whole.filter(|(_, known)| adapter(known) == Told::None) {
+        let (encoder, layers, tensors) = match &config {
+            ModelConfig::Llama(config) => (false, config.num_hidden_layers, config.tensor_shapes()),
+            ModelConfig::Bert(config) => {
+                let has = |part: &str| known.get(part).and_then(Value::as_bool);
+                let (Some(pooler), Some(head)) = (has(POOLER), has(MASKED_HEAD)) else {
+                    continue;
+                };
+                let parts = BertParts { pooler, head };
+                (true, config.num_hidden_layers, config.tensor_shapes(parts))
             }
         };
-        if let Some(Value::Array(_)) = params.get("train") {
-            check("train", &patterns_of(params, "train").unwrap_or_default());
+        let mut names: Vec<String> = tensors.into_iter().map(|(name, _)| name).collect();
+        names.extend(Names::of(encoder, pooling, &hidden).tensors(hidden.len()));
+        mistakes.extend(named(params, &names, layers));
+    }
+    mistakes
+}
+
+/// What `train` and `learning_rates` say of parameters of these names.
+fn named(params: &Map<String, Value>, names: &[String], layers: usize) -> Mistakes {
+    let mut mistakes = Mistakes::new();
+    let mut check = |field, wanted: &[String]| {
+        if let Err(error) = patterns::check(wanted, names, "parameter of the model") {
+            mistakes.push((field, error.to_string()));
         }
-        if let Some(Value::Object(rates)) = params.get("learning_rates") {
-            let wanted: Vec<String> = rates.keys().cloned().collect();
-            check("learning_rates", &wanted);
-        }
-        let layers = config.num_hidden_layers;
-        let last = params
-            .get("train")
-            .and_then(|train| train.get("last_layers"));
-        if let Some(count) = last.and_then(Value::as_u64)
-            && count > layers as u64
-        {
-            let message =
-                format!("the last {count} layers are to be trained, but the model has {layers}");
-            mistakes.push(("train", message));
-        }
+    };
+    if let Some(Value::Array(_)) = params.get("train") {
+        check("train", &patterns_of(params, "train").unwrap_or_default());
+    }
+    if let Some(Value::Object(rates)) = params.get("learning_rates") {
+        let wanted: Vec<String> = rates.keys().cloned().collect();
+        check("learning_rates", &wanted);
+    }
+    let last = params
+        .get("train")
+        .and_then(|train| train.get("last_layers"));
+    if let Some(count) = last.and_then(Value::as_u64)
+        && count > layers as u64
+    {
+        let message =
+            format!("the last {count} layers are to be trained, but the model has {layers}");
+        mistakes.push(("train", message));
     }
     mistakes
 }
@@ -275,5 +315,35 @@ mod tests {
         let thin = model(json!({ "adapter": "lora" }));
         let rates = json!({ "learning_rates": { "lora_B": 1.0 } });
         assert_eq!(said(train, rates, &thin), NONE);
+    }
+
+    #[test]
+    fn a_classifiers_head_has_the_names_of_its_files() {
+        let base = model(json!({ "adapter": null }));
+        let of = |fields: Value| said(train_classifier, fields, &base);
+        let last = |train: Value| json!({ "pooling": "last", "hidden": [], "train": train });
+        assert_eq!(of(last(json!(["score", "layers.1"]))), NONE);
+        assert!(of(last(json!(["classifier"])))[0].starts_with("train: no parameter"));
+        let rates = |pooling: &str, hidden: Value, name: &str| json!({ "pooling": pooling, "hidden": hidden, "learning_rates": { name: 1e-3 } });
+        assert_eq!(of(rates("last", json!([]), "score.weight")), NONE);
+        assert_eq!(of(rates("mean", json!([]), "head.0.weight")), NONE);
+        assert_eq!(of(rates("last", json!([4]), "head.1.bias")), NONE);
+        let wrong = of(rates("mean", json!([]), "haed.0"));
+        assert!(
+            wrong[0].starts_with("learning_rates: ") && wrong[0].contains("head.0"),
+            "{wrong:?}"
+        );
+        let mut bert = encoder();
+        let of = |fields: Value, bert: &Summary| said(train_classifier, fields, bert);
+        let pooled = rates("pooler", json!([]), "classifier");
+        // Whether there is a pooler is not known.
+        let wrong = rates("pooler", json!([]), "score");
+        assert_eq!(of(wrong.clone(), &bert), NONE);
+        bert.insert(POOLER.to_owned(), json!(true));
+        bert.insert(MASKED_HEAD.to_owned(), json!(false));
+        assert_eq!(of(pooled, &bert), NONE);
+        assert_eq!(of(wrong, &bert).len(), 1);
+        let depth = json!({ "pooling": "pooler", "hidden": [], "train": { "last_layers": 3 } });
+        assert!(of(depth, &bert)[0].contains("but the model has 2"));
     }
 }

@@ -13,6 +13,7 @@ mod ia3;
 mod init_model;
 pub mod label;
 mod load_adapter;
+mod load_classifier;
 mod load_dataset;
 mod load_model;
 mod load_reward_model;
@@ -65,6 +66,10 @@ pub fn implementations() -> &'static [Implementation] {
         Implementation {
             kind: "load_reward_model",
             run: load_reward_model::run,
+        },
+        Implementation {
+            kind: "load_classifier",
+            run: load_classifier::run,
         },
         Implementation {
             kind: "cut",
@@ -153,6 +158,10 @@ pub fn glances() -> &'static [Glance] {
             look: load_model::glance,
         },
         Glance {
+            kind: "load_classifier",
+            look: load_classifier::glance,
+        },
+        Glance {
             kind: "init_model",
             look: init_model::glance,
         },
@@ -185,6 +194,7 @@ pub fn trials() -> &'static [Trial] {
         of_names("orpo", ahead::train),
         of_names("kto", ahead::train),
         of_names("reward_model", ahead::train_reward_model),
+        of_names("classifier", ahead::train_classifier),
     ];
     ALL
 }

@@ -34,7 +34,8 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let (files, config, weights) = opened(job, &base).about("source")?;
     let modules = fit(&config, &weights, &base)?;
     if let Some(list) = &files.base {
-        check_base(list, &config, model, params.other_base, cx)?;
+        let made = format!("the adapter was made for {}", made_for(&config));
+        check_base(list, &made, model, params.other_base, cx)?;
     }
     check_numbers(&config, &weights, cx).about("source")?;
     let mut summary = described(&config);
@@ -138,13 +139,13 @@ impl Files {
 }
 
 /// The base that an adapter is put on.
-struct Ground {
-    config: ModelConfig,
-    weights: Weights,
+pub(crate) struct Ground {
+    pub config: ModelConfig,
+    pub weights: Weights,
 }
 
 impl Ground {
-    fn open(parts: &ModelParts<'_>) -> Result<Ground> {
+    pub(crate) fn open(parts: &ModelParts<'_>) -> Result<Ground> {
         let path = parts.base.file("config.json")?;
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("{} can't be read", path.display()))?;
@@ -161,12 +162,12 @@ fn check_whole(config: &PeftConfig, base: &ModelConfig) -> Result<()> {
         ModelConfig::Llama(_) => (
             "a language model, which is CAUSAL_LM",
             "CAUSAL_LM",
-            "load the whole model with `load_model` or `load_reward_model`",
+            "load the whole model with `load_model`, `load_reward_model` or `load_classifier`",
         ),
         ModelConfig::Bert(_) => (
             "an encoder, which is FEATURE_EXTRACTION or has none",
             "FEATURE_EXTRACTION",
-            "load its encoder, saved without the head, with `load_model`",
+            "load the whole model with `load_classifier`, or its encoder, saved without the head, with `load_model`",
         ),
     };
     let saved = config.saved();
@@ -185,7 +186,7 @@ fn check_whole(config: &PeftConfig, base: &ModelConfig) -> Result<()> {
 }
 
 /// The modules that the adapter changes, once names and shapes of all its tensors fit the base.
-fn fit(config: &PeftConfig, weights: &Weights, base: &Ground) -> Result<Vec<String>> {
+pub(crate) fn fit(config: &PeftConfig, weights: &Weights, base: &Ground) -> Result<Vec<String>> {
     let linears = base.config.linears_in(&base.weights);
     config.check(weights, &base.config, &linears).with_context(|| {
         let (what, layers, width, parameters) = match &base.config {
@@ -218,10 +219,10 @@ fn made_for(config: &PeftConfig) -> String {
     }
 }
 
-/// Compares the base that Levain wrote down when it exported the adapter with the one that is given.
-fn check_base(
+/// Compares the base that Levain wrote down when it exported something with the one that is given; `made` says in words what was made for it.
+pub(crate) fn check_base(
     list: &Path,
-    config: &PeftConfig,
+    made: &str,
     model: &ArtifactView,
     other_is_meant: bool,
     cx: &dyn Reporter,
@@ -241,8 +242,7 @@ fn check_base(
         return Ok(());
     }
     let what = format!(
-        "the adapter was made for {}, the base {} ({BASE}), and `model` is {}, which has other weights",
-        made_for(config),
+        "{made}, the base {} ({BASE}), and `model` is {}, which has other weights",
         base.artifact.short(),
         model.digest.short()
     );
@@ -269,7 +269,11 @@ fn contents(model: &ArtifactView, cx: &dyn Reporter) -> Result<Vec<Digest>> {
 }
 
 /// Refuses numbers with which no product is finite.
-fn check_numbers(config: &PeftConfig, weights: &Weights, cx: &dyn Reporter) -> Result<()> {
+pub(crate) fn check_numbers(
+    config: &PeftConfig,
+    weights: &Weights,
+    cx: &dyn Reporter,
+) -> Result<()> {
     if let PeftConfig::Lora(lora) = config {
         let scale = lora.scale() as f32;
         ensure!(
@@ -294,13 +298,13 @@ fn check_numbers(config: &PeftConfig, weights: &Weights, cx: &dyn Reporter) -> R
 }
 
 /// The numbers in an adapter.
-fn count(weights: &Weights) -> u64 {
+pub(crate) fn count(weights: &Weights) -> u64 {
     let of = |shape: &[usize]| shape.iter().map(|extent| *extent as u64).product::<u64>();
     weights.infos().map(|info| of(&info.shape)).sum()
 }
 
 /// What the settings say, in the words of the kind that makes such an adapter.
-fn described(config: &PeftConfig) -> BTreeMap<String, Value> {
+pub(crate) fn described(config: &PeftConfig) -> BTreeMap<String, Value> {
     let mut known: BTreeMap<&str, Value> = match config {
         PeftConfig::Lora(lora) => {
             let mut known = BTreeMap::from([

@@ -18,6 +18,9 @@ use kinds::load_model::LoadModel;
 use kinds::memory::{QUANTIZED, configured, weights as weight_files};
 use serde_json::{Map, Value, json};
 
+/// The weight of an encoder's head for labels, as transformers has it.
+const LABEL_HEAD: &str = "classifier.weight";
+
 pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let params: LoadModel = job.params()?;
     let all = source_files(job)?;
@@ -166,17 +169,22 @@ fn check(
         (ModelConfig::Llama(llama), _) => {
             ensure!(
                 !scored,
-                "the weights hold `{REWARD_HEAD}`, a head for rewards in the place of that for words: `kind: load_reward_model` reads them"
+                "the weights hold `{REWARD_HEAD}`, a head for rewards or labels in the place of that for words: `kind: load_reward_model` reads them, and \
+                 `kind: load_classifier` where a row of it is a label"
             );
             llama.check(&weights)?;
             language_summary(llama, llama.parameter_count(), &weights, dtype)
         }
         (ModelConfig::Bert(_), ArtifactType::RewardModel) => {
             bail!(
-                "the folder holds an encoder (BERT), which is no reward model: `load_model` reads it"
+                "the folder holds an encoder (BERT), which is no reward model: `load_model` reads it, and `load_classifier` where it has a head for labels"
             )
         }
         (ModelConfig::Bert(bert), _) => {
+            ensure!(
+                weights.get(LABEL_HEAD).is_none(),
+                "the weights hold `{LABEL_HEAD}`, a head for labels: `kind: load_classifier` reads them"
+            );
             let parts = bert.check(&weights)?;
             ensure!(
                 tokenizer.masking.is_some(),

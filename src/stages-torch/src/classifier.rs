@@ -6,13 +6,14 @@ mod files;
 use anyhow::{Context, Result};
 use engine::job::{About as _, Drafts, Job, Reporter};
 use formats::config::bert::{MASKED_HEAD, POOLER};
+use formats::head::About;
 use kinds::classifier::Classifier;
 use kinds::training::Train;
-use ml::backbone::Backbone;
 use ml::head::{Activation, Head, Names, Shape, Task};
-use ml::pool::Pooling;
+use ml::pool::{self, Pooling};
 
-use crate::heads::{About, measure, sayings, vectors};
+use crate::cuts::Cuts;
+use crate::heads::{measure, sayings, vectors};
 use crate::labels::{self, classes, targets};
 use crate::model::{LoadedBackbone, load_backbone};
 use crate::training::{Counted, Trainee, check_lengths, choose, metrics, train};
@@ -21,7 +22,9 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let params: Classifier = job.params()?;
     let view = job.input("model")?;
     let labels = labels::of(job, "data")?;
-    let texts = labels::texts(job.input("tokens")?, &labels)?;
+    let tokens = job.input("tokens")?;
+    let texts = labels::texts(tokens, &labels)?;
+    let cuts = Cuts::of_tokens(tokens, params.max_length, &params.truncation)?;
     let task = Task::parse(&params.task)?;
     let labels_of = match task {
         Task::Classification => classes(&labels)?,
@@ -30,8 +33,8 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let wanted = targets(task, &labels, &labels_of)?;
     let mut loaded = load_backbone(view, job)?;
     let pooling = Pooling::parse(&params.pooling)?;
-    pooling.check(&loaded.backbone)?;
-    let names = names(&loaded.backbone, pooling, &params.hidden);
+    pool::check(pooling, &loaded.backbone)?;
+    let names = Names::of(loaded.backbone.is_encoder(), pooling, &params.hidden);
     let about = About {
         task,
         pooling,
@@ -39,10 +42,9 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         shape: Shape {
             input: loaded.backbone.hidden_size(),
             hidden: params.hidden.clone(),
-            outputs: About::outputs(task, &labels_of),
+            outputs: task.outputs(&labels_of),
             activation: Activation::parse(&params.activation)?,
-            // Llama's in transformers has none.
-            bias: names != Names::Score,
+            bias: names.has_bias(),
             names,
         },
         labels: labels_of,
@@ -100,19 +102,9 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         found.tell("test", steps.len(), cx);
         found.add_to(job, &mut metrics)?;
     }
-    let model = files::draft(job, view, &loaded, &about, &head)?;
+    let model = files::draft(job, view, &loaded, (&about, &head), &cuts)?;
     ml::torch::release_memory();
     Ok([("model".to_owned(), model), ("metrics".to_owned(), metrics)].into())
-}
-
-/// What the head's tensors are called: as in transformers where its classifiers have this shape.
-fn names(backbone: &Backbone, pooling: Pooling, hidden: &[usize]) -> Names {
-    match (backbone.is_encoder(), pooling) {
-        _ if !hidden.is_empty() => Names::Head,
-        (true, Pooling::Pooler) => Names::Classifier,
-        (false, Pooling::Last) => Names::Score,
-        _ => Names::Head,
-    }
 }
 
 /// Sets what is trained: the head, and the adapter's parameters or without one what is chosen of what texts go through.

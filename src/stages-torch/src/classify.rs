@@ -6,14 +6,17 @@ use anyhow::{Context, Result, ensure};
 use data::classification::largest;
 use engine::artifact::{ArtifactType, ArtifactView};
 use engine::digest::Digest;
+use engine::event::Level;
 use engine::job::{Draft, Drafts, Job, Reporter};
+use formats::head::About;
 use kinds::classify::Classify;
 use ml::head::Task;
-use ml::pool::Pooling;
+use ml::pool::{self, Pooling};
 use ml::{Place, Tensor};
 use serde_json::{Map, Value, json};
 
-use crate::heads::{About, measure, model_of, sayings, vectors};
+use crate::cuts::Cuts;
+use crate::heads::{self, measure, model_of, sayings, vectors};
 use crate::labels::{self, targets};
 use crate::model::load_backbone;
 
@@ -37,15 +40,16 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let mut rows: Vec<Row> = labels.iter().map(|_| Row::default()).collect();
     let mut kept: Option<Kept> = None;
     for (name, view) in job.inputs_of("models")? {
-        let about = About::of(view)?;
+        let about = heads::about(view)?;
         ensure!(
             about.task == task,
             "`{name}` was trained for {}: say `task: {}`, or leave it out of this stage",
-            word(about.task),
-            word(about.task)
+            about.task.word(),
+            about.task.word()
         );
         let own = tokens.get(name.as_str());
         let own = own.with_context(|| format!("BUG: `{name}` has no tokens"))?;
+        say_cuts(name, view, own, &params, cx)?;
         let model = model_of(view)?;
         let of = (model.digest, own.digest, about.pooling, about.normalize);
         let held = match kept.take().filter(|kept| kept.of == of) {
@@ -53,7 +57,7 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
             None => {
                 ml::torch::release_memory();
                 let loaded = load_backbone(model, job)?;
-                about.pooling.check(&loaded.backbone)?;
+                pool::check(about.pooling, &loaded.backbone)?;
                 let texts = labels::texts(own, &labels)?;
                 let manner = (about.pooling, about.normalize);
                 let unit = format!("texts of {name}");
@@ -65,7 +69,7 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
                 }
             }
         };
-        let head = about.head(view, held.place)?;
+        let head = heads::stored(&about, view, held.place)?;
         let truth = targets(task, &labels, &about.labels).with_context(|| format!("`{name}`"))?;
         let said = sayings(task, &head, &held.vectors)?;
         kept = Some(held);
@@ -99,11 +103,25 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     Ok([("metrics".to_owned(), draft)].into())
 }
 
-fn word(task: Task) -> &'static str {
-    match task {
-        Task::Classification => "classification",
-        Task::Regression => "regression",
-    }
+/// Says where a model was trained on texts that were cut in another manner: that may be meant, and is more often forgotten.
+fn say_cuts(
+    name: &str,
+    view: &ArtifactView,
+    tokens: &ArtifactView,
+    params: &Classify,
+    cx: &dyn Reporter,
+) -> Result<()> {
+    let these = Cuts::of_tokens(tokens, params.max_length, &params.truncation)?;
+    let Some(known) = Cuts::of(view).filter(|known| !known.alike(&these)) else {
+        return Ok(());
+    };
+    let text = format!(
+        "`{name}` was trained on texts cut to {}, and these are cut to {}: it may know less of them",
+        known.words(),
+        these.words()
+    );
+    cx.note(Level::Warning, &text);
+    Ok(())
 }
 
 /// What each model says of a row.

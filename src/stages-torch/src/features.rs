@@ -5,8 +5,9 @@ use data::VectorsWriter;
 use engine::artifact::ArtifactType;
 use engine::job::{Draft, Drafts, Job, Reference, Reporter};
 use kinds::features::Features;
-use ml::pool::Pooling;
+use ml::pool::{self, Pooling};
 
+use crate::cuts::Cuts;
 use crate::heads::vectors;
 use crate::labels;
 use crate::model::load_backbone;
@@ -15,11 +16,13 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let params: Features = job.params()?;
     let view = job.input("model")?;
     let labels = labels::of(job, "data")?;
-    let texts = labels::texts(job.input("tokens")?, &labels)?;
+    let tokens = job.input("tokens")?;
+    let texts = labels::texts(tokens, &labels)?;
+    let cuts = Cuts::of_tokens(tokens, params.max_length, &params.truncation)?;
     ensure!(!texts.is_empty(), "there are no texts to read");
     let pooling = Pooling::parse(&params.pooling)?;
     let loaded = load_backbone(view, job)?;
-    pooling.check(&loaded.backbone)?;
+    pool::check(pooling, &loaded.backbone)?;
     let manner = (pooling, params.normalize);
     let batch = params.micro_batch;
     let found = vectors(&loaded.backbone, manner, &texts, batch, "texts", cx)?;
@@ -46,7 +49,9 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
             ("pooling".to_owned(), params.pooling.into()),
             ("normalize".to_owned(), params.normalize.into()),
         ]
-        .into(),
+        .into_iter()
+        .chain(cuts.summary())
+        .collect(),
     };
     Ok([("vectors".to_owned(), draft)].into())
 }

@@ -5,12 +5,13 @@ use data::Vectors;
 use engine::artifact::{ArtifactType, ArtifactView};
 use engine::event::Level;
 use engine::job::{About as _, Draft, Drafts, Job, Reference, Reporter};
+use formats::head::{ABOUT, About, TENSORS};
 use ml::head::{Activation, Head, Names, OnVectors, Shape, Task};
 use ml::pool::Pooling;
 use ml::{Kind, Params, Place, Tensor};
 use serde_json::Value;
 
-use crate::heads::{ABOUT, About, TENSORS, check_alike, measure, model_of, sayings};
+use crate::heads::{check_alike, cuts, measure, model_of, sayings};
 use crate::labels::{classes, targets};
 use crate::training::{Counted, check_finite, metrics, train};
 
@@ -37,7 +38,7 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
         shape: Shape {
             input: vectors.size()[1] as usize,
             hidden: params.hidden,
-            outputs: About::outputs(task, &labels_of),
+            outputs: task.outputs(&labels_of),
             activation: Activation::parse(&params.activation)?,
             bias: true,
             names: Names::Head,
@@ -144,7 +145,7 @@ fn draft(
     parameters: usize,
 ) -> Result<Draft> {
     let (path, tensors) = (job.out.join(ABOUT), job.out.join(TENSORS));
-    about.write(&path)?;
+    about.save(&path)?;
     ml::tensors::write(&tensors, &head.tensors(), &[("format", "pt")])?;
     let tokenizer = view.reference("tokenizer")?.digest;
     Ok(Draft {
@@ -164,6 +165,8 @@ fn draft(
             ("pooling".to_owned(), serde_json::to_value(about.pooling)?),
             ("parameters".to_owned(), parameters.into()),
         ]
-        .into(),
+        .into_iter()
+        .chain(cuts(view)?.summary())
+        .collect(),
     })
 }

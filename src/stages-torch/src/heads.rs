@@ -1,6 +1,5 @@
 //! What the kinds around heads share: what a head's files hold, what it says of texts, and how that is measured.
 
-use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -8,73 +7,26 @@ use data::classification::{Classification, Measured, Regression};
 use engine::artifact::ArtifactView;
 use engine::event::{Level, What};
 use engine::job::{Draft, Job, Reporter};
+use formats::head::{ABOUT, About, TENSORS};
 use ml::backbone::Backbone;
-use ml::head::{Head, Shape, Task, said};
+use ml::head::{Head, Task, said};
 use ml::pool::Pooling;
 use ml::{Params, Place, Tensor};
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-/// The file of [`About`].
-pub(crate) const ABOUT: &str = "head.json";
+use crate::cuts::Cuts;
 
-/// The file of a head's tensors.
-pub(crate) const TENSORS: &str = "head.safetensors";
-
-/// What a head is and what it was trained on: `head.json`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct About {
-    /// What it tells.
-    pub task: Task,
-    /// The names of the classes, in order; none of a number.
-    pub labels: Vec<String>,
-    /// Which vector of a text it takes.
-    pub pooling: Pooling,
-    /// Whether that has the length 1.
-    pub normalize: bool,
-    /// Its layers.
-    pub shape: Shape,
+/// Reads what an artifact says of its head.
+pub(crate) fn about(view: &ArtifactView) -> Result<About> {
+    About::open(view.file(ABOUT)?)
 }
 
-impl About {
-    /// How many numbers a head gives.
-    pub(crate) fn outputs(task: Task, classes: &[String]) -> usize {
-        match task {
-            Task::Classification => classes.len(),
-            Task::Regression => 1,
-        }
-    }
-
-    pub(crate) fn write(&self, path: &Path) -> Result<()> {
-        std::fs::write(path, serde_json::to_vec_pretty(self)?)
-            .with_context(|| format!("{} can't be written", path.display()))
-    }
-
-    /// Reads what an artifact says of its head.
-    pub(crate) fn of(view: &ArtifactView) -> Result<About> {
-        let path = view.file(ABOUT)?;
-        let text =
-            std::fs::read(path).with_context(|| format!("{} can't be read", path.display()))?;
-        let about: About = serde_json::from_slice(&text)
-            .with_context(|| format!("{}: not what a head is", path.display()))?;
-        ensure!(
-            About::outputs(about.task, &about.labels) == about.shape.outputs,
-            "{}: a head with {} outputs has {} labels",
-            path.display(),
-            about.shape.outputs,
-            about.labels.len()
-        );
-        Ok(about)
-    }
-
-    /// Reads the head itself.
-    pub(crate) fn head(&self, view: &ArtifactView, place: Place) -> Result<Head> {
-        let path = view.file(TENSORS)?;
-        let tensors = ml::tensors::read_file(path)?;
-        Head::stored(&self.shape, &tensors, place, &mut Params::new())
-            .with_context(|| format!("{} holds another head than {ABOUT} says", path.display()))
-    }
+/// Reads the head of an artifact that says this of it.
+pub(crate) fn stored(about: &About, view: &ArtifactView, place: Place) -> Result<Head> {
+    let path = view.file(TENSORS)?;
+    let tensors = ml::tensors::read_file(path)?;
+    Head::stored(&about.shape, &tensors, place, &mut Params::new())
+        .with_context(|| format!("{} holds another head than {ABOUT} says", path.display()))
 }
 
 /// The vectors of texts, with progress, in the order of the texts: `[rows, hidden]`.
@@ -208,13 +160,26 @@ pub(crate) fn check_alike(ours: &ArtifactView, theirs: &ArtifactView) -> Result<
             other.unwrap_or(&Value::Null)
         );
     }
+    let (own, other) = (cuts(ours)?, cuts(theirs)?);
+    ensure!(
+        own.alike(&other),
+        "the texts of `data` were cut to {}, and those of `test` to {}: make both in one way. To measure a head on texts of other lengths, where that \
+         is meant, there is `classify`",
+        own.words(),
+        other.words()
+    );
     Ok(())
+}
+
+/// How the texts of vectors were cut.
+pub(crate) fn cuts(vectors: &ArtifactView) -> Result<Cuts> {
+    Cuts::of(vectors).context("BUG: the vectors do not say how their texts were cut")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ml::head::{Activation, Names};
+    use ml::head::{Activation, Names, Shape};
 
     fn about(labels: &[&str]) -> About {
         About {
@@ -243,15 +208,5 @@ mod tests {
         assert_eq!(found.whole["confusion"], json!([[2, 0], [0, 0]]));
         let names: Vec<&String> = found.numbers.keys().collect();
         assert_eq!(names.len(), 8, "{names:?}");
-    }
-
-    #[test]
-    fn what_a_head_is_comes_back() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(ABOUT);
-        let written = about(&["a", "b"]);
-        written.write(&path).unwrap();
-        let text = std::fs::read(&path).unwrap();
-        assert_eq!(serde_json::from_slice::<About>(&text).unwrap(), written);
     }
 }

@@ -6,24 +6,29 @@ use anyhow::{Result, bail, ensure};
 use data::{Dataset, Row, Tokens};
 use engine::artifact::ArtifactView;
 use engine::job::Job;
+use formats::head::MOST_LABELS;
 use ml::head::Task;
 
-/// The most classes: the confusion matrix has a place for each pair of them.
-const MOST: usize = 4096;
-
-/// The labels of the rows of a port, in order.
+/// The labels of the rows of a port, in order, without white space around them.
 pub(crate) fn of(job: &Job, port: &str) -> Result<Vec<String>> {
     let dataset = Dataset::open(job.input(port)?.file("rows.arrow")?)?;
-    dataset
-        .iter()
-        .map(|row| match row? {
-            Row::Labelled { label, .. } => Ok(label),
-            other => bail!(
-                "`{port}` takes rows laid out as labelled, and these are {}",
-                other.layout()
-            ),
-        })
-        .collect()
+    let rows = dataset.iter().enumerate();
+    rows.map(|(index, row)| match row? {
+        Row::Labelled { label, .. } => {
+            let label = label.trim();
+            ensure!(
+                !label.is_empty(),
+                "row {} of `{port}` has a label of nothing but white space",
+                index + 1
+            );
+            Ok(label.to_owned())
+        }
+        other => bail!(
+            "`{port}` takes rows laid out as labelled, and these are {}",
+            other.layout()
+        ),
+    })
+    .collect()
 }
 
 /// The token ids of every text.
@@ -41,26 +46,33 @@ pub(crate) fn texts(tokens: &ArtifactView, labels: &[String]) -> Result<Vec<Vec<
         .collect()
 }
 
-/// The classes that these labels name, in order: of their values where all are numbers, else of their text.
+/// The classes that these labels name, in order: of their values where all are numbers, else of their text. Numbers that are equal are one
+/// class, which has the shortest of their texts for a name.
 ///
 /// Errors where there are fewer than two.
 pub(crate) fn classes(labels: &[String]) -> Result<Vec<String>> {
-    let mut classes: Vec<String> = labels.to_vec();
+    let numeric = labels.iter().all(|label| number(label).is_some());
+    let mut names: BTreeMap<String, &str> = BTreeMap::new();
+    for label in labels {
+        let label = label.trim();
+        let name = names.entry(identity(label, numeric)).or_insert(label);
+        if (label.len(), label) < (name.len(), *name) {
+            *name = label;
+        }
+    }
+    let mut classes: Vec<String> = names.into_values().map(str::to_owned).collect();
     classes.sort();
-    classes.dedup();
-    let values: Option<Vec<f64>> = classes.iter().map(|label| number(label)).collect();
-    if let Some(values) = values {
-        let mut both: Vec<(f64, String)> = values.into_iter().zip(classes).collect();
-        both.sort_by(|a, b| a.0.total_cmp(&b.0));
-        classes = both.into_iter().map(|(_, label)| label).collect();
+    if numeric {
+        let value = |class: &String| number(class).unwrap_or_default();
+        classes.sort_by(|a, b| value(a).total_cmp(&value(b)));
     }
     match classes.as_slice() {
         [] => bail!("there are no rows to train on"),
         [only] => bail!(
             "all rows have the label `{only}`: there is nothing to tell apart. Take more rows, or look at how the data was split"
         ),
-        many if many.len() > MOST => bail!(
-            "the rows have {} different labels, and at most {MOST} can be told apart: `task: regression` is for numbers; or look at what the column \
+        many if many.len() > MOST_LABELS => bail!(
+            "the rows have {} different labels, and at most {MOST_LABELS} can be told apart: `task: regression` is for numbers; or look at what the column \
              of labels holds",
             many.len()
         ),
@@ -73,14 +85,31 @@ fn number(label: &str) -> Option<f64> {
     value.is_finite().then_some(value)
 }
 
+/// What labels of one class have alike: their text without white space around it, or where all classes are numbers their value.
+fn identity(label: &str, numeric: bool) -> String {
+    /// Beyond this, numbers that are not equal may have the same value.
+    const EXACT: f64 = (1u64 << 53) as f64;
+    match number(label).filter(|value| numeric && value.abs() < EXACT) {
+        // No zero is below another.
+        Some(value) => (value + 0.0).to_string(),
+        None => label.trim().to_owned(),
+    }
+}
+
 /// What a head is trained on, or measured by: of each row the place of its class among `classes`, or the number that its label is.
 pub(crate) fn targets(task: Task, labels: &[String], classes: &[String]) -> Result<Vec<f64>> {
-    let places: BTreeMap<&str, usize> = (classes.iter().enumerate())
-        .map(|(place, class)| (class.as_str(), place))
+    let numeric = classes.iter().all(|class| number(class).is_some());
+    let places: BTreeMap<String, usize> = (classes.iter().enumerate())
+        .map(|(place, class)| (identity(class, numeric), place))
         .collect();
+    ensure!(
+        places.len() == classes.len(),
+        "two classes of the model mean the same: {}",
+        listed(classes)
+    );
     let rows = labels.iter().enumerate();
     rows.map(|(row, label)| match task {
-        Task::Classification => match places.get(label.as_str()) {
+        Task::Classification => match places.get(&identity(label, numeric)) {
             Some(place) => Ok(*place as f64),
             None => bail!(
                 "row {} has the label `{label}`, which no row of the training has; there were: {}",
@@ -129,6 +158,33 @@ mod tests {
         assert_eq!(found, ["10", "neg", "pos"]);
         assert!(classes(&labels(&["a", "a"])).is_err());
         assert!(classes(&[]).is_err());
+    }
+
+    #[test]
+    fn labels_that_mean_one_thing_are_one_class() {
+        let of = |list: &[&str]| classes(&labels(list)).unwrap();
+        assert_eq!(of(&["1.0", "2", "1", " 1", "1e0", "02"]), ["1", "2"]);
+        assert_eq!(of(&["1.50", "1.5", "-0", "0.0", "0"]), ["0", "1.5"]);
+        assert_eq!(of(&["pos", "pos ", "\tneg", "neg"]), ["neg", "pos"]);
+        // Where one of them is no number, the others are texts.
+        assert_eq!(of(&["1", "1.0", "many"]), ["1", "1.0", "many"]);
+        // Numbers that f64 can't tell apart stay apart.
+        let large = ["9007199254740992", "9007199254740993"];
+        assert_eq!(of(&large), large);
+        assert!(classes(&labels(&["1", "1.0"])).is_err());
+        let classes = of(&["1.0", "2.0", "3"]);
+        assert_eq!(classes, ["1.0", "2.0", "3"]);
+        let found = targets(
+            Task::Classification,
+            &labels(&["3.0", "1", " 2 ", "2e0"]),
+            &classes,
+        );
+        assert_eq!(found.unwrap(), [2.0, 0.0, 1.0, 1.0]);
+        assert!(targets(Task::Classification, &labels(&["4"]), &classes).is_err());
+        assert!(targets(Task::Classification, &labels(&["one"]), &classes).is_err());
+        let names = of(&["neg", "pos"]);
+        let found = targets(Task::Classification, &labels(&[" pos", "neg"]), &names);
+        assert_eq!(found.unwrap(), [1.0, 0.0]);
     }
 
     #[test]

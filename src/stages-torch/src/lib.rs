@@ -9,6 +9,7 @@ mod classify;
 mod compared;
 mod completions;
 mod cpo;
+mod cuts;
 mod density_ratio;
 mod dpo;
 mod evaluate;

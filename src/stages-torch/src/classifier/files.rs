@@ -8,12 +8,13 @@ use anyhow::{Context, Result};
 use engine::artifact::{ArtifactType, ArtifactView};
 use engine::job::{Draft, Job, Reference};
 use formats::PeftConfig;
+use formats::head::{ABOUT, About, TENSORS};
 use kinds::model::adapter_draft;
 use ml::Tensor;
-use ml::head::{Head, Task};
+use ml::head::Head;
 use serde_json::{Map, Value, json};
 
-use crate::heads::{ABOUT, About, TENSORS};
+use crate::cuts::Cuts;
 use crate::model::LoadedBackbone;
 use crate::training::check_finite;
 
@@ -35,8 +36,8 @@ pub(super) fn draft(
     job: &Job,
     view: &ArtifactView,
     loaded: &LoadedBackbone,
-    about: &About,
-    head: &Head,
+    (about, head): (&About, &Head),
+    cuts: &Cuts,
 ) -> Result<Draft> {
     check_finite(&loaded.params)?;
     let own: Vec<(String, Tensor)> = head.tensors();
@@ -55,7 +56,7 @@ pub(super) fn draft(
         }
     };
     let (path, tensors) = (job.out.join(ABOUT), job.out.join(TENSORS));
-    about.write(&path)?;
+    about.save(&path)?;
     ml::tensors::write(&tensors, &own, &[("format", "pt")])?;
     files.push((ABOUT.to_owned(), path));
     files.push((TENSORS.to_owned(), tensors));
@@ -80,7 +81,9 @@ pub(super) fn draft(
                     .into(),
             ),
         ]
-        .into(),
+        .into_iter()
+        .chain(cuts.summary())
+        .collect(),
     })
 }
 
@@ -156,10 +159,10 @@ fn whole(
         summary,
     };
     let weights = twice(&path)?;
-    let Some(module) = about.shape.names.module() else {
+    if about.shape.names.module().is_none() {
         let files = vec![(WEIGHTS.to_owned(), weights), (CONFIG.to_owned(), config)];
         return Ok((files, inner));
-    };
+    }
     let their = own.iter().filter(|(name, _)| name != WORDS);
     let map: BTreeMap<&str, &str> = their
         .map(|(name, _)| (name.as_str(), BACKBONE))
@@ -175,7 +178,7 @@ fn whole(
     let index = json!({ "metadata": { "total_size": bytes }, "weight_map": map });
     std::fs::write(&index_path, serde_json::to_vec_pretty(&index)?)?;
     let config_path = job.out.join("classifier-config.json");
-    let config = configured(&config, loaded, about, module)?;
+    let config = configured(&config, loaded, about)?;
     std::fs::write(&config_path, serde_json::to_vec_pretty(&config)?)?;
     let files = vec![
         (BACKBONE.to_owned(), weights),
@@ -196,44 +199,14 @@ fn twice(path: &Path) -> Result<PathBuf> {
 }
 
 /// The model's own configuration, as one of transformers' classifiers.
-fn configured(
-    path: &Path,
-    loaded: &LoadedBackbone,
-    about: &About,
-    module: &str,
-) -> Result<Map<String, Value>> {
+fn configured(path: &Path, loaded: &LoadedBackbone, about: &About) -> Result<Map<String, Value>> {
     let text = std::fs::read(path).with_context(|| format!("{} can't be read", path.display()))?;
     let mut config: Map<String, Value> = serde_json::from_slice(&text)
         .with_context(|| format!("{} is not a configuration", path.display()))?;
-    let (class, problem) = (
-        match module {
-            "score" => "LlamaForSequenceClassification",
-            _ => "BertForSequenceClassification",
-        },
-        match about.task {
-            Task::Classification => "single_label_classification",
-            Task::Regression => "regression",
-        },
-    );
-    let names = match about.labels.is_empty() {
-        true => vec!["LABEL_0".to_owned()],
-        false => about.labels.clone(),
-    };
-    let numbered = || names.iter().enumerate();
-    let by_id: Map<String, Value> = numbered()
-        .map(|(id, name)| (id.to_string(), json!(name)))
-        .collect();
-    let by_name: Map<String, Value> = numbered()
-        .map(|(id, name)| (name.clone(), json!(id)))
-        .collect();
     let encoder = &loaded.encoder;
     let pad = config.get("pad_token_id").and_then(Value::as_i64);
     let other = encoder.pad().or(encoder.eos()).map(i64::from);
-    config.insert("architectures".to_owned(), json!([class]));
-    config.insert("problem_type".to_owned(), json!(problem));
-    config.insert("num_labels".to_owned(), json!(names.len()));
-    config.insert("id2label".to_owned(), Value::Object(by_id));
-    config.insert("label2id".to_owned(), Value::Object(by_name));
+    about.describe(&mut config);
     // Without one, a Llama under a head takes one row at a time.
     config.insert("pad_token_id".to_owned(), json!(pad.or(other)));
     Ok(config)
