@@ -167,7 +167,7 @@ fn check_whole(config: &PeftConfig, base: &ModelConfig) -> Result<()> {
         ModelConfig::Bert(_) => (
             "an encoder, which is FEATURE_EXTRACTION or has none",
             "FEATURE_EXTRACTION",
-            "load the whole model with `load_classifier`, or its encoder, saved without the head, with `load_model`",
+            "load its encoder, saved without the head, with `load_model`, or the whole with `load_classifier`",
         ),
     };
     let saved = config.saved();

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::{Files, find};
 use crate::load_model::names;
 
-/// The most labels of a configuration that says nothing of them: transformers takes it for two.
+/// How many labels a configuration means that says nothing of them, as transformers has it.
 const SILENT: usize = 2;
 
 /// What a folder of transformers says, which has no `head.json`; `labels` replace those that it names.
@@ -144,7 +144,7 @@ fn named(id2label: Option<&Value>, counted: bool, rows: usize) -> Result<Vec<Str
         "id2label has {} labels: {way_out}",
         list.len()
     );
-    let name = |row: usize| {
+    let name = |row: usize| -> Result<String> {
         let label = list.get(&row.to_string()).with_context(|| {
             format!("id2label has no label {row}, though it has {rows}: {way_out}")
         })?;
