@@ -283,7 +283,10 @@ fn what_is_no_classifier_is_refused_in_words() {
         ("source: scales", "several numbers at a time"),
         ("source: tagger", "LlamaForTokenClassification"),
         ("source: biased", "score.bias of shape [3] is not expected"),
-        ("source: flat", "classifier.bias is missing"),
+        (
+            "source: flat, labels: [a, b, c]",
+            "classifier.bias is missing",
+        ),
         ("source: adapter", "`merge_and_unload`"),
         ("source: lone", "give the model whose vectors it takes"),
         ("source: lone, model: base", "which has other weights"),
