@@ -177,7 +177,7 @@ fn what_makes_no_sense_is_refused_in_words() {
         (
             "stranger",
             "kind: head, data: vectors, test: strange_vectors",
-            "has the label `roll`, which no row of the training has",
+            "has the label `roll`, which is no class of the head",
         ),
         (
             "mixed",

@@ -154,10 +154,10 @@ fn an_encoder_gets_a_head_adapts_and_is_written() {
 }
 
 #[test]
-fn what_does_not_go_with_an_encoder_says_so() {
+fn the_wrong_architecture_is_found_before_anything_runs() {
     let kitchen = kitchen();
     tiny::model(&kitchen, "model");
-    let refused: [(&str, &str, &[&str]); 10] = [
+    let refused: [(&str, &str, &[&str]); 5] = [
         (
             "measured",
             "kind: evaluate, models: bert, data: domain",
@@ -176,8 +176,42 @@ fn what_does_not_go_with_an_encoder_says_so() {
         (
             "masked",
             "kind: masked_lm, model: base, data: domain",
-            &["needs an encoder", "sft"],
+            &["for an encoder", "sft"],
         ),
+        (
+            "weighed",
+            "kind: masked_lm_loss, models: base, data: domain",
+            &["for an encoder", "evaluate"],
+        ),
+    ];
+    let mut recipe = SHARED.to_owned()
+        + "  base: { kind: load_model, source: model, dtype: f32 }\n  \
+           sums: { kind: load_dataset, source: rows.jsonl }\n";
+    let first = recipe.lines().count() + 1;
+    for (name, body, _) in refused {
+        recipe += &format!("  {name}: {{ {body} }}\n");
+    }
+    kitchen.write("refused.yaml", &recipe);
+    let problems = kitchen.say("check refused.yaml --json").expect(2).json()["problems"].clone();
+    let problems = problems.as_array().unwrap();
+    assert_eq!(problems.len(), refused.len(), "{problems:#?}");
+    for (index, ((name, _, words), problem)) in refused.iter().zip(problems).enumerate() {
+        assert_eq!(problem["place"]["line"], first + index, "{name}");
+        let said = text(&problem["message"]);
+        for word in *words {
+            assert!(
+                said.contains(word),
+                "{name}: `{word}` is missing in: {said}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_does_not_go_with_an_encoder_says_so() {
+    let kitchen = kitchen();
+    tiny::model(&kitchen, "model");
+    let refused: [(&str, &str, &[&str]); 6] = [
         (
             "blind",
             "kind: masked_lm_loss, models: { bare: bert }, data: domain",

@@ -268,8 +268,10 @@ fn adapters_from_outside_go_on_encoders() {
     let kitchen = kitchen();
     let made = "  bent: { kind: masked_lm, model: thin_four, data: domain, learning_rate: 2.0e-2, batch: 4, epochs: 2 }
   loss: { kind: masked_lm_loss, models: { bent: bent }, data: domain }
+  wide: { kind: lora, model: four, r: 2 }
 outputs:
   adapter: { from: bent, format: peft, to: out/adapter }
+  wide: { from: wide, to: out/wide }
 ";
     kitchen.write("made.yaml", &format!("{SHARED}{made}"));
     let answer = kitchen.say("run made.yaml --json").expect(0).json();
@@ -310,13 +312,23 @@ outputs:
   merged: { kind: merge, model: on_alone }
   vectors: { kind: features, model: on_alone, data: general }
   loss: { kind: masked_lm_loss, models: { ours: ours, theirs: theirs, more: more, plain: plain }, data: domain }
+  wide: { kind: load_adapter, model: four, source: wide }
 outputs:
   ours: { from: ours, format: peft, to: out/ours }
   theirs: { from: theirs, format: peft, to: out/theirs }
   merged: { from: merged, to: out/merged }
 ";
     kitchen.write("loaded.yaml", &format!("{SHARED}{shared}"));
-    let answer = kitchen.say("run loaded.yaml --json").expect(0).json();
+    // Whoever wrote the file may have had no head; an adapter names its base in either form.
+    let everything = json!({ "target_modules": "all-linear" });
+    adapter(&kitchen, "out/wide", "wide", &everything, same);
+    let base = |folder: &str| fs::read(kitchen.path().join(folder).join("levain_base.json"));
+    assert_eq!(base("out/wide").unwrap(), base("out/adapter").unwrap());
+    let said = kitchen.say("run loaded.yaml --json").expect(0);
+    let told = "mean bert.pooler.dense and cls.predictions.transform.dense, too";
+    assert!(said.err.contains(told), "{}", said.err);
+    assert_eq!(said.err.matches("too, of which the file").count(), 1);
+    let answer = said.json();
     let scores = summary(&kitchen, &answer, "loss", "metrics");
     near(loss(&scores, "ours"), wanted, 1e-9, "ours");
     near(loss(&scores, "theirs"), wanted, 1e-9, "theirs");
@@ -392,6 +404,11 @@ fn what_can_not_be_is_told_before_anything_runs() {
   second: { kind: load_adapter, model: thin, source: bert }
   wrong: { kind: quantize, model: bert, skip: q_proj }
   lost: { kind: lora, model: bert, targets: v_proj }
+  scaled: { kind: ia3, model: bert }
+  narrow: { kind: bottleneck, model: bert }
+  behind: { kind: prefix_tuning, model: bert, virtual_tokens: 2 }
+  continued: { kind: sft, model: bert, data: domain }
+  asked: { kind: evaluate, models: bert, data: domain }
 ";
     kitchen.write("wrong.yaml", &format!("{SHARED}{stages}"));
     let said = kitchen.say("check wrong.yaml").expect(2);
@@ -406,9 +423,19 @@ fn what_can_not_be_is_told_before_anything_runs() {
         "`thin` has an adapter already (lora)",
         "no linear module is called \"q_proj\"",
         "no linear module is called \"v_proj\"",
+        "PEFT's for an encoder (BERT) are `targets: [key, value, output.dense]`",
     ] {
         assert!(said.err.contains(words), "`{words}`:\n{}", said.err);
     }
+    // What takes language models only says so at the name of the encoder.
+    let count = |words: &str| said.err.matches(words).count();
+    assert_eq!(
+        count("this adapter is for language models"),
+        2,
+        "{}",
+        said.err
+    );
+    assert_eq!(count("this takes a language model"), 2, "{}", said.err);
 }
 
 #[test]

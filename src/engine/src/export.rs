@@ -128,11 +128,7 @@ pub fn files(
         }
         Format::Peft | Format::Files => {}
     }
-    // Bottleneck adapters and classifiers have no other form than their files.
-    let made_for_another = format == Format::Peft
-        || files.contains_key("adapter.safetensors")
-        || view.artifact == ArtifactType::Classifier;
-    if made_for_another && let Some(base) = Base::of(cache, view)? {
+    if let Some(base) = Base::of(cache, view)? {
         let text = serde_json::to_string_pretty(&base)? + "\n";
         files.insert(BASE.to_owned(), Content::Made(text.into_bytes()));
     }

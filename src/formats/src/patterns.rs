@@ -66,7 +66,11 @@ pub(crate) fn runs(name: &str, pattern: &str) -> Vec<String> {
 
 /// A hint with the up to three candidates nearest to `pattern`.
 pub(crate) fn nearest(pattern: &str, candidates: BTreeSet<String>) -> String {
-    let mut ranked: Vec<(usize, String)> = (candidates.into_iter())
+    // A number alone tells nobody what it is.
+    let candidates = candidates
+        .into_iter()
+        .filter(|name| name.contains(|letter: char| letter.is_ascii_alphabetic()));
+    let mut ranked: Vec<(usize, String)> = candidates
         .map(|name| (distance(pattern, &name), name))
         .collect();
     ranked.sort();
@@ -141,7 +145,7 @@ mod tests {
         let error = check(&["qproj", "norm", "layers.7"], &NAMES, "parameter").unwrap_err();
         assert_eq!(
             error.to_string(),
-            "no parameter is called \"qproj\" (the nearest are q_proj, norm and 1); nor \"layers.7\" (the nearest are layers.1, layers.12 and model.layers)"
+            "no parameter is called \"qproj\" (the nearest are q_proj, norm and model); nor \"layers.7\" (the nearest are layers.1, layers.12 and model.layers)"
         );
     }
 }

@@ -6,7 +6,7 @@ use engine::contract::{
 };
 use serde::Deserialize;
 
-use crate::known::unadapted;
+use crate::known::unadapted_language;
 use crate::memory;
 use crate::words::field;
 
@@ -91,6 +91,6 @@ Source: Houlsby et al., *Parameter-Efficient Transfer Learning for NLP*, arXiv 1
     preparations: &[],
     layout: None,
     check: no_check,
-    check_inputs: Some(unadapted),
+    check_inputs: Some(unadapted_language),
     memory: None,
 };

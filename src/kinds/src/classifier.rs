@@ -43,7 +43,7 @@ fn metrics(params: &Map<String, Value>, named: &dyn Fn(&str) -> Vec<String>) -> 
 
 /// A training of weights that can't be trained, but that of the head alone.
 fn trains(params: &Map<String, Value>, inputs: &Inputs<'_>) -> Vec<(&'static str, String)> {
-    let mut mistakes = known::trains(params, inputs);
+    let mut mistakes = known::trains_port(params, inputs, "model");
     if params.get("train").and_then(Value::as_str) == Some("head") {
         mistakes.retain(|(field, _)| *field != "model");
     }

@@ -8,6 +8,7 @@ use engine::contract::{
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::known::language;
 use crate::words::{
     LOSS_ON, MAX_LENGTH, MAX_NEW_TOKENS, MICRO_BATCH, TEMPERATURE, TOKENIZE_FIELDS, TRUNCATION,
     count, each, field, words,
@@ -157,6 +158,6 @@ model `policy` has `policy.gold_score`, `policy.proxy_score`, `policy.gold_win_r
     }],
     layout: None,
     check: no_check,
-    check_inputs: None,
+    check_inputs: Some(|_, inputs| language(inputs, "models")),
     memory: None,
 };

@@ -7,6 +7,7 @@ use engine::contract::{
 };
 use serde::Deserialize;
 
+use crate::known::language;
 use crate::words::{MAX_NEW_TOKENS, TEMPERATURE, count, field, numeric};
 
 /// The parameters.
@@ -115,6 +116,6 @@ beside it. A completion ends at an end-of-turn token or after `max_new_tokens`."
         Some(Rows::of(if messages { "messages" } else { "prompt-completion" }))
     }),
     check: no_check,
-    check_inputs: None,
+    check_inputs: Some(|_, inputs| language(inputs, "model")),
     memory: None,
 };

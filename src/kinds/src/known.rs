@@ -4,6 +4,7 @@ use engine::contract::{Inputs, Summary};
 use serde_json::{Map, Value};
 
 use crate::memory::{ADAPTER, AT_MOST, QUANTIZED};
+use crate::model::FOR_ENCODERS;
 use crate::training::ALL;
 
 /// (field or port, message).
@@ -63,12 +64,40 @@ pub(crate) fn measured(inputs: &Inputs<'_>) -> Mistakes {
         .collect()
 }
 
-/// A training of the model in `model`: of weights that can't be trained, or a choice of weights where an adapter is what is trained.
-pub(crate) fn trains(params: &Map<String, Value>, inputs: &Inputs<'_>) -> Mistakes {
-    trains_port(params, inputs, "model")
+/// Encoders in a port that takes language models.
+pub(crate) fn language(inputs: &Inputs<'_>, port: &'static str) -> Mistakes {
+    let models = (inputs.known)(port).into_iter();
+    let encoders = models.filter(|(_, known)| is_encoder(known));
+    let said = encoders.map(|(model, _)| {
+        format!(
+            "`{model}` is an encoder (BERT), which predicts no next token and writes nothing: this takes a language model. Of an encoder, \
+             {FOR_ENCODERS}"
+        )
+    });
+    said.map(|message| (port, message)).collect()
 }
 
-/// The same of the model in any port.
+/// An adapter that only language models have, for an encoder or a model that has one.
+pub(crate) fn unadapted_language(params: &Map<String, Value>, inputs: &Inputs<'_>) -> Mistakes {
+    let models = (inputs.known)("model").into_iter();
+    let encoders = models.filter(|(_, known)| is_encoder(known));
+    let said = encoders.map(|(model, _)| {
+        let message = format!(
+            "`{model}` is an encoder (BERT), and this adapter is for language models: `lora` and `ia3` take both"
+        );
+        ("model", message)
+    });
+    said.chain(unadapted(params, inputs)).collect()
+}
+
+/// A training of the language model in `model`: see [`trains_port`].
+pub(crate) fn trains(params: &Map<String, Value>, inputs: &Inputs<'_>) -> Mistakes {
+    let mut mistakes = language(inputs, "model");
+    mistakes.extend(trains_port(params, inputs, "model"));
+    mistakes
+}
+
+/// A training of the model in `port`: of weights that can't be trained, or a choice of weights where an adapter is what is trained.
 pub(crate) fn trains_port(
     params: &Map<String, Value>,
     inputs: &Inputs<'_>,

@@ -32,7 +32,8 @@ a folder of the package `adapters` with bottleneck adapters, `adapter_config.jso
 further, evaluate it, `merge` it, export it. The files are kept as they are.
 
 `model` is the base that the adapter was trained on. Every tensor must have the name and the shape that the settings and the base ask for, and
-only finite numbers; settings that are not known here and may change what the adapter does are refused by name. Nothing is
+only finite numbers; where targets such as `all-linear` also mean an encoder's pooler or the head for masked words and the file has nothing for
+them, that is told and they stay as they are, since the model that was adapted may have had none. Settings that are not known here and may change what the adapter does are refused by name. Nothing is
 loaded by pickle. Shapes tell models of different sizes apart, not a model from its fine-tuned sibling. An adapter that Levain exported names its
 base in `levain_base.json`, a file that PEFT leaves alone: by the digest of the artifact and by those of its files of weights. Where both differ from
 `model`, the stage fails. That is also so for the same weights in another form (quantized, or converted into another file format): where

@@ -1,10 +1,13 @@
 //! `masked_lm`: masked language modelling, by which encoders are trained on running text.
 
 use engine::artifact::ArtifactType;
-use engine::contract::{Arity, Contract, From, Output, Pool, Port, Preparation, Repeatable};
+use engine::contract::{
+    Arity, Contract, From, Inputs, Output, Pool, Port, Preparation, Repeatable,
+};
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
-use crate::known::trains;
+use crate::known::{Mistakes, is_encoder, trains_port};
 use crate::lists::fields;
 use crate::memory;
 use crate::training::{RUNNING, Training, fits, learning};
@@ -20,6 +23,27 @@ pub struct MaskedLm {
     pub mask_probability: f64,
     /// See `tokenize_pieces`.
     pub max_length: usize,
+}
+
+/// A training of weights that can't be trained, and of a model that masks nothing.
+fn fits_inputs(params: &Map<String, Value>, inputs: &Inputs<'_>) -> Mistakes {
+    let mut mistakes = language_models(inputs, "model");
+    mistakes.extend(trains_port(params, inputs, "model"));
+    mistakes
+}
+
+/// Language models in a port that takes encoders.
+pub(crate) fn language_models(inputs: &Inputs<'_>, port: &'static str) -> Mistakes {
+    let models = (inputs.known)(port).into_iter();
+    let others =
+        models.filter(|(_, known)| known.contains_key("architecture") && !is_encoder(known));
+    let said = others.map(|(model, _)| {
+        format!(
+            "`{model}` is a language model (Llama), whose tokens see only what stands before them: masked words are for an encoder (BERT). `sft` \
+             trains a language model on text, `evaluate` measures it"
+        )
+    });
+    said.map(|message| (port, message)).collect()
 }
 
 /// The contract.
@@ -87,6 +111,6 @@ Sources: Devlin et al., *BERT*, arXiv 1810.04805; task-adaptive pre-training: Gu
     }],
     layout: None,
     check: fits,
-    check_inputs: Some(trains),
+    check_inputs: Some(fits_inputs),
     memory: Some(memory::of_masked),
 };

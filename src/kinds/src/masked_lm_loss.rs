@@ -6,6 +6,7 @@ use engine::contract::{
 };
 use serde::Deserialize;
 
+use crate::masked_lm::language_models;
 use crate::words::{MASK_PROBABILITY, MICRO_BATCH, PIECE_FIELDS, PIECE_LENGTH, each, field};
 
 /// The parameters.
@@ -82,6 +83,6 @@ Source: Devlin et al., *BERT*, arXiv 1810.04805.",
     }],
     layout: None,
     check: no_check,
-    check_inputs: None,
+    check_inputs: Some(|_, inputs| language_models(inputs, "models")),
     memory: None,
 };

@@ -3,7 +3,7 @@
 use engine::artifact::ArtifactType;
 use engine::contract::{Arity, Contract, Output, Pool, Port, Repeatable};
 
-use crate::known::unadapted;
+use crate::known::unadapted_language;
 use crate::memory;
 use crate::prompt_tuning::{FIELDS, PromptTuning, check};
 
@@ -39,6 +39,6 @@ Source: Li and Liang, *Prefix-Tuning: Optimizing Continuous Prompts for Generati
     preparations: &[],
     layout: None,
     check,
-    check_inputs: Some(unadapted),
+    check_inputs: Some(unadapted_language),
     memory: None,
 };

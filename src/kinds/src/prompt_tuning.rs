@@ -7,7 +7,7 @@ use engine::contract::{
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::known::unadapted;
+use crate::known::unadapted_language;
 use crate::memory;
 use crate::words::field;
 
@@ -145,7 +145,7 @@ Source: Lester et al., *The Power of Scale for Parameter-Efficient Prompt Tuning
     preparations: &[],
     layout: None,
     check,
-    check_inputs: Some(unadapted),
+    check_inputs: Some(unadapted_language),
     memory: None,
 };
 

@@ -72,7 +72,15 @@ type Lists = (Vec<String>, Vec<String>);
 /// The adapted layers, and those of them whose inputs are scaled, in the order of `names`; or the field that is wrong, and why.
 pub(crate) fn chosen(params: &Ia3, names: &[&str]) -> Result<Lists, (&'static str, Error)> {
     let wrong = |field: &'static str| move |error: Error| (field, error);
-    let matched = choose_targets(&targets(params), names).map_err(wrong("targets"))?;
+    let matched = choose_targets(&targets(params), names)
+        .map_err(|error| match params.targets {
+            None if names.iter().any(|name| name.starts_with("bert.")) => error.context(
+                "the targets that are meant where none are given are a Llama's; PEFT's for an encoder (BERT) are `targets: [key, value, \
+                 output.dense]` with `feedforward: [output.dense]`",
+            ),
+            _ => error,
+        })
+        .map_err(wrong("targets"))?;
     let patterns = params.feedforward.as_ref().map(Targets::patterns);
     let fed = match patterns.as_deref() {
         None => {

@@ -11,7 +11,9 @@ use engine::event::Level;
 use engine::export::{BASE, Base, is_weights};
 use engine::job::{About as _, Drafts, Job, Reporter};
 use engine::peek::Sources;
-use formats::peft::{BOTTLENECK_WEIGHTS_FILE, CONFIG_FILE, PeftConfig, WEIGHTS_FILE};
+use formats::peft::{
+    BOTTLENECK_WEIGHTS_FILE, CONFIG_FILE, PeftConfig, WEIGHTS_FILE, match_targets,
+};
 use formats::{BertParts, ModelConfig, Weights};
 use kinds::load_adapter::LoadAdapter;
 use kinds::model::{ModelParts, adapter_draft};
@@ -32,7 +34,8 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     }
     let base = Ground::open(&parts)?;
     let (files, config, weights) = opened(job, &base).about("source")?;
-    let modules = fit(&config, &weights, &base)?;
+    let modules = fit(&config, &weights, &base).about("source")?;
+    say_what_is_left(&config, &modules, &base, cx);
     if let Some(list) = &files.base {
         let made = format!("the adapter was made for {}", made_for(&config));
         check_base(list, &made, model, params.other_base, cx)?;
@@ -209,6 +212,28 @@ pub(crate) fn fit(config: &PeftConfig, weights: &Weights, base: &Ground) -> Resu
             made_for(config)
         )
     })
+}
+
+/// Says which linears outside of an encoder's layers the settings mean, too, where the file has nothing for them: the model that was adapted
+/// may not have had them, or the file lost them.
+fn say_what_is_left(config: &PeftConfig, modules: &[String], base: &Ground, cx: &dyn Reporter) {
+    let targets = match config {
+        PeftConfig::Lora(lora) => &lora.target_modules,
+        PeftConfig::Ia3(ia3) => &ia3.target_modules,
+        PeftConfig::Bottleneck(_) | PeftConfig::Soft(_) => return,
+    };
+    let linears = base.config.linears_in(&base.weights);
+    let names: Vec<&str> = linears.iter().map(|linear| linear.0.as_str()).collect();
+    let mut meant = match_targets(targets, &names).unwrap_or_default();
+    meant.retain(|name| !modules.contains(name));
+    if !meant.is_empty() {
+        let text = format!(
+            "the targets in {CONFIG_FILE} mean {}, too, of which the file has no tensors: what has none stays as it is. That is right if the \
+             adapter was trained on a model without it",
+            meant.join(" and ")
+        );
+        cx.note(Level::Warning, &text);
+    }
 }
 
 /// The base in the words of the adapter's settings.

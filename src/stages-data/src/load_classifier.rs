@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use engine::artifact::{ArtifactType, ArtifactView};
 use engine::contract::Summary;
 use engine::export::BASE;
-use engine::job::{Draft, Drafts, Job, Reference, Reporter};
+use engine::job::{About as _, Draft, Drafts, Job, Reference, Reporter};
 use engine::peek::Sources;
 use formats::head::{ABOUT, About, TENSORS};
 use formats::peft::{CONFIG_FILE, PeftConfig};
@@ -31,23 +31,23 @@ type Files = [(String, PathBuf)];
 pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     let params: LoadClassifier = job.params()?;
     let all = source_files(job)?;
-    let found = look(&all, params.labels.as_deref())?;
+    let found = look(&all, params.labels.as_deref()).about("source")?;
     let model = match job.inputs.contains_key("model") {
         true => Some(job.input("model")?),
         false => None,
     };
     let draft = match (found.form, model) {
-        (Form::Whole, None) => whole::draft(job, &all, &found, &params, cx)?,
+        (Form::Whole, None) => whole::draft(job, &all, &found, &params, cx).about("source")?,
         (Form::Whole, Some(_)) => {
             bail!("the folder holds a whole classifier, so that `model` is of no use: leave it out")
         }
         (Form::Adapter, Some(model)) => {
             check_model(&all, model, &params, cx)?;
-            adapter(job, &all, &found, model, cx)?
+            adapter(job, &all, &found, model, cx).about("source")?
         }
         (Form::Head, Some(model)) => {
             check_model(&all, model, &params, cx)?;
-            alone(job, &found, model)?
+            alone(job, &found, model).about("source")?
         }
         (Form::Adapter, None) => bail!(
             "the folder holds an adapter and a head, and not the model under them: give the adapter's base as `model`"

@@ -81,7 +81,7 @@ pub(crate) fn run(job: &Job, cx: &dyn Reporter) -> Result<Drafts> {
     metrics.summary.remove("tokens");
     if job.inputs.contains_key("test") {
         let test = job.input("test")?;
-        check_alike(view, test)?;
+        check_alike(view, test).about("test")?;
         let (vectors, labels) = read(test)?;
         let truth = targets(task, &labels, &about.labels)
             .context("`test`")

@@ -112,7 +112,8 @@ pub(crate) fn targets(task: Task, labels: &[String], classes: &[String]) -> Resu
         Task::Classification => match places.get(&identity(label, numeric)) {
             Some(place) => Ok(*place as f64),
             None => bail!(
-                "row {} has the label `{label}`, which no row of the training has; there were: {}",
+                "row {} has the label `{label}`, which is no class of the head; it was trained on: {}. Where these are names that a loaded classifier was \
+                 given (LABEL_0), `labels` of `load_classifier` gives them others",
                 row + 1,
                 listed(classes)
             ),
