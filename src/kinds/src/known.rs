@@ -44,6 +44,12 @@ pub fn is_encoder(known: &Summary) -> bool {
     known.get("architecture").is_some_and(|name| name == "bert")
 }
 
+/// The models in a port that are known to be encoders.
+fn encoders(inputs: &Inputs<'_>, port: &str) -> impl Iterator<Item = String> {
+    let models = (inputs.known)(port).into_iter();
+    models.filter_map(|(model, known)| is_encoder(&known).then_some(model))
+}
+
 /// Why rows can't tell what a change of the encoder `name` does.
 pub fn unmeasured(name: &str) -> String {
     format!(
@@ -57,18 +63,14 @@ pub(crate) fn measured(inputs: &Inputs<'_>) -> Mistakes {
     if (inputs.names)("data").is_empty() {
         return Mistakes::new();
     }
-    let models = (inputs.known)("model").into_iter();
-    let encoders = models.filter(|(_, known)| is_encoder(known));
-    encoders
-        .map(|(model, _)| ("data", unmeasured(&model)))
+    encoders(inputs, "model")
+        .map(|model| ("data", unmeasured(&model)))
         .collect()
 }
 
 /// Encoders in a port that takes language models.
 pub(crate) fn language(inputs: &Inputs<'_>, port: &'static str) -> Mistakes {
-    let models = (inputs.known)(port).into_iter();
-    let encoders = models.filter(|(_, known)| is_encoder(known));
-    let said = encoders.map(|(model, _)| {
+    let said = encoders(inputs, port).map(|model| {
         format!(
             "`{model}` is an encoder (BERT), which predicts no next token and writes nothing: this takes a language model. Of an encoder, \
              {FOR_ENCODERS}"
@@ -77,11 +79,23 @@ pub(crate) fn language(inputs: &Inputs<'_>, port: &'static str) -> Mistakes {
     said.map(|message| (port, message)).collect()
 }
 
+/// Language models in a port that takes encoders.
+pub(crate) fn language_models(inputs: &Inputs<'_>, port: &'static str) -> Mistakes {
+    let models = (inputs.known)(port).into_iter();
+    let others =
+        models.filter(|(_, known)| known.contains_key("architecture") && !is_encoder(known));
+    let said = others.map(|(model, _)| {
+        format!(
+            "`{model}` is a language model (Llama), whose tokens see only what stands before them: masked words are for an encoder (BERT). `sft` \
+             trains a language model on text, `evaluate` measures it"
+        )
+    });
+    said.map(|message| (port, message)).collect()
+}
+
 /// An adapter that only language models have, for an encoder or a model that has one.
 pub(crate) fn unadapted_language(params: &Map<String, Value>, inputs: &Inputs<'_>) -> Mistakes {
-    let models = (inputs.known)("model").into_iter();
-    let encoders = models.filter(|(_, known)| is_encoder(known));
-    let said = encoders.map(|(model, _)| {
+    let said = encoders(inputs, "model").map(|model| {
         let message = format!(
             "`{model}` is an encoder (BERT), and this adapter is for language models: `lora` and `ia3` take both"
         );

@@ -7,7 +7,7 @@ use engine::contract::{
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::known::{Mistakes, is_encoder, trains_port};
+use crate::known::{Mistakes, language_models, trains_port};
 use crate::lists::fields;
 use crate::memory;
 use crate::training::{RUNNING, Training, fits, learning};
@@ -30,20 +30,6 @@ fn fits_inputs(params: &Map<String, Value>, inputs: &Inputs<'_>) -> Mistakes {
     let mut mistakes = language_models(inputs, "model");
     mistakes.extend(trains_port(params, inputs, "model"));
     mistakes
-}
-
-/// Language models in a port that takes encoders.
-pub(crate) fn language_models(inputs: &Inputs<'_>, port: &'static str) -> Mistakes {
-    let models = (inputs.known)(port).into_iter();
-    let others =
-        models.filter(|(_, known)| known.contains_key("architecture") && !is_encoder(known));
-    let said = others.map(|(model, _)| {
-        format!(
-            "`{model}` is a language model (Llama), whose tokens see only what stands before them: masked words are for an encoder (BERT). `sft` \
-             trains a language model on text, `evaluate` measures it"
-        )
-    });
-    said.map(|message| (port, message)).collect()
 }
 
 /// The contract.

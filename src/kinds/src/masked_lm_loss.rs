@@ -6,7 +6,7 @@ use engine::contract::{
 };
 use serde::Deserialize;
 
-use crate::masked_lm::language_models;
+use crate::known::language_models;
 use crate::words::{MASK_PROBABILITY, MICRO_BATCH, PIECE_FIELDS, PIECE_LENGTH, each, field};
 
 /// The parameters.

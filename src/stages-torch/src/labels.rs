@@ -112,10 +112,10 @@ pub(crate) fn targets(task: Task, labels: &[String], classes: &[String]) -> Resu
         Task::Classification => match places.get(&identity(label, numeric)) {
             Some(place) => Ok(*place as f64),
             None => bail!(
-                "row {} has the label `{label}`, which is no class of the head; it was trained on: {}. Where these are names that a loaded classifier was \
-                 given (LABEL_0), `labels` of `load_classifier` gives them others",
+                "row {} has the label `{label}`, which is no class of the head; it was trained on: {}{}",
                 row + 1,
-                listed(classes)
+                listed(classes),
+                unnamed(classes)
             ),
         },
         Task::Regression => match number(label) {
@@ -127,6 +127,16 @@ pub(crate) fn targets(task: Task, labels: &[String], classes: &[String]) -> Resu
         },
     })
     .collect()
+}
+
+/// The way out where transformers made the names of classes up.
+fn unnamed(classes: &[String]) -> &'static str {
+    match classes.iter().any(|class| class.starts_with("LABEL_")) {
+        true => {
+            ". Names such as LABEL_0 were nobody's choice: give others with `labels` of `load_classifier`"
+        }
+        false => "",
+    }
 }
 
 /// Labels in a message: the first few.
